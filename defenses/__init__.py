@@ -1,0 +1,1 @@
+"""Built-in defenses, one file or one sub-package each."""

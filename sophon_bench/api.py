@@ -1,0 +1,211 @@
+"""The plugin contract: what an attack, a defense and a task are, and what each is shown.
+
+An attack or a defense is a frozen dataclass (its fields are the hyperparameters) with one method,
+``run``: a generator that yields after every update. The plugin says how to make progress; the
+harness owns the budget, the clock, the scoring, the checkpoints, the seeds and when to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Predictor = Callable[[Tensor], Tensor]
+"""Maps inputs to outputs. A `Model` is one, a peft-wrapped model is one, so is any function."""
+
+
+class Incompatible(Exception):
+    """Raised by a plugin that cannot apply; the cell is recorded as skipped, with this reason."""
+
+
+class Batch(NamedTuple):
+    """Labelled examples on the device.
+
+    inputs: ``(B, C, H, W)`` images, normalised for the backbone.
+    targets: ``(B,)`` class ids.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+
+class Samples:
+    """Labelled examples that live on the device.
+
+    Args:
+        inputs: ``(N, C, H, W)`` images, normalised for the backbone.
+        targets: ``(N,)`` class ids.
+
+    Raises:
+        ValueError: If there are no examples, or the lengths differ.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor) -> None:
+        if len(inputs) != len(targets) or len(inputs) == 0:
+            raise ValueError(
+                f"samples need as many targets as inputs, at least one; "
+                f"got {len(inputs)} inputs and {len(targets)} targets"
+            )
+        self._inputs = inputs
+        self._targets = targets
+
+    @property
+    def inputs(self) -> Tensor:
+        """``(N, C, H, W)`` images."""
+        return self._inputs
+
+    @property
+    def targets(self) -> Tensor:
+        """``(N,)`` class ids."""
+        return self._targets
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def batches(self, batch_size: int, rng: torch.Generator) -> Iterator[Batch]:
+        """Endless batches of ``min(batch_size, N)`` examples, reshuffled every epoch.
+
+        No example is ever dropped: a batch may straddle two epochs. So all batches have one size,
+        and few samples never turn into no update at all.
+
+        Args:
+            batch_size: Examples per batch, at least 1.
+            rng: CPU generator that the order is drawn from.
+
+        Raises:
+            ValueError: If ``batch_size`` is not positive.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        return self._endless(min(batch_size, len(self)), rng)
+
+    def _endless(self, size: int, rng: torch.Generator) -> Iterator[Batch]:
+        order = torch.empty(0, dtype=torch.long)
+        while True:
+            while len(order) < size:
+                order = torch.cat([order, torch.randperm(len(self), generator=rng)])
+            index = order[:size].to(self._inputs.device, non_blocking=True)
+            order = order[size:]
+            yield Batch(self._inputs[index], self._targets[index])
+
+
+class Model(nn.Module):
+    """A backbone with a head: ``forward(x) == head(features(x))`` up to the head's own pooling."""
+
+    head: nn.Module
+
+    @property
+    def num_outputs(self) -> int:
+        """Width of the head's output."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits ``(B, K)`` of images ``(B, C, H, W)``."""
+        raise NotImplementedError
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """What the head sees, ``(B, D)``, of images ``(B, C, H, W)``."""
+        raise NotImplementedError
+
+    def fresh_head(self, num_outputs: int, rng: torch.Generator) -> None:
+        """Replace the head by a newly initialised one, drawn from ``rng``, in place."""
+        raise NotImplementedError
+
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        """The body's stages in forward order as ``(name, module)``; the head is not among them."""
+        raise NotImplementedError
+
+
+class Task(Protocol):
+    """What a domain asks of a model."""
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs that a fresh head for this task has."""
+        ...
+
+    def predict(self, model: Predictor, inputs: Tensor) -> Tensor:
+        """The model's outputs on ``inputs``: logits ``(B, K)``."""
+        ...
+
+    def loss(self, model: Predictor, batch: Batch) -> Tensor:
+        """The scalar training loss, a mean over the batch."""
+        ...
+
+    def utility(self, predictor: Predictor, samples: Samples) -> float:
+        """How well ``predictor`` does on ``samples``; higher is better."""
+        ...
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One task with the samples that a plugin may see."""
+
+    task: Task
+    train: Samples
+    validation: Samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackView:
+    """All that an attacker has besides the released model: the fields are the threat model.
+
+    Attributes:
+        task: The restricted task.
+        train: The attacker's labelled samples.
+        validation: The part of the attacker's n samples kept for its own choices.
+        auxiliary: Benign data that is neither original nor restricted, if the scenario grants any.
+        new_model: Makes a model of the same architecture with fresh weights and the original head.
+        device: Where the tensors live.
+        rng: CPU generator for every draw of the attack.
+    """
+
+    task: Task
+    train: Samples
+    validation: Samples
+    auxiliary: Samples | None
+    new_model: Callable[[], Model]
+    device: torch.device
+    rng: torch.Generator
+
+    def batches(self, batch_size: int) -> Iterator[Batch]:
+        """Endless reshuffled training batches, drawn with the view's own ``rng``."""
+        return self.train.batches(batch_size, self.rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenseView:
+    """All that a defender has besides the pre-trained model."""
+
+    original: Domain
+    restricted: Domain
+    device: torch.device
+    rng: torch.Generator
+
+
+class Attack(Protocol):
+    """Adapts the released model to the restricted domain."""
+
+    def run(self, model: Model, view: AttackView) -> Iterator[Predictor]:
+        """Yield the current predictor after every update, until the harness stops asking."""
+        ...
+
+
+class Defense(Protocol):
+    """Turns the pre-trained model into the one that is released.
+
+    The last model yielded is released, as a state dict and nothing else. A generator may
+    ``return`` a sentence (a roll-back, say), which the record then carries.
+    """
+
+    def run(self, model: Model, view: DefenseView) -> Iterator[Model]:
+        """Yield the model after every update."""
+        ...
+
+
+Plugin = Any
+"""A frozen dataclass that is an `Attack`, a `Defense` or a scenario; told apart by its registry."""

@@ -1,0 +1,326 @@
+"""``finetune[optimizer=adam,lr=[1e-3,1e-2]]`` and ``@suite`` -> trials.
+
+Grammar::
+
+    selector = name [ "[" [ pair { "," pair } ] "]" ]
+    pair     = parameter "=" value
+    value    = token | quoted text | "[" [ value { "," value } ] "]"
+
+A list where the parameter takes one value is a grid: one trial per value, crossed over all such
+parameters. Where the parameter itself is a list, a list is one value and a list of lists a grid.
+``preset=NAME`` starts from a named set of hyperparameters instead of the defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import itertools
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
+
+from sophon_bench.registry import Entry, Registry, entry_roots, unknown
+
+_TOKEN = re.compile(r"""[^\[\],=\s'"]+""")
+_QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
+
+
+class SelectorError(ValueError):
+    """A selector that does not parse, or a parameter or value that the plugin does not take."""
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A parsed selector; values are strings or (nested) lists of strings."""
+
+    name: str
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A plugin with all its hyperparameters fixed."""
+
+    entry: Entry
+    plugin: Any
+
+    @property
+    def name(self) -> str:
+        """The plugin's name."""
+        return self.entry.name
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Every hyperparameter by name, as plain JSON values."""
+        return {f.name: _plain(getattr(self.plugin, f.name)) for f in _fields(self.entry.cls)}
+
+    @property
+    def label(self) -> str:
+        """The shortest selector that gives this trial: only what differs from the defaults."""
+        changed = {
+            f.name: getattr(self.plugin, f.name)
+            for f in _fields(self.entry.cls)
+            if getattr(self.plugin, f.name) != f.default
+        }
+        return format_selector(self.name, changed)
+
+
+class Suite(BaseModel):
+    """A named list of attack trials, read from a YAML file next to the attacks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = ""
+    version: int = Field(ge=1)
+    description: str
+    trials: list[str] = Field(min_length=1)
+
+
+def format_selector(name: str, parameters: Mapping[str, Any]) -> str:
+    """The selector text for ``name`` with ``parameters``; `parse` reads it back."""
+    if not parameters:
+        return name
+    pairs = (f"{key}={_format(value)}" for key, value in parameters.items())
+    return f"{name}[{','.join(pairs)}]"
+
+
+def parse(text: str) -> Selector:
+    """Parse one selector.
+
+    Raises:
+        SelectorError: Naming the place, what was expected there, and the selector.
+    """
+    return _Parser(text).selector()
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+
+    def selector(self) -> Selector:
+        name = self._token("a name")
+        parameters: dict[str, Any] = {}
+        if self._take("["):
+            while not self._take("]"):
+                key = self._token("a parameter name or ']'")
+                if not self._take("="):
+                    raise self._error(f"'=' after {key!r}")
+                if key in parameters:
+                    raise SelectorError(f"parameter {key!r} is given twice in {self.text!r}")
+                parameters[key] = self._value()
+                if not self._take(",") and not self._ahead("]"):
+                    raise self._error("',' or ']'")
+        if self.at < len(self.text.rstrip()):
+            raise self._error("the end")
+        return Selector(name, parameters)
+
+    def _value(self) -> Any:
+        if not self._take("["):
+            return self._token("a value")
+        values = []
+        while not self._take("]"):
+            values.append(self._value())
+            if not self._take(",") and not self._ahead("]"):
+                raise self._error("',' or ']'")
+        if not values:
+            raise SelectorError(f"empty list in {self.text!r}: a grid needs at least one value")
+        return values
+
+    def _token(self, expected: str) -> str:
+        self._space()
+        if quoted := _QUOTED.match(self.text, self.at):
+            self.at = quoted.end()
+            return quoted[1] if quoted[1] is not None else quoted[2]
+        found = _TOKEN.match(self.text, self.at)
+        if not found:
+            raise self._error(expected)
+        self.at = found.end()
+        return found[0]
+
+    def _space(self) -> None:
+        while self.at < len(self.text) and self.text[self.at].isspace():
+            self.at += 1
+
+    def _ahead(self, mark: str) -> bool:
+        self._space()
+        return self.text.startswith(mark, self.at)
+
+    def _take(self, mark: str) -> bool:
+        found = self._ahead(mark)
+        self.at += found
+        return found
+
+    def _error(self, expected: str) -> SelectorError:
+        self._space()
+        if self.at >= len(self.text):
+            opened = self.text.count("[") - self.text.count("]")
+            if opened > 0:
+                return SelectorError(
+                    f"unbalanced brackets in {self.text!r}: {opened} '[' without ']'; "
+                    f"expected {expected} at the end"
+                )
+            return SelectorError(f"{self.text!r} ends where {expected} was expected")
+        return SelectorError(
+            f"expected {expected} at character {self.at + 1} of {self.text!r}, "
+            f"found {self.text[self.at]!r}; the form is NAME[parameter=value,parameter=[v1,v2]]"
+        )
+
+
+def trials(registry: Registry, selectors: Iterable[str]) -> list[Trial]:
+    """All trials that ``selectors`` stand for, in order, each once.
+
+    Raises:
+        SelectorError: For a malformed selector, an unknown suite, parameter or value.
+        UnknownName: For a name that is not registered.
+    """
+    found: dict[str, Trial] = {}
+    for text in selectors:
+        texts = load_suite(text[1:]).trials if text.startswith("@") else [text]
+        for trial in itertools.chain.from_iterable(_expand(registry, parse(t)) for t in texts):
+            found.setdefault(f"{trial.name}{trial.parameters}", trial)
+    return list(found.values())
+
+
+def _expand(registry: Registry, selector: Selector) -> list[Trial]:
+    entry = registry.get(selector.name)
+    fields = {field.name: field for field in _fields(entry.cls)}
+    given = dict(selector.parameters)
+    preset = given.pop("preset", None) if "preset" not in fields else None
+    if preset is not None and preset not in entry.presets:
+        raise SelectorError(unknown(f"preset of {entry.name}", str(preset), entry.presets))
+    for key in given:
+        if key not in fields:
+            known = unknown("parameter", key, fields).split("; ", 1)[1]
+            raise SelectorError(f"{entry.kind} {entry.name!r} has no parameter {key!r}; {known}")
+    base = entry.presets[preset] if preset is not None else {}
+    axes = [
+        [(key, value) for value in _grid(fields[key], entry.cls, value)]
+        for key, value in given.items()
+    ]
+    return [
+        Trial(entry, construct(entry, {**base, **dict(choice)}))
+        for choice in itertools.product(*axes)
+    ]
+
+
+def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
+    """The plugin with these hyperparameters; text is converted to each field's type.
+
+    Raises:
+        SelectorError: Naming the parameter, the value and what was expected.
+    """
+    hints = _hints(entry.cls)
+    values = {
+        key: None if str(value).lower() == "none" and _optional(hints[key]) else value
+        for key, value in parameters.items()
+    }
+    try:
+        return _adapter(entry.cls).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = str(first["loc"][0]) if first["loc"] else ""
+        message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        if first["type"] == "missing":
+            raise SelectorError(f"{entry.kind} {entry.name!r} needs {field}=…") from error
+        given = f"{field}={_format(values[field])}" if field in values else f"{values}"
+        raise SelectorError(f"{entry.name}[{given}]: {field} {message}".strip()) from error
+
+
+def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(cls)
+    except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation) as error:
+        reason = str(error).split("\n")[0]
+        raise SelectorError(
+            f"{cls.__name__} has a field whose type is not supported: {reason}; "
+            f"use int, float, bool, str, Literal or tuples of them"
+        ) from error
+
+
+def _fields(cls: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cls)
+
+
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _optional(hint: Any) -> bool:
+    return type(None) in typing.get_args(hint)
+
+
+def _is_list(hint: Any) -> bool:
+    options = typing.get_args(hint) if _optional(hint) else (hint,)
+    return any(typing.get_origin(option) in (tuple, list) for option in options)
+
+
+def _grid(field: dataclasses.Field[Any], cls: type[Any], value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        return [value]
+    if _is_list(_hints(cls)[field.name]):
+        return value if all(isinstance(v, list) for v in value) else [value]
+    return value
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"[{','.join(_format(v) for v in value)}]"
+    if isinstance(value, bool | None):
+        return str(value).lower()
+    if isinstance(value, float):
+        return repr(value)
+    text = str(value)
+    return text if _TOKEN.fullmatch(text) else f'"{text}"' if "'" in text else f"'{text}'"
+
+
+def scalar(text: Any) -> Any:
+    """A value of a selector that has no declared type, read as YAML reads it: ``32`` is an int."""
+    import yaml
+
+    if isinstance(text, list):
+        return [scalar(t) for t in text]
+    return yaml.safe_load(text) if isinstance(text, str) else text
+
+
+def suite_files() -> dict[str, Path]:
+    """Every installed suite's file by its name."""
+    files = {}
+    for root in entry_roots():
+        spec = importlib.util.find_spec(root)
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            files.update({f.stem: f for f in sorted(Path(place).glob("suites/*.yaml"))})
+    return files
+
+
+def load_suite(name: str) -> Suite:
+    """The suite called ``name``, or the one in the YAML file of that path.
+
+    Raises:
+        SelectorError: If there is none, or the file is not a suite.
+    """
+    import yaml
+
+    path = Path(name) if name.endswith((".yaml", ".yml")) else suite_files().get(name)
+    if path is None or not path.is_file():
+        raise SelectorError(unknown("suite", name, suite_files()))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Suite.model_validate({"name": path.stem, **content})
+    except (yaml.YAMLError, TypeError) as error:
+        raise SelectorError(f"suite file {str(path)!r} is not YAML of a suite") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SelectorError(f"suite file {str(path)!r}: {where}: {first['msg']}") from error

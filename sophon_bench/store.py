@@ -1,0 +1,178 @@
+"""Artifacts and records on disk: written atomically, never overwritten, never unpickled.
+
+Layout: ``store.json`` (schema version), ``data/`` (built scenarios), ``stages/`` (a record and a
+safetensors file per pre-trained or released model), ``cells/`` (one record per cell). File names
+are content keys, so whatever is there is finished and right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import ValidationError
+
+from sophon_bench.files import write_atomic
+from sophon_bench.records import SCHEMA, Cell, StageRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class StoreError(Exception):
+    """A store that cannot be used: unwritable, damaged, or of another schema version."""
+
+
+def default_root() -> Path:
+    """The store in the user's cache directory (``$XDG_CACHE_HOME`` or ``~/.cache``)."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "sophon-bench"
+
+
+class Store:
+    """A directory of finished work.
+
+    Args:
+        root: The directory; made if it is not there.
+
+    Raises:
+        StoreError: If it cannot be written, or another schema version wrote it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        marker = root / "store.json"
+        try:
+            for name in ("data", "stages", "cells"):
+                (root / name).mkdir(parents=True, exist_ok=True)
+            if not marker.exists():
+                write_atomic(marker, json.dumps({"schema": SCHEMA}).encode())
+            with tempfile.TemporaryFile(dir=root / "cells"):
+                pass
+            version = json.loads(marker.read_text())["schema"]
+        except OSError as error:
+            raise StoreError(
+                f"store {str(root)!r} cannot be written: {error.strerror}; "
+                f"choose another directory with --store DIR"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{str(marker)!r} is damaged; choose another --store DIR") from error
+        if version != SCHEMA:
+            raise StoreError(
+                f"store {str(root)!r} was written with schema version {version}, this program "
+                f"writes version {SCHEMA}; choose another directory with --store DIR"
+            )
+
+    @property
+    def data(self) -> Path:
+        """Where built scenarios are cached."""
+        return self.root / "data"
+
+    def has_cell(self, key: str) -> bool:
+        """Whether the cell is finished."""
+        return self._cell(key).exists()
+
+    def cell(self, key: str) -> Cell:
+        """The finished cell of that key."""
+        return _read(self._cell(key), Cell)
+
+    def put_cell(self, cell: Cell) -> None:
+        """Write a cell."""
+        write_atomic(self._cell(cell.key), cell.model_dump_json(indent=1).encode())
+
+    def cells(self) -> Iterator[Cell]:
+        """Every finished cell, in order of key."""
+        for path in sorted((self.root / "cells").glob("*.json")):
+            yield _read(path, Cell)
+
+    def has_stage(self, key: str) -> bool:
+        """Whether the model is made; the record is written last."""
+        return self._stage(key, "json").exists()
+
+    def stage(self, key: str) -> StageRecord:
+        """The record of a made model."""
+        return _read(self._stage(key, "json"), StageRecord)
+
+    def put_weights(self, key: str, weights: Mapping[str, Tensor]) -> str:
+        """Write a state dict as safetensors and return the file's SHA-256."""
+        from safetensors.torch import save
+
+        content = save({name: t.detach().cpu().contiguous() for name, t in weights.items()})
+        write_atomic(self._stage(key, "safetensors"), content)
+        return hashlib.sha256(content).hexdigest()
+
+    def put_stage(self, record: StageRecord) -> None:
+        """Write the record of a made model, after its weights."""
+        content = record.model_dump_json(indent=1).encode()
+        write_atomic(self._stage(record.key, "json"), content)
+
+    def weights(self, record: StageRecord) -> dict[str, Tensor]:
+        """The state dict of a made model, on the CPU.
+
+        Raises:
+            StoreError: If the file is missing or is not the one that the record describes.
+        """
+        from safetensors.torch import load
+
+        path = self._stage(record.key, "safetensors")
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+        if hashlib.sha256(content).hexdigest() != record.weights:
+            raise StoreError(
+                f"{str(path)!r} is not the file that its record describes (SHA-256 differs); "
+                f"delete it and its .json to have it made again"
+            )
+        return load(content)
+
+    def _cell(self, key: str) -> Path:
+        return self.root / "cells" / f"{key}.json"
+
+    def _stage(self, key: str, suffix: str) -> Path:
+        return self.root / "stages" / f"{key}.{suffix}"
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """The records in a file that ``run --json`` wrote.
+
+    Raises:
+        StoreError: If it is not such a file, or another schema version wrote it.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        version, cells = content["schema"], content["cells"]
+    except OSError as error:
+        raise StoreError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{str(path)!r} is not a file of 'sophon-bench run --json'") from error
+    if version != SCHEMA:
+        raise StoreError(
+            f"{str(path)!r} has schema version {version}, this program reads version {SCHEMA}"
+        )
+    try:
+        return [Cell.model_validate(cell) for cell in cells]
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StoreError(f"{str(path)!r} has a damaged record: {where}: {first['msg']}") from error
+
+
+R = TypeVar("R", Cell, StageRecord)
+
+
+def _read(path: Path, kind: type[R]) -> R:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StoreError(
+            f"record {str(path)!r} is damaged ({where or 'file'}: {first['msg']}); "
+            f"delete it to have it made again"
+        ) from error
