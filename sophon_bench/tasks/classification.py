@@ -1,0 +1,42 @@
+"""Image classification: cross-entropy to train, accuracy to score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sophon_bench.api import Batch, Predictor, Samples
+
+SCORING_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Tell ``num_outputs`` classes apart.
+
+    A model with more outputs than that (a kept head) is trained and scored over all its outputs;
+    the targets index the first ones (SOPHON's direct-all fine-tuning).
+    """
+
+    num_outputs: int
+
+    def predict(self, model: Predictor, inputs: Tensor) -> Tensor:
+        """Logits ``(B, K)``."""
+        return model(inputs)
+
+    def loss(self, model: Predictor, batch: Batch) -> Tensor:
+        """Cross-entropy, averaged over the batch."""
+        return F.cross_entropy(self.predict(model, batch.inputs), batch.targets)
+
+    def utility(self, predictor: Predictor, samples: Samples) -> float:
+        """Accuracy in [0, 1]; a row of outputs with a non-finite value counts as wrong."""
+        correct = torch.zeros((), dtype=torch.long, device=samples.inputs.device)
+        for start in range(0, len(samples), SCORING_BATCH):
+            outputs = self.predict(predictor, samples.inputs[start : start + SCORING_BATCH])
+            targets = samples.targets[start : start + SCORING_BATCH]
+            right = (outputs.argmax(dim=1) == targets) & outputs.isfinite().all(dim=1)
+            correct += right.sum()
+        return float(correct) / len(samples)
