@@ -1,0 +1,340 @@
+"""Seconds, FLOPs, peak memory, examples drawn: what a plugin spends between two yields.
+
+Passes are counted by light hooks on the leaf modules of every model that is handed out (and of
+every deep copy of one): a forward pass of the whole backbone on one example is 1/3 unit, forward
+and backward together one unit. Where the model in use differs from the backbone, or work happens
+outside its leaves, the count is converted by the FLOPs of sampled steps, which are measured
+exactly with torch's `FlopCounterMode`, outside the clock. A step is converted as the last sampled
+one that counted as much, or else as the last sampled one. Sampled are the Fibonacci numbers:
+log-spaced, and in step with no cycle of a plugin's that has several kinds of update.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from sophon_bench.api import Batch, Model, Predictor, Samples, Task
+from sophon_bench.records import Cost
+
+T = TypeVar("T")
+
+SAME_MODEL = 0.02
+"""FLOPs per counted unit within this of 1 are the backbone's own (another head's width, say)."""
+
+
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter, with the backward pass of a convolution counted right.
+
+    torch's own formula for it leaves out ``groups`` and so charges a depthwise convolution many
+    times over; each of the two products of the backward pass takes what the forward pass takes.
+    """
+    mapping = {torch.ops.aten.convolution_backward: _convolution_backward}
+    return FlopCounterMode(display=False, custom_mapping=mapping)
+
+
+def _convolution_backward(
+    grad_out: Any, inputs: Any, weight: Any, *rest: Any, **_named: Any
+) -> int:
+    transposed, output_mask = rest[4], rest[7]
+    forward = conv_flop_count(inputs, weight, grad_out, transposed=transposed)
+    return int(forward * (output_mask[0] + output_mask[1]))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one unit of the undefended backbone costs.
+
+    Attributes:
+        flops_per_unit: FLOPs of forward and backward on one example.
+        charges: Units per output element of a forward call, by name of the leaf module.
+    """
+
+    flops_per_unit: float
+    charges: Mapping[str, float]
+
+
+def profile(model: Model, inputs: Tensor) -> Profile:
+    """Measure the FLOPs of ``model`` on ``inputs`` ``(B, C, H, W)``, B at least 2.
+
+    Works on a copy: the model, its buffers and the global random state are left alone.
+    """
+    model = copy.deepcopy(model).train()
+    flops: dict[str, int] = {}
+    elements: dict[str, int] = {}
+    with torch.random.fork_rng(devices=_cuda(inputs.device)), flop_counter() as all:
+        before = [0]
+
+        def enter(_module: nn.Module, _arguments: Any) -> None:
+            before[0] = all.get_total_flops()
+
+        def leave(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
+                if isinstance(output, Tensor):
+                    flops[name] = flops.get(name, 0) + all.get_total_flops() - before[0]
+                    elements[name] = elements.get(name, 0) + output.numel()
+
+            return hook
+
+        for name, module in model.named_modules():
+            if not any(True for _ in module.children()):
+                module.register_forward_pre_hook(enter)
+                module.register_forward_hook(leave(name))
+        model(inputs).float().square().mean().backward()
+        total = all.get_total_flops()
+    forward = sum(flops.values())
+    charges = {n: f / (3 * forward) * len(inputs) / elements[n] for n, f in flops.items() if f}
+    return Profile(flops_per_unit=total / len(inputs), charges=charges)
+
+
+class Meter:
+    """Drives a plugin's generator and counts what it costs.
+
+    Args:
+        profile: Of the undefended backbone.
+        device: Where the plugin works.
+    """
+
+    def __init__(self, profile: Profile, device: torch.device) -> None:
+        self.profile = profile
+        self.device = device
+        self.units = 0.0
+        self.steps = 0
+        self.last = 0.0
+        self.note: str | None = None
+        self._counter = _Counter()
+        self._ratio = 1.0
+        self._ratios: dict[int, float] = {}
+        self._flat = 0.0
+        self._timed_steps = 0
+        self._timed_seconds = 0.0
+        self._sampled_seconds = 0.0
+        self._models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+    def watch(self, model: Model) -> Model:
+        """Count the passes of ``model`` and of its deep copies from now on."""
+        for name, module in model.named_modules():
+            if name in self.profile.charges:
+                module.register_forward_hook(_hook(self._counter, self.profile.charges[name]))
+        self._models.add(model)
+        return model
+
+    def drive(self, steps: Iterator[T]) -> Iterator[T]:
+        """Yield what ``steps`` yields; the clock and the counters run only inside its ``next``.
+
+        Steps 1, 2, 3, 5, 8, … are sampled for their exact FLOPs and left out of the clock; step 1
+        is the warm-up too. What the generator returns becomes ``note``.
+        """
+        fibonacci = (1, 2)
+        while True:
+            sampled = self.steps + 1 == fibonacci[0]
+            if sampled:
+                fibonacci = (fibonacci[1], sum(fibonacci))
+            self._counter.units = 0.0
+            flops = flop_counter()
+            if sampled:
+                self.settle()
+            begin = time.perf_counter()
+            try:
+                with flops if sampled else contextlib.nullcontext():
+                    item = next(steps)
+            except StopIteration as stop:
+                self.note = stop.value if isinstance(stop.value, str) else None
+                return
+            if sampled:
+                self._synchronize()
+                self._sampled_seconds += time.perf_counter() - begin
+                self._calibrate(flops.get_total_flops() / self.profile.flops_per_unit)
+            else:
+                self._timed_seconds += time.perf_counter() - begin
+                self._timed_steps += 1
+            counted = self._counter.units
+            ratio = self._ratios.get(round(counted), self._ratio)
+            self.last = max(1.0, counted * ratio if counted else self._flat)
+            self.units += self.last
+            self.steps += 1
+            yield item
+
+    def _calibrate(self, units: float) -> None:
+        counted = self._counter.units
+        if counted:
+            ratio = units / counted
+            self._ratio = 1.0 if abs(ratio - 1) <= SAME_MODEL else ratio
+            self._ratios[round(counted)] = self._ratio
+        else:
+            self._flat = units
+
+    def settle(self) -> None:
+        """Wait for the device, on the plugin's time: what it queued belongs to it."""
+        begin = time.perf_counter()
+        self._synchronize()
+        self._timed_seconds += time.perf_counter() - begin
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @property
+    def seconds(self) -> float:
+        """Time inside the plugin; sampled steps count as much as the others do on average."""
+        if self._timed_steps == 0:
+            return self._sampled_seconds
+        return self._timed_seconds * self.steps / self._timed_steps
+
+    @contextlib.contextmanager
+    def looking(self, predictor: object) -> Iterator[None]:
+        """Score inside: nothing is counted, every model is in eval mode, then all is as before."""
+        modules = {id(m): m for root in self._roots(predictor) for m in root.modules()}
+        modes = [(module, module.training) for module in modules.values()]
+        self._counter.counting = False
+        for module, _ in modes:
+            module.training = False
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            self._counter.counting = True
+
+    def _roots(self, predictor: object) -> list[nn.Module]:
+        found = list(self._models)
+        return [*found, predictor] if isinstance(predictor, nn.Module) else found
+
+    def cost(self, *, examples: int, peak_bytes: int | None) -> Cost:
+        """What was spent so far, as a record."""
+        return Cost(
+            seconds=self.seconds,
+            steps=self.steps,
+            examples=examples,
+            units=self.units,
+            flops=self.units * self.profile.flops_per_unit,
+            peak_bytes=peak_bytes,
+        )
+
+
+class _Counter:
+    def __init__(self) -> None:
+        self.units = 0.0
+        self.counting = True
+
+    def add(self, amount: float) -> None:
+        self.units += amount
+
+
+def _hook(counter: _Counter, charge: float) -> Callable[[nn.Module, Any, Any], None]:
+    """A plain closure: a deep copy of the module keeps counting in the same counter."""
+
+    def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
+        if counter.counting and isinstance(output, Tensor):
+            amount = charge * output.numel()
+            counter.add(amount)
+            if output.requires_grad:
+                output.register_hook(lambda _gradient: counter.add(2 * amount))
+
+    return hook
+
+
+class CountedSamples(Samples):
+    """Samples that know how many examples were drawn and whether anybody looked at all."""
+
+    def __init__(self, samples: Samples) -> None:
+        super().__init__(samples.inputs, samples.targets)
+        self.drawn = 0
+        self.touched = False
+
+    @property
+    def inputs(self) -> Tensor:
+        """``(N, C, H, W)`` images."""
+        self.touched = True
+        return self._inputs
+
+    def batches(self, batch_size: int, rng: torch.Generator) -> Iterator[Batch]:
+        """As `Samples.batches`, counted."""
+        return self._counted(super().batches(batch_size, rng))
+
+    def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self.drawn += len(batch.targets)
+            self.touched = True
+            yield batch
+
+
+class WatchedTask:
+    """A task that remembers whether one of its losses was not finite, without a device sync."""
+
+    def __init__(self, task: Task, device: torch.device) -> None:
+        self._task = task
+        self._poison = torch.zeros((), device=device)
+
+    @property
+    def num_outputs(self) -> int:
+        """As the task's."""
+        return self._task.num_outputs
+
+    def predict(self, model: Predictor, inputs: Tensor) -> Tensor:
+        """As the task's."""
+        return self._task.predict(model, inputs)
+
+    def loss(self, model: Predictor, batch: Batch) -> Tensor:
+        """As the task's; zero times a non-finite loss stays in the sum as NaN."""
+        loss = self._task.loss(model, batch)
+        self._poison += loss.detach().float() * 0
+        return loss
+
+    def utility(self, predictor: Predictor, samples: Samples) -> float:
+        """As the task's."""
+        return self._task.utility(predictor, samples)
+
+    def finite(self) -> bool:
+        """Whether every loss so far was finite; waits for the device."""
+        return bool(self._poison.isfinite())
+
+
+class PeakMemory:
+    """Peak memory inside a ``with`` block: allocated on the GPU, or resident on a Linux CPU.
+
+    ``bytes`` is None where the platform cannot reset its peak.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.bytes: int | None = None
+        self._reset = False
+
+    def __enter__(self) -> Self:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")
+                self._reset = True
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated(self.device)
+        elif self._reset:
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("VmHWM"):
+                    self.bytes = int(line.split()[1]) * 1024
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
