@@ -1,0 +1,17 @@
+"""The undefended model, which every table compares against."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sophon_bench.api import DefenseView, Model
+from sophon_bench.registry import defenses
+
+
+@defenses.register("none", control=True)
+@dataclass(frozen=True, kw_only=True)
+class Undefended:
+    """Release the pre-trained model as it is."""
+
+    def run(self, model: Model, view: DefenseView) -> Iterator[Model]:
+        """Yield the model once, unchanged."""
+        yield model

@@ -1,0 +1,77 @@
+"""Keeps the last state of the model that is worth releasing."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from sophon_bench.api import Domain, Model
+
+
+class Watch:
+    """Looks whether the model still does its original task, and takes it back where it does not.
+
+    A look below the floor does not end the run at once, since reinforcement may win back what a
+    suppression step cost; such a state is only never kept. ``patience`` of them in a row do end
+    the run, and so does a state that is not finite, which no training repairs. (A loss or gradient
+    that is not finite shows there: Adam carries it into the weights, where it stays.)
+
+    Args:
+        model: The model under protection; as it is now, it is the first good state.
+        original: Scored on its validation samples.
+        floor: Lowest original utility that is good.
+        patience: Looks below the floor, in a row, that end the run.
+    """
+
+    def __init__(self, model: Model, original: Domain, *, floor: float, patience: int) -> None:
+        self._model, self._original = model, original
+        self._floor, self._patience = floor, patience
+        self._keep(0)
+
+    def look(self, iteration: int, *, final: bool) -> str | None:
+        """Keep this state if it is good; if the run has to end, go back and say why.
+
+        Args:
+            iteration: The iteration that has just ended.
+            final: Whether it is the last one, so that there is nothing left to wait for.
+        """
+        utility = original_utility(self._model, self._original) if self._finite() else math.nan
+        if utility >= self._floor:
+            self._keep(iteration)
+            return None
+        self._failures += 1
+        if math.isfinite(utility) and self._failures < self._patience and not final:
+            return None
+        self._model.load_state_dict(self._good)
+        reason = (
+            f"original utility {utility:.3f} was below {self._floor:.3f}"
+            if math.isfinite(utility)
+            else "the state was not finite"
+        )
+        return f"rolled back to iteration {self._good_iteration}: {reason} at iteration {iteration}"
+
+    def _keep(self, iteration: int) -> None:
+        self._good = {name: t.clone() for name, t in self._model.state_dict().items()}
+        self._good_iteration = iteration
+        self._failures = 0
+
+    def _finite(self) -> bool:
+        return all(bool(t.isfinite().all()) for t in self._model.state_dict().values())
+
+
+def original_utility(model: Model, original: Domain) -> float:
+    """Utility on the validation samples, in eval mode."""
+    with torch.no_grad(), _evaluating(model):
+        return original.task.utility(model, original.validation)
+
+
+@contextmanager
+def _evaluating(model: Model) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
