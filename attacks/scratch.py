@@ -1,0 +1,51 @@
+"""Train fresh weights of the same architecture: what the released model is worth nothing against.
+
+Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699 (train-from-scratch baseline).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt
+
+from sophon_bench.api import AttackView, Model
+from sophon_bench.registry import attacks
+from sophon_bench.training import OptimizerName, ScheduleName
+
+from .finetune import FineTune
+
+
+@attacks.register("scratch", control=True)
+@dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """Fine-tune fresh weights; the released ones are not looked at.
+
+    Args:
+        optimizer: Momentum and Nesterov use 0.9.
+        lr: Step size; the peak of a schedule.
+        schedule: How the step size changes over ``steps``.
+        weight_decay: L2 penalty, decoupled for ``adamw``.
+        batch_size: Examples per update; at most all of them.
+        steps: Updates to make, and the schedule's length; None: until the budget is spent.
+    """
+
+    optimizer: OptimizerName = "momentum"
+    lr: Annotated[float, Gt(0)] = 1e-1
+    schedule: ScheduleName = "constant"
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    batch_size: Annotated[int, Gt(0)] = 64
+    steps: Annotated[int, Gt(0)] | None = None
+
+    def run(self, model: Model, view: AttackView) -> Iterator[Model]:
+        tuned = FineTune(
+            optimizer=self.optimizer,
+            lr=self.lr,
+            schedule=self.schedule,
+            weight_decay=self.weight_decay,
+            batch_size=self.batch_size,
+            steps=self.steps,
+        )
+        yield from tuned.run(view.new_model(), view)

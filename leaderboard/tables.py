@@ -1,0 +1,175 @@
+"""Rows of `sophon_bench.metrics` as tables for the console, Markdown, CSV and JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sophon_bench.metrics import ENVELOPE, PLACE, pivot
+from sophon_bench.records import SCHEMA, Cell
+from sophon_bench.scenarios import REFERENCE_BATCH
+
+Row = Mapping[str, Any]
+NOTHING = "·"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Restricted accuracy by attack (rows) and defense (columns), in one place."""
+
+    title: str
+    columns: list[str]
+    head: list[list[str]]
+    body: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+
+def matrices(rows: Iterable[Row]) -> list[Matrix]:
+    """One matrix per scenario, backbone, sample count and budget."""
+    return [_matrix(place, by_attack) for place, by_attack in pivot(rows).items()]
+
+
+def _matrix(place: tuple[str, ...], by_attack: Mapping[str, Mapping[str, Row]]) -> Matrix:
+    at = dict(zip(PLACE, place, strict=True))
+    defenses = list(by_attack[ENVELOPE])
+    best = by_attack[ENVELOPE]
+    seeds = sorted({row["seeds"] for row in best.values()})
+    steps = int(at["budget"]) / REFERENCE_BATCH
+    title = (
+        f"{at['scenario']} (data {at['revision'][:8]}), {at['backbone']}, {at['precision']}, "
+        f"protocol {at['protocol']}, n = {at['samples']}, {steps:g} steps, "
+        f"{'–'.join(str(s) for s in (seeds if len(seeds) == 1 else [seeds[0], seeds[-1]]))} "
+        f"seed{'s' if seeds[-1] > 1 else ''}: restricted accuracy after the attack, in %"
+    )
+    head = [
+        ["original accuracy", *(_percent(best[d]["original_after"]) for d in defenses)],
+        ["cost of protection", *(_times(best[d]["protect_cost"]) for d in defenses)],
+    ]
+    body = [
+        [_name(attack), *(_cell(by_attack[attack].get(d)) for d in defenses)]
+        for attack in by_attack
+    ]
+    flags = [f"{d}: {', '.join(best[d]['flags'])}" for d in defenses if best[d]["flags"]]
+    return Matrix(title, ["", *defenses], head, body, flags)
+
+
+def _name(attack: str) -> str:
+    return "tuned envelope" if attack == ENVELOPE else attack
+
+
+def _cell(row: Row | None) -> str:
+    if row is None:
+        return NOTHING
+    if row["restricted_after"] is None:
+        return str(row["status"])
+    text = _percent(row["restricted_after"])
+    if row["restricted_after_half_width"] is not None:
+        text += f" ± {100 * row['restricted_after_half_width']:.1f}"
+    return (
+        text if row["status"] in ("ok", "diverged ok", "diverged") else f"{text} ({row['status']})"
+    )
+
+
+def _percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{100 * value:.1f}"
+
+
+def _times(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.2f}× pre-training"
+
+
+def console(rows: Sequence[Row]) -> str:
+    """Tables drawn by rich, as wide as the terminal; with colours only on one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    colours = sys.stdout.isatty()
+    width = shutil.get_terminal_size((120, 40)).columns
+    screen = Console(width=width, record=True, file=io.StringIO(), force_terminal=colours)
+    for matrix in matrices(rows):
+        table = Table(title=matrix.title, title_justify="left", title_style="bold")
+        table.add_column("")
+        for name in matrix.columns[1:]:
+            table.add_column(name, justify="right")
+        for line in matrix.head:
+            table.add_row(*line, style="dim", end_section=line is matrix.head[-1])
+        for line in matrix.body[:-1]:
+            table.add_row(*line, end_section=line is matrix.body[-2])
+        table.add_row(*matrix.body[-1], style="bold")
+        screen.print(table)
+        for note in matrix.notes:
+            screen.print(f"note: {note}", markup=False, highlight=False)
+    return screen.export_text(styles=colours)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Tables in GitHub's Markdown."""
+    from tabulate import tabulate
+
+    parts = []
+    for matrix in matrices(rows):
+        body = [*matrix.head, *matrix.body[:-1], [f"**{cell}**" for cell in matrix.body[-1]]]
+        align = ["left", *("right" for _ in matrix.columns[1:])]
+        table = tabulate(
+            body, matrix.columns, tablefmt="pipe", colalign=align, disable_numparse=True
+        )
+        parts.append("\n\n".join([f"**{matrix.title}**", table, *matrix.notes]))
+    return "\n\n".join(parts) + "\n"
+
+
+def csv(rows: Sequence[Row]) -> str:
+    """Flat rows with stable keys; flags are joined by semicolons."""
+    import pandas as pd
+
+    flat = [{**row, "flags": "; ".join(row["flags"])} for row in rows]
+    return pd.DataFrame(flat).to_csv(index=False)
+
+
+def as_json(rows: Sequence[Row]) -> str:
+    """Flat rows with stable keys."""
+    return json.dumps(list(rows), indent=1) + "\n"
+
+
+FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {
+    "console": console,
+    "md": markdown,
+    "csv": csv,
+    "json": as_json,
+}
+
+
+def document(cells: Sequence[Cell], rows: Sequence[Row]) -> str:
+    """What ``run --json`` writes: every record and the summary."""
+    content = {
+        "schema": SCHEMA,
+        "cells": [cell.model_dump(mode="json") for cell in cells],
+        "summary": list(rows),
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def meaning(rows: Iterable[Row]) -> str:
+    """What the table says, in two sentences per place."""
+    return "\n".join(_meaning(by_attack) for by_attack in pivot(rows).values())
+
+
+def _meaning(by_attack: Mapping[str, Mapping[str, Row]]) -> str:
+    envelopes = {d: row for d, row in by_attack[ENVELOPE].items() if row["restricted_after"]}
+    trials = len(by_attack) - 1
+    reached = [
+        f"{_percent(row['restricted_after'])} % against {defense} (with {row['best']})"
+        for defense, row in envelopes.items()
+    ]
+    if not reached:
+        return "No attack produced a predictor, so nothing can be said about any defense."
+    listed = reached[0] if len(reached) == 1 else f"{', '.join(reached[:-1])} and {reached[-1]}"
+    return (
+        f"Choosing among {trials} trials on a hidden split, an attacker reaches {listed}. "
+        f"A defense keeps its word if its tuned envelope falls to what fresh weights reach "
+        f"(scratch) while the original accuracy stays: judge it by that row, not by one recipe."
+    )

@@ -1,0 +1,612 @@
+"""The command line: words -> objects. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sophon_bench import __version__
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from sophon_bench.plan import Plan, Setting
+    from sophon_bench.registry import Registry
+    from sophon_bench.selectors import Trial
+
+KINDS = ("attacks", "defenses", "scenarios", "backbones", "suites")
+DEFAULT_SCENARIO = "glyphs-digits"
+DEFAULT_BACKBONE = "test_resnet"
+DEFAULT_SUITE = "@smoke"
+
+
+class Refused(click.ClickException):
+    """Bad input, seen before any work starts: one line, exit code 2."""
+
+    exit_code = 2
+
+
+class Group(click.Group):
+    """Says what is wrong with the input in one line instead of a traceback."""
+
+    def invoke(self, context: click.Context) -> Any:
+        warnings.showwarning = _warn
+        try:
+            return super().invoke(context)
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else context.command_path
+            hint = "" if "Did you mean" in error.format_message() else f" (see '{path} --help')"
+            raise Refused(error.format_message().replace("\n", " ") + hint) from error
+        except Exception as error:
+            if isinstance(error, _input_errors()):
+                raise Refused(str(error)) from error
+            raise
+
+
+def _input_errors() -> tuple[type[Exception], ...]:
+    from sophon_bench.registry import BrokenPlugin, DuplicateName, UnknownName
+
+    found: list[type[Exception]] = [BrokenPlugin, DuplicateName, UnknownName]
+    for module, name in (
+        ("selectors", "SelectorError"),
+        ("store", "StoreError"),
+        ("backbones", "BackboneError"),
+        ("plan", "PlanError"),
+    ):
+        loaded = sys.modules.get(f"sophon_bench.{module}")
+        found += [getattr(loaded, name)] if loaded else []
+    return tuple(found)
+
+
+def _warn(message: Warning | str, *_rest: Any, **_named: Any) -> None:
+    click.echo(f"warning: {message}", err=True)
+
+
+def _complete(kind: str) -> Callable[..., list[CompletionItem]]:
+    """Complete plugin names by reading source, without importing torch."""
+
+    def complete(_c: click.Context, _p: click.Parameter, start: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        from sophon_bench.registry import declared_names
+
+        return [CompletionItem(n) for n in declared_names(kind) if n.startswith(start)]
+
+    return complete
+
+
+def _numbers(_context: click.Context, parameter: click.Parameter, text: str | None) -> list[int]:
+    """``50,200`` or ``0-2`` or both: distinct, in order."""
+    if text is None:
+        return []
+    name = f"--{parameter.name}"
+    form = f"{name} takes numbers and ranges such as '0-2' or '50,200'; got {text!r}"
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise Refused(form)
+        low, high = int(first), int(last) if dash else int(first)
+        if high < low:
+            raise Refused(
+                f"{name}: the range {part.strip()!r} is empty; did you mean {high}-{low}?"
+            )
+        found += [n for n in range(low, high + 1) if n not in found]
+    return found
+
+
+def _config(context: click.Context, _parameter: click.Parameter, file: str | None) -> None:
+    """Let a YAML or TOML file's keys stand for flags that are not given."""
+    if file is None:
+        return
+    from sophon_bench.registry import unknown
+
+    known = {o.name: o for o in context.command.params if o.expose_value and o.name}
+    defaults: dict[str, Any] = {}
+    for key, value in _read_config(Path(file)).items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            flags = [n.replace("_", "-") for n in known]
+            raise Refused(f"{file}: {unknown('key', str(key), flags)}")
+        several = isinstance(value, list)
+        if known[name].multiple:
+            defaults[name] = [str(v) for v in value] if several else [str(value)]
+        else:
+            defaults[name] = ",".join(map(str, value)) if several else value
+    context.default_map = defaults
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    import tomllib
+
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except OSError as error:
+        raise Refused(f"config file {str(path)!r} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise Refused(f"config file {str(path)!r} is malformed: {reason}") from error
+    if not isinstance(content, dict):
+        raise Refused(f"config file {str(path)!r} must map flags to values, as in 'seeds: 0-2'")
+    return content
+
+
+store_option = click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    envvar="SOPHON_BENCH_STORE",
+    help="Directory of finished work; by default in the user's cache directory.",
+)
+plugin_option = click.option(
+    "--plugin",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE.py",
+    help="Load an attack, a defense or a scenario from a file. Repeatable.",
+)
+image_size_option = click.option(
+    "--image-size", type=int, metavar="PIXELS", help="Size of the scenario's images."
+)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sophon-bench")
+def main() -> None:
+    """Does a model that claims to be non-fine-tunable keep its word?
+
+    \b
+    Examples:
+      sophon-bench run --defense sophon-klu --attack @smoke
+      sophon-bench list attacks
+      sophon-bench show finetune
+      sophon-bench table --format md
+
+    Exit codes: 0 fine, 1 some cells failed, 2 bad input.
+    """
+
+
+@main.command()
+@click.option(
+    "--config",
+    callback=_config,
+    is_eager=True,
+    expose_value=False,
+    metavar="FILE",
+    help="YAML or TOML whose keys are these flags; flags that are given win.",
+)
+@click.option(
+    "--defense",
+    multiple=True,
+    metavar="SELECTOR",
+    shell_complete=_complete("defense"),
+    help="Defense, with parameters in brackets. Repeatable. The control is always run too.",
+)
+@click.option(
+    "--attack",
+    multiple=True,
+    default=[DEFAULT_SUITE],
+    show_default=True,
+    metavar="SELECTOR",
+    shell_complete=_complete("attack"),
+    help="Attack or @suite; a list of values is a grid. Repeatable. The control is always run too.",
+)
+@click.option(
+    "--scenario",
+    multiple=True,
+    default=[DEFAULT_SCENARIO],
+    show_default=True,
+    metavar="SELECTOR",
+    shell_complete=_complete("scenario"),
+    help="Scenario. Repeatable.",
+)
+@click.option(
+    "--backbone",
+    multiple=True,
+    default=[DEFAULT_BACKBONE],
+    show_default=True,
+    metavar="SELECTOR",
+    help="timm model, with keyword arguments in brackets. Repeatable.",
+)
+@click.option(
+    "--samples",
+    callback=_numbers,
+    metavar="N,N",
+    help="The attacker's sample counts; by default the scenario's middle one.",
+)
+@click.option(
+    "--seeds", callback=_numbers, default="0", show_default=True, metavar="A-B", help="Seeds."
+)
+@click.option(
+    "--steps",
+    type=int,
+    metavar="N",
+    help="Budget of an attack, in updates of 64 examples; by default the scenario's.",
+)
+@image_size_option
+@click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to run."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="bf16 runs models under autocast.",
+)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of torch.")
+@plugin_option
+@store_option
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the run's records and summary there.",
+)
+@click.option("--retry-failed", is_flag=True, help="Do cells again that failed.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and its cost, and stop.")
+@click.pass_context
+def run(context: click.Context, /, **options: Any) -> None:
+    """Cross defenses with attacks, and print who won.
+
+    What the store has is not done again: interrupt at any moment and give the same command.
+
+    \b
+    Examples:
+      sophon-bench run --defense sophon-ice --attack @smoke
+      sophon-bench run --defense sophon-klu[preset=paper] --attack 'finetune[lr=[1e-3,1e-2]]'
+      sophon-bench run --defense none --attack @paper --samples 50,200 --seeds 0-2 --json out.json
+      sophon-bench run --backbone 'vit_tiny_patch16_224[img_size=32,patch_size=4]' --dry-run
+      sophon-bench run --plugin my_attack.py --attack my-attack --defense sophon-ice
+      sophon-bench run --config run.yaml
+    """
+    context.exit(_run(**options))
+
+
+def _run(
+    *,
+    defense: Sequence[str],
+    attack: Sequence[str],
+    scenario: Sequence[str],
+    backbone: Sequence[str],
+    samples: list[int],
+    seeds: list[int],
+    steps: int | None,
+    image_size: int | None,
+    device: str,
+    precision: Any,
+    threads: int | None,
+    plugin: Sequence[Path],
+    store: Path | None,
+    json_file: Path | None,
+    retry_failed: bool,
+    dry_run: bool,
+) -> int:
+    import torch
+
+    from sophon_bench import metrics
+    from sophon_bench.engines.local import LocalEngine, unfinished
+    from sophon_bench.files import write_atomic
+    from sophon_bench.leaderboard import tables
+    from sophon_bench.plan import Registries, Request, make_plan
+    from sophon_bench.progress import reporter
+    from sophon_bench.registry import attacks, defenses
+    from sophon_bench.selectors import trials
+    from sophon_bench.store import Store, default_root
+
+    _load_plugins(plugin)
+    request = Request(
+        defenses=trials(defenses, defense),
+        attacks=trials(attacks, attack),
+        seeds=seeds,
+        samples=samples,
+        steps=steps,
+    )
+    place = _device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise Refused(f"--json {str(json_file)!r}: the directory does not exist")
+    opened = Store(store or default_root())
+    settings = _settings(scenario, backbone, image_size, precision, opened.data)
+    plan = make_plan(request, settings, Registries(attacks=attacks, defenses=defenses))
+    with reporter(plan.stages) as progress:
+        engine = LocalEngine(opened, place, progress, retry_failed=retry_failed)
+        if dry_run:
+            _print_plan(plan, engine)
+            return 0
+        cells = engine.run(plan)
+    rows = metrics.rows(cells)
+    click.echo(tables.console(rows))
+    click.echo(tables.meaning(rows))
+    if json_file is not None:
+        write_atomic(json_file.absolute(), tables.document(cells, rows).encode())
+        click.echo(f"Records and summary: {json_file}")
+    click.echo(f"Records: {opened.root / 'cells'} ({len(cells)} of this run)")
+    failed = unfinished(cells)
+    for cell in failed:
+        click.echo(
+            f"failed: {cell.attack.label} against {cell.defense.label}, n={cell.samples}, "
+            f"seed={cell.seed}: {cell.reason}",
+            err=True,
+        )
+    return 1 if failed else 0
+
+
+def _load_plugins(files: Iterable[Path]) -> None:
+    from sophon_bench.registry import load_file
+
+    for file in files:
+        load_file(file)
+
+
+def _device(text: str) -> Any:
+    import torch
+
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = text.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise Refused(f"--device takes auto, cpu, cuda or cuda:INDEX; got {text!r}")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            raise Refused(f"--device {text}: torch finds {count} CUDA devices; try --device cpu")
+    return torch.device(text)
+
+
+def _settings(
+    scenarios: Sequence[str],
+    backbones: Sequence[str],
+    image_size: int | None,
+    precision: Any,
+    cache: Path,
+) -> list[Setting]:
+    from sophon_bench.plan import Setting
+    from sophon_bench.records import DataId
+
+    found = []
+    for scenario in _scenarios(scenarios, image_size):
+        chosen = [_backbone(text) for text in backbones]
+        data = scenario.plugin.build(cache)
+        for backbone in chosen:
+            backbone.check(data.image_size, data.original.task.num_outputs)
+            identity = DataId(
+                name=scenario.name,
+                label=scenario.label,
+                parameters=scenario.parameters,
+                revision=data.revision,
+            )
+            found.append(Setting(scenario, data, identity, backbone, precision))
+    return found
+
+
+def _scenarios(selectors: Sequence[str], image_size: int | None) -> list[Trial]:
+    from sophon_bench.registry import scenarios
+    from sophon_bench.selectors import construct, trials
+
+    found = trials(scenarios, selectors)
+    if image_size is None:
+        return found
+    return [
+        dataclasses.replace(
+            trial, plugin=construct(trial.entry, {**trial.parameters, "image_size": image_size})
+        )
+        for trial in found
+    ]
+
+
+def _backbone(text: str) -> Any:
+    from sophon_bench.backbones import Backbone
+    from sophon_bench.selectors import parse, scalar
+
+    selector = parse(text)
+    return Backbone.of(selector.name, {k: scalar(v) for k, v in selector.parameters.items()})
+
+
+def _print_plan(plan: Plan, engine: Any) -> None:
+    pending = engine.pending(plan)
+    for stage in plan.stages:
+        mark = "to do" if stage in pending else "done "
+        units = "? units" if stage.units is None else f"{stage.units:.0f} units"
+        click.echo(f"{mark}  {stage.label}  ({units})")
+    known = sum(stage.units or 0 for stage in pending)
+    flops, seconds = engine.estimate(pending)
+    unknown = sum(stage.units is None for stage in pending)
+    click.echo(
+        f"{len(plan.stages)} stages, {len(plan.cells)} of them cells; {len(pending)} to do: "
+        f"{known:.0f} units = {flops / 1e12:.3g} TFLOP, about {seconds / 60:.1f} minutes here"
+        + (f", and {unknown} stages of unknown cost" if unknown else "")
+    )
+    click.echo("(1 unit = forward and backward of the undefended backbone on one example)")
+
+
+@main.command("list")
+@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("pattern", required=False)
+@plugin_option
+def list_(kind: str, pattern: str | None, plugin: Sequence[Path]) -> None:
+    """List what can be run; PATTERN keeps names that contain it.
+
+    \b
+    Examples:
+      sophon-bench list attacks
+      sophon-bench list backbones resnet
+    """
+    _load_plugins(plugin)
+    lines = [(n, s) for n, s in _listing(kind) if pattern is None or pattern in n]
+    if not lines:
+        raise Refused(f"no {kind} with {pattern!r} in the name; try 'sophon-bench list {kind}'")
+    width = max(len(name) for name, _ in lines)
+    for name, summary in lines:
+        click.echo(f"{name:{width}}  {summary}".rstrip())
+
+
+def _listing(kind: str) -> list[tuple[str, str]]:
+    if kind == "backbones":
+        from sophon_bench.backbones import list_backbones
+
+        return [(name, "") for name in list_backbones()]
+    if kind == "suites":
+        from sophon_bench.selectors import load_suite, suite_files
+
+        suites = [load_suite(name) for name in sorted(suite_files())]
+        return [(f"@{s.name}", f"v{s.version}: {s.description}") for s in suites]
+    registry = _registries()[kind]
+    entries = [registry.get(name) for name in registry.names()]
+    return [(e.name, e.summary + (" (control)" if e.control else "")) for e in entries]
+
+
+def _registries() -> dict[str, Registry]:
+    from sophon_bench.registry import attacks, defenses, scenarios
+
+    return {"attacks": attacks, "defenses": defenses, "scenarios": scenarios}
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.png",
+    help="Draw samples of a scenario's domains.",
+)
+@image_size_option
+@plugin_option
+@store_option
+def show(
+    name: str,
+    images: Path | None,
+    image_size: int | None,
+    plugin: Sequence[Path],
+    store: Path | None,
+) -> None:
+    """Show an attack, a defense, a scenario, a @suite or a backbone.
+
+    \b
+    Examples:
+      sophon-bench show sophon-ice
+      sophon-bench show @paper
+      sophon-bench show glyphs-digits --images glyphs.png
+      sophon-bench show resnet18
+    """
+    from sophon_bench import registry
+    from sophon_bench.selectors import load_suite, parse
+
+    _load_plugins(plugin)
+    if name.startswith("@"):
+        suite = load_suite(name[1:])
+        click.echo(f"@{suite.name}, version {suite.version}: {suite.description}")
+        click.echo("\n".join(f"  {trial}" for trial in suite.trials))
+        return
+    bare = parse(name).name
+    holders = {kind: r for kind, r in _registries().items() if bare in r.names()}
+    if images is not None and "scenarios" not in holders:
+        raise Refused(f"--images draws scenarios; {name!r} is none (see 'list scenarios')")
+    for kind, holder in holders.items():
+        _show_plugin(holder.get(bare))
+        if kind == "scenarios":
+            _show_scenario(name, image_size, images, store)
+    if not holders:
+        from sophon_bench.backbones import list_backbones
+
+        known = {*list_backbones(), *(n for r in _registries().values() for n in r.names())}
+        if bare.split(".")[0] not in known:
+            raise Refused(registry.unknown("name", bare, known))
+        _show_backbone(name)
+
+
+def _show_plugin(entry: Any) -> None:
+    import inspect
+    import typing
+
+    click.echo(f"{entry.kind} {entry.name}" + (" (control)" if entry.control else ""))
+    click.echo(f"from {entry.distribution}, source {entry.source[:12]}\n")
+    for cls in entry.cls.__mro__:
+        if dataclasses.is_dataclass(cls):
+            click.echo(inspect.cleandoc(cls.__doc__ or "") + "\n")
+    hints = typing.get_type_hints(entry.cls)
+    for field in dataclasses.fields(entry.cls):
+        kind = hints[field.name]
+        options = typing.get_args(kind)
+        names = "|".join(map(str, options)) if options else getattr(kind, "__name__", str(kind))
+        click.echo(f"  {field.name} = {field.default!r}  ({names})")
+    for preset, values in entry.presets.items():
+        text = ", ".join(f"{k}={v}" for k, v in values.items()) or "the defaults"
+        click.echo(f"  preset={preset}: {text}")
+
+
+def _show_scenario(
+    name: str, image_size: int | None, images: Path | None, store: Path | None
+) -> None:
+    from sophon_bench.store import Store, default_root
+
+    (trial,) = _scenarios([name], image_size)
+    data = trial.plugin.build(Store(store or default_root()).data)
+    click.echo(f"\ndata revision {data.revision}, {data.image_size}x{data.image_size} pixels")
+    for domain in data.domains:
+        splits = ", ".join(f"{split} {len(i)}" for split, i in domain.splits.items())
+        click.echo(f"  {domain.name}: {len(domain.classes)} classes; {splits}")
+    if images is not None:
+        from sophon_bench.scenarios.sheet import contact_sheet
+
+        try:
+            contact_sheet(data, images)
+        except (OSError, ValueError) as error:
+            raise Refused(f"--images {str(images)!r} cannot be written: {error}") from error
+        click.echo(f"samples drawn to {images}")
+
+
+def _show_backbone(name: str) -> None:
+    import torch
+
+    model = _backbone(name).build(10, torch.Generator(), fresh=True)
+    count = sum(p.numel() for p in model.parameters())
+    click.echo(f"backbone {name}: {count / 1e6:.2f} M parameters with 10 outputs")
+    for path, block in model.blocks():
+        size = sum(p.numel() for p in block.parameters())
+        click.echo(f"  {path}: {type(block).__name__}, {size / 1e6:.3f} M")
+
+
+@main.command()
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["console", "md", "csv", "json"]),
+    default="console",
+    show_default=True,
+    help="How to print; csv and json are flat rows with stable keys.",
+)
+@click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
+@store_option
+def table(form: str, source: Path | None, store: Path | None) -> None:
+    """Print the tables of all records in the store, or of a run's JSON file.
+
+    \b
+    Examples:
+      sophon-bench table
+      sophon-bench table --format md --from out.json
+      sophon-bench table --format csv > rows.csv
+    """
+    from sophon_bench import metrics
+    from sophon_bench.leaderboard import tables
+    from sophon_bench.store import Store, default_root, read_cells
+
+    root = store or default_root()
+    cells = read_cells(source) if source is not None else list(Store(root).cells())
+    if not cells:
+        raise Refused(f"no records in {str(source or root)!r}; 'sophon-bench run' makes some")
+    click.echo(tables.FORMATS[form](metrics.rows(cells)), nl=False)
+
+
+if __name__ == "__main__":
+    main()

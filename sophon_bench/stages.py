@@ -1,0 +1,445 @@
+"""Pretrain -> protect -> attack: one function each, from weights to weights or to a curve.
+
+Stages take objects and weights, never names or files; everything random is drawn from seeds that
+are derived per axis, so that the same attack sees the same samples against every defense.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sophon_bench import training
+from sophon_bench.api import (
+    Attack,
+    AttackView,
+    Defense,
+    DefenseView,
+    Domain,
+    Model,
+    Predictor,
+    Samples,
+)
+from sophon_bench.backbones import Backbone, Precision
+from sophon_bench.meter import CountedSamples, Meter, PeakMemory, Profile, WatchedTask, profile
+from sophon_bench.records import Cost, Point, Status, derive_seed
+from sophon_bench.scenarios import REFERENCE_BATCH, DomainData, Images, ScenarioData
+
+Weights = Mapping[str, Tensor]
+Tick = Callable[[float | None, str], None]
+"""Told the finished fraction of a stage (None: unknown) and a few words on how it goes."""
+
+SCORE_AT = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+"""Fractions of the budget at which an attack is scored: log-spaced, fixed by the protocol."""
+
+VALIDATION_SHARE = 0.2
+"""Part of the attacker's and of the defender's samples that is kept for their own choices."""
+
+ROUNDING = 1 + 1e-6
+"""Charged units are sums of floats: this much over a goal is still on it."""
+
+PRETRAIN_LR = 2e-3
+PRETRAIN_BATCH = 64
+
+
+class NoUpdate(Exception):
+    """An attack that did nothing: an error of the attack, never counted as protection."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model that a stage has made: the weights and how they came about."""
+
+    weights: Weights
+    cost: Cost
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """How an attack went."""
+
+    status: Status
+    reason: str | None
+    curve: list[Point]
+    nonfinite_step: int | None
+    cost: Cost
+
+
+class Bench:
+    """A scenario's data on the device in a backbone's input scale: where stages work.
+
+    Args:
+        data: The built scenario.
+        backbone: The architecture of every model.
+        device: Where to train and score.
+        precision: ``fp32``, or ``bf16`` for autocast.
+    """
+
+    def __init__(
+        self, data: ScenarioData, backbone: Backbone, *, device: torch.device, precision: Precision
+    ) -> None:
+        self.data = data
+        self.backbone = backbone
+        self.device = device
+        self.precision = precision
+        self._samples: dict[tuple[str, str], Samples] = {}
+
+    def samples(self, domain: DomainData, split: str) -> Samples:
+        """A whole split on the device."""
+        key = (domain.name, split)
+        if key not in self._samples:
+            self._samples[key] = self._upload(domain.splits[split])
+        return self._samples[key]
+
+    def _upload(self, images: Images, index: Tensor | None = None) -> Samples:
+        pixels, labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
+        if index is not None:
+            pixels, labels = pixels[index], labels[index]
+        inputs = self.backbone.normalize(pixels).contiguous(memory_format=torch.channels_last)
+        return Samples(inputs.to(self.device), labels.to(self.device))
+
+    def defender(self) -> tuple[Domain, Domain]:
+        """The original and the restricted domain as a defender sees them."""
+        original, restricted = self.data.original, self.data.restricted
+        train, validation = _carve(restricted.splits["defender"], len(restricted.classes), 0)
+        return (
+            Domain(
+                original.task,
+                self.samples(original, "train"),
+                self.samples(original, "validation"),
+            ),
+            Domain(
+                restricted.task,
+                self._upload(restricted.splits["defender"], train),
+                self._upload(restricted.splits["defender"], validation),
+            ),
+        )
+
+    def attacker(self, count: int, seed: int) -> tuple[Samples, Samples]:
+        """The attacker's ``count`` samples of this seed, as training and validation.
+
+        Fewer samples are a subset of more: both are the beginning of one balanced order.
+        """
+        restricted = self.data.restricted
+        images = restricted.splits["attacker"]
+        train, validation = _carve(images, len(restricted.classes), seed, count)
+        return self._upload(images, train), self._upload(images, validation)
+
+    def new_model(self, rng: torch.Generator, *, pretrained: bool = False) -> Model:
+        """A model with fresh weights and the original head; or the published weights, if asked."""
+        model: Model = self.backbone.build(
+            self.data.original.task.num_outputs,
+            rng,
+            precision=self.precision,
+            fresh=not pretrained,
+        )
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def load(self, weights: Weights) -> Model:
+        """A fresh model of the backbone with these weights and nothing else.
+
+        Raises:
+            ValueError: If they do not fit the backbone.
+        """
+        model = self.new_model(torch.Generator())
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split()[:40])
+            raise ValueError(f"the weights do not fit {self.backbone.label}: {reason}") from error
+        return model
+
+    @functools.cached_property
+    def profile(self) -> Profile:
+        """FLOPs of the undefended backbone."""
+        size = self.data.image_size
+        inputs = torch.zeros(2, 3, size, size, device=self.device)
+        return profile(self.new_model(torch.Generator()), inputs)
+
+    def utility(self, weights: Weights, domain: DomainData, split: str) -> float:
+        """Utility of weights as they are on one split."""
+        model = self.load(weights).eval()
+        with torch.no_grad():
+            return domain.task.utility(model, self.samples(domain, split))
+
+
+def _carve(
+    images: Images, classes: int, seed: int, count: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Indices for training and validation: class-balanced, in an order drawn from the seed."""
+    rng = np.random.default_rng(derive_seed("data", seed))
+    shuffled = rng.permutation(len(images))
+    rank = np.empty(len(images), dtype=np.int64)
+    for label in range(classes):
+        members = shuffled[images.labels[shuffled] == label]
+        rank[members] = np.arange(len(members))
+    order = shuffled[np.argsort(rank[shuffled], kind="stable")][:count]
+    held_out = max(1, round(VALIDATION_SHARE * len(order)))
+    return torch.from_numpy(order[:-held_out]), torch.from_numpy(order[-held_out:])
+
+
+@contextlib.contextmanager
+def _global_rng(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout and its like draw from the global state: seed it inside, restore it after."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+        yield
+
+
+def _generator(*parts: str | int) -> torch.Generator:
+    return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def pretrain(bench: Bench, seed: int, tick: Tick) -> Made:
+    """Train the backbone on the original domain."""
+    original, _ = bench.defender()
+    counted = CountedSamples(original.train)
+    domain = Domain(original.task, counted, original.validation)
+    model = bench.new_model(_generator("pretrain-weights", seed), pretrained=True)
+    steps = bench.data.pretrain_steps
+    run = training.train(
+        model,
+        domain,
+        steps=steps,
+        batch_size=PRETRAIN_BATCH,
+        lr=PRETRAIN_LR,
+        rng=_generator("pretrain", seed),
+    )
+    return _make(bench, model, run, steps, derive_seed("pretrain-global", seed), tick, [counted])
+
+
+def seconds_per_unit(bench: Bench) -> float:
+    """How long one unit takes here: an update of 64 examples, after one to warm up."""
+    domain, _ = bench.defender()
+    steps = 3
+    run = training.train(
+        bench.new_model(torch.Generator()),
+        domain,
+        steps=steps,
+        batch_size=REFERENCE_BATCH,
+        lr=PRETRAIN_LR,
+        rng=torch.Generator(),
+    )
+    next(run)
+    begin = time.perf_counter()
+    for _ in run:
+        pass
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize(bench.device)
+    return (time.perf_counter() - begin) / ((steps - 1) * REFERENCE_BATCH)
+
+
+def protect(bench: Bench, weights: Weights, defense: Defense, seed: int, tick: Tick) -> Made:
+    """Run a defense on the pre-trained weights; the last model it yields is released.
+
+    Raises:
+        Incompatible: If the defense says that it cannot apply.
+        ValueError: If it yields nothing, or weights that do not fit the backbone.
+    """
+    original, restricted = bench.defender()
+    counted = [CountedSamples(original.train), CountedSamples(restricted.train)]
+    view = DefenseView(
+        original=Domain(original.task, counted[0], original.validation),
+        restricted=Domain(restricted.task, counted[1], restricted.validation),
+        device=bench.device,
+        rng=_generator("defense", seed),
+    )
+    model = bench.load(weights)
+    steps: int | None = getattr(defense, "steps", None)
+    run = defense.run(model, view)
+    return _make(bench, model, run, steps, derive_seed("defense-global", seed), tick, counted)
+
+
+def _make(
+    bench: Bench,
+    model: Model,
+    run: Iterator[Model],
+    steps: int | None,
+    seed: int,
+    tick: Tick,
+    counted: Sequence[CountedSamples],
+) -> Made:
+    meter = Meter(bench.profile, bench.device)
+    meter.watch(model)
+    released: Model | None = None
+    with PeakMemory(bench.device) as peak, _global_rng(seed, bench.device):
+        for model in meter.drive(run):
+            released = model
+            tick(min(1.0, meter.steps / steps) if steps else None, f"update {meter.steps}")
+        meter.settle()
+    if released is None:
+        raise ValueError("the defense yielded no model; yield the model after every update")
+    weights = {name: t.detach().cpu().clone() for name, t in released.state_dict().items()}
+    bench.load(weights)
+    drawn = sum(samples.drawn for samples in counted)
+    return Made(weights, meter.cost(examples=drawn, peak_bytes=peak.bytes), meter.note)
+
+
+def attack(
+    bench: Bench,
+    weights: Weights,
+    plugin: Attack,
+    *,
+    samples: int,
+    seed: int,
+    budget: int,
+    tick: Tick,
+    score_at: Sequence[float] = SCORE_AT,
+) -> Attacked:
+    """Let an attack adapt the released weights, and score it at log-spaced costs.
+
+    Args:
+        samples: The attacker's n.
+        budget: Units that the attack may spend.
+        score_at: Fractions of the budget to score at; looking never changes the run.
+
+    Raises:
+        Incompatible: If the attack says that it cannot apply.
+        NoUpdate: If it yields nothing, draws no sample, or never changes a weight.
+    """
+    meter = Meter(bench.profile, bench.device)
+    train, validation = bench.attacker(samples, seed)
+    counted = CountedSamples(train)
+    task = WatchedTask(bench.data.restricted.task, bench.device)
+    fresh = _generator("fresh", seed)
+    view = AttackView(
+        task=task,
+        train=counted,
+        validation=validation,
+        auxiliary=bench.samples(bench.data.benign[0], "train") if bench.data.benign else None,
+        new_model=lambda: meter.watch(bench.new_model(fresh)),
+        device=bench.device,
+        rng=_generator("attack", seed),
+    )
+    judge = _Judge(bench, task, validation, meter)
+    curve: list[Point] = []
+    goals = [budget * fraction for fraction in sorted(score_at)]
+    changes = _Changes(weights)
+    nonfinite: int | None = None
+    predictor: Predictor | None = None
+    with (
+        PeakMemory(bench.device) as peak,
+        _global_rng(derive_seed("attack-global", seed), bench.device),
+    ):
+        run = plugin.run(meter.watch(bench.load(weights)), view)
+        for predictor in meter.drive(run):
+            changes.note(predictor, meter.steps)
+            if meter.steps == 1 and not (task.finite() and _finite(predictor)):
+                nonfinite = 1
+                break
+            if meter.units + meter.last <= goals[0] * ROUNDING:
+                tick(meter.units / budget, judge.words(curve))
+                continue
+            if (point := judge.score(predictor)) is None:
+                nonfinite = meter.steps
+                break
+            curve.append(point)
+            tick(meter.units / budget, judge.words(curve))
+            while goals and meter.units + meter.last > goals[0] * ROUNDING:
+                goals.pop(0)
+            if not goals:
+                break
+        else:
+            if predictor is not None and (not curve or curve[-1].steps < meter.steps):
+                point = judge.score(predictor)
+                nonfinite = meter.steps if point is None else None
+                curve += [point] if point is not None else []
+        meter.settle()
+    if predictor is None:
+        raise NoUpdate("the attack yielded nothing; yield the predictor after every update")
+    if not counted.touched:
+        raise NoUpdate("the attack drew no sample of view.train")
+    if nonfinite is None:
+        changes.check(predictor)
+    return Attacked(
+        status="ok" if nonfinite is None else "diverged",
+        reason=None if nonfinite is None else f"non-finite values at or before update {nonfinite}",
+        curve=curve,
+        nonfinite_step=nonfinite,
+        cost=meter.cost(examples=counted.drawn, peak_bytes=peak.bytes),
+    )
+
+
+class _Judge:
+    """Scores a predictor on everything that the harness holds, without a trace in the run."""
+
+    def __init__(self, bench: Bench, task: WatchedTask, validation: Samples, meter: Meter) -> None:
+        restricted = bench.data.restricted
+        self.task = task
+        self.meter = meter
+        self.splits = {
+            "validation": validation,
+            "selection": bench.samples(restricted, "selection"),
+            "test": bench.samples(restricted, "test"),
+            "second_test": bench.samples(restricted, "second_test"),
+        }
+
+    def score(self, predictor: Predictor) -> Point | None:
+        """The scores now; None if a loss so far or an output is not finite."""
+        self.meter.settle()
+        finite = [self.task.finite()]
+
+        def watched(inputs: Tensor) -> Tensor:
+            outputs = predictor(inputs)
+            finite.append(bool(outputs.isfinite().all()))
+            return outputs
+
+        with self.meter.looking(predictor):
+            utilities = {n: self.task.utility(watched, s) for n, s in self.splits.items()}
+        if not all(finite):
+            return None
+        return Point(
+            steps=self.meter.steps,
+            units=self.meter.units,
+            seconds=self.meter.seconds,
+            **utilities,
+        )
+
+    def words(self, curve: Sequence[Point]) -> str:
+        return f"restricted {100 * curve[-1].test:.1f} %" if curve else "…"
+
+
+class _Changes:
+    """Whether a predictor's weights moved; a plain function has none to compare."""
+
+    def __init__(self, released: Weights) -> None:
+        self.before: Weights = released
+        self.first: Weights = {}
+
+    def note(self, predictor: Predictor, step: int) -> None:
+        """Remember the weights of the first of several yields."""
+        if step == 2 and isinstance(predictor, nn.Module):
+            self.before = self.first
+        if step == 1 and isinstance(predictor, nn.Module):
+            self.first = {n: p.detach().clone() for n, p in predictor.named_parameters()}
+
+    def check(self, predictor: Predictor) -> None:
+        """Compare now with the first yield; a single yield with what was released.
+
+        Raises:
+            NoUpdate: If all weights are what they were.
+        """
+        if not isinstance(predictor, nn.Module):
+            return
+        for name, now in predictor.named_parameters():
+            then = self.before.get(name)
+            if then is None or then.shape != now.shape or not torch.equal(then.to(now), now):
+                return
+        raise NoUpdate("the attack never changed a weight of the predictor that it yields")
+
+
+def _finite(predictor: Predictor) -> bool:
+    if not isinstance(predictor, nn.Module):
+        return True
+    return all(bool(p.isfinite().all()) for p in predictor.parameters())

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from sophon_bench import registry, stages
+from sophon_bench.backbones import Backbone
+from sophon_bench.records import Cell, Cost, DataId, PluginId, Point, Provenance, StageRecord
+
+TINY = Path(__file__).with_name("tiny_scenario.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny_scenario() -> None:
+    registry.load_file(TINY)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("SOPHON_BENCH_STORE", raising=False)
+
+
+@pytest.fixture(scope="session")
+def bench() -> stages.Bench:
+    data = registry.scenarios.get("tiny").cls().build()
+    return stages.Bench(
+        data, Backbone.of("test_resnet"), device=torch.device("cpu"), precision="fp32"
+    )
+
+
+@pytest.fixture(scope="session")
+def pretrained(bench: stages.Bench) -> stages.Made:
+    return stages.pretrain(bench, 0, lambda fraction, words: None)
+
+
+@pytest.fixture
+def forget() -> Iterator[None]:
+    """Drop what a test registers."""
+    kept = {r.kind: dict(r._entries) for r in ALL}
+    yield
+    for r in ALL:
+        r._entries = kept[r.kind]
+
+
+ALL = (registry.attacks, registry.defenses, registry.scenarios)
+
+MakeCell = Callable[..., Cell]
+
+
+@pytest.fixture
+def make_cell() -> MakeCell:
+    """A record by what a test cares about; curve points are (units, selection, test)."""
+
+    def make(
+        *,
+        defense: str = "none",
+        attack: str = "finetune",
+        seed: int = 0,
+        curve: list[tuple[float, float, float]] | None = None,
+        original: tuple[float, float] = (0.98, 0.98),
+        **changes: object,
+    ) -> Cell:
+        points = curve if curve is not None else [(100.0, 0.5, 0.5)]
+        cost = Cost(seconds=2.0, steps=10, examples=640, units=640.0, flops=1e9, peak_bytes=10**8)
+        provenance = Provenance(
+            version="0", commit=None, dirty=None, python="3", torch="2", timm="1", cuda=None,
+            device="cpu", threads=1, finished="2026-01-01T00:00:00+00:00",
+        )  # fmt: skip
+        before, after = original
+        stage = StageRecord(
+            key="k", status="ok", cost=cost, original=before, restricted=0.1, provenance=provenance
+        )
+        protect = cost.model_copy(update={"units": 1280.0})
+        fields: dict[str, object] = {
+            "key": f"{defense}-{attack}-{seed}",
+            "status": "ok",
+            "scenario": DataId(name="s", label="s", parameters={}, revision="r"),
+            "backbone": "b",
+            "defense": _plugin(defense, control=defense == "none"),
+            "attack": _plugin(attack, control=attack == "scratch"),
+            "samples": 200,
+            "seed": seed,
+            "precision": "fp32",
+            "budget": 12800,
+            "curve": [
+                Point(
+                    steps=i + 1, units=u, seconds=1.0, validation=s, selection=s, test=t,
+                    second_test=t,
+                )
+                for i, (u, s, t) in enumerate(points)
+            ],
+            "cost": cost,
+            "pretrained": stage,
+            "released": stage.model_copy(update={"original": after, "cost": protect}),
+            "provenance": provenance,
+        }  # fmt: skip
+        return Cell.model_validate({**fields, **changes})
+
+    return make
+
+
+def _plugin(label: str, *, control: bool) -> PluginId:
+    name = label.split("[")[0]
+    return PluginId(
+        name=name, label=label, parameters={}, source="s", distribution="d", control=control
+    )

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from conftest import MakeCell
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sophon_bench import metrics
+
+
+def test_the_interval_is_students_t() -> None:
+    # mean 2, standard deviation 1, standard error 1/sqrt(3), t(0.975, 2) = 4.302653
+    found = metrics.interval([1.0, 2.0, 3.0])
+    assert found.mean == 2.0
+    assert found.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert metrics.interval([0.4]).half_width is None
+
+
+def test_the_selection_split_picks_the_checkpoint_not_the_test_split(make_cell: MakeCell) -> None:
+    cell = make_cell(curve=[(10, 0.3, 0.9), (20, 0.6, 0.5), (40, 0.6, 0.7), (80, 0.5, 0.8)])
+    point = metrics.selected(cell)
+    assert point is not None
+    assert (point.units, point.test) == (20, 0.5)
+
+
+def test_a_budget_hides_what_costs_more(make_cell: MakeCell) -> None:
+    cell = make_cell(curve=[(10, 0.3, 0.9), (20, 0.6, 0.5)])
+    assert metrics.selected(cell, units=19) == cell.curve[0]
+    assert metrics.selected(cell, units=20) == cell.curve[1]
+    assert metrics.selected(cell, units=9) is None
+    assert metrics.selected(make_cell(curve=[])) is None
+
+
+def test_the_envelope_picks_trial_and_checkpoint_per_seed(make_cell: MakeCell) -> None:
+    lucky = make_cell(attack="a", curve=[(10, 0.5, 0.99)])
+    right = make_cell(attack="b", curve=[(10, 0.4, 0.1), (20, 0.7, 0.6)])
+    pick = metrics.envelope([lucky, right])
+    assert pick is not None
+    assert (pick[0].attack.label, pick[1].test) == ("b", 0.6)
+    early = metrics.envelope([lucky, right], units=10)
+    assert early is not None
+    assert early[0].attack.label == "a"
+    assert metrics.envelope([]) is None
+
+
+def test_scratch_is_a_candidate_of_every_envelope(make_cell: MakeCell) -> None:
+    cells = [
+        make_cell(curve=[(10, 0.9, 0.85)]),
+        make_cell(attack="scratch", curve=[(10, 0.6, 0.55)]),
+        make_cell(defense="d", curve=[(10, 0.2, 0.15)]),
+    ]
+    found = {(r["defense"], r["attack"]): r for r in metrics.rows(cells)}
+    assert found["none", "envelope"]["restricted_after"] == 0.85
+    assert found["d", "envelope"]["restricted_after"] == 0.55
+    assert found["d", "envelope"]["best"] == "scratch"
+    assert ("d", "scratch") not in found
+
+
+def test_a_row_averages_seeds_and_counts_costs(make_cell: MakeCell) -> None:
+    cells = [
+        make_cell(defense="d", seed=seed, curve=[(10, 0.5, test)], original=(0.98, after))
+        for seed, test, after in [(0, 0.2, 0.96), (1, 0.4, 0.90)]
+    ]
+    row = next(r for r in metrics.rows(cells) if r["attack"] == "finetune")
+    assert row["seeds"] == 2
+    assert row["restricted_after"] == pytest.approx(0.3)
+    # t(0.975, 1) = 12.7062; standard error = 0.1414 / sqrt(2) = 0.1
+    assert row["restricted_after_half_width"] == pytest.approx(1.27062, rel=1e-5)
+    assert row["original_after"] == pytest.approx(0.93)
+    assert row["intactness"] == pytest.approx((0.8 + 0.2) / 2)
+    assert row["protect_cost"] == 2.0
+    assert row["status"] == "ok"
+
+
+def test_other_data_protocol_or_budget_is_another_row(make_cell: MakeCell) -> None:
+    other = {"name": "s", "label": "s", "parameters": {}, "revision": "other"}
+    cells = [make_cell(), make_cell(scenario=other), make_cell(protocol="2"), make_cell(budget=1)]
+    rows = metrics.rows(cells)
+    assert len([r for r in rows if r["attack"] == "finetune"]) == 4
+    assert {r["seeds"] for r in rows} == {1}
+
+
+def test_failures_stay_visible(make_cell: MakeCell) -> None:
+    failed = make_cell(status="failed", reason="boom", curve=[], cost=None)
+    diverged = make_cell(attack="b", status="diverged", nonfinite_step=1, curve=[])
+    found = {r["attack"]: r for r in metrics.rows([failed, diverged])}
+    assert found["finetune"]["status"] == "failed"
+    assert found["finetune"]["restricted_after"] is None
+    assert found["b"]["flags"] == ["non-finite"]
+    assert found["envelope"]["restricted_after"] is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [(0.98, 0.98, 1), (0.98, 0.99, 1), (0.98, 0.93, 0.5), (1, 0.5, 0)],
+)
+def test_intactness_loses_all_over_ten_points(before: float, after: float, expected: float) -> None:
+    assert metrics.intactness(before, after) == pytest.approx(expected)
+
+
+fractions = st.floats(0, 1)
+curves = st.lists(st.tuples(st.floats(1, 1000), fractions, fractions), min_size=1, max_size=4)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(curves, min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_rows_do_not_depend_on_the_order_of_records(
+    make_cell: MakeCell, found: list[list[tuple[float, float, float]]], shuffle: random.Random
+) -> None:
+    cells = [
+        make_cell(attack=f"a{i % 2}", defense=("none", "d")[i % 3 == 0], seed=i, curve=curve)
+        for i, curve in enumerate(found)
+    ]
+    shuffled = cells.copy()
+    shuffle.shuffle(shuffled)
+    assert metrics.rows(cells) == metrics.rows(shuffled)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(curves, st.floats(1, 1000), st.floats(1, 1000))
+def test_more_budget_never_selects_worse(
+    make_cell: MakeCell, curve: list[tuple[float, float, float]], one: float, other: float
+) -> None:
+    cell = make_cell(curve=curve)
+    less, more = (metrics.selected(cell, units) for units in sorted([one, other]))
+    if less is not None:
+        assert more is not None
+        assert more.selection >= less.selection

@@ -1,0 +1,165 @@
+"""Every registered attack and defense, on a tiny scenario: nothing here names a plugin."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sophon_bench import stages, testing
+from sophon_bench.api import AttackView, Incompatible, Model
+from sophon_bench.registry import Entry, attacks, defenses, scenarios
+from sophon_bench.selectors import Trial, construct
+
+BUDGET = 4 * 64
+SMALL = {"iterations": 2, "inner_steps": 2, "watch_every": 1}
+"""Shortens the defenses that have such hyperparameters."""
+
+BUILT_IN = [
+    registry.get(name)
+    for registry in (attacks, defenses)
+    for name in registry.names()
+    if registry.get(name).distribution.startswith("sophon-bench")
+]
+
+
+def ids(entry: Entry) -> str:
+    return entry.name
+
+
+def small(entry: Entry) -> Any:
+    names = {field.name for field in dataclasses.fields(entry.cls)}
+    return construct(entry, {k: v for k, v in SMALL.items() if k in names})
+
+
+@pytest.mark.parametrize("name", attacks.names())
+def test_an_attack_keeps_the_contract(
+    name: str, bench: stages.Bench, pretrained: stages.Made
+) -> None:
+    plugin = small(attacks.get(name))
+    assert not testing.check_attack(plugin, bench, pretrained.weights, samples=40, budget=BUDGET)
+
+
+@pytest.mark.parametrize("name", defenses.names())
+def test_a_defense_keeps_the_contract(
+    name: str, bench: stages.Bench, pretrained: stages.Made
+) -> None:
+    assert not testing.check_defense(small(defenses.get(name)), bench, pretrained.weights)
+
+
+@pytest.mark.parametrize("defense", defenses.names())
+@pytest.mark.parametrize("attack", attacks.names())
+def test_every_attack_runs_against_every_defense(
+    attack: str, defense: str, bench: stages.Bench, pretrained: stages.Made
+) -> None:
+    def quiet(_fraction: float | None, _words: str) -> None:
+        pass
+
+    try:
+        released = stages.protect(bench, pretrained.weights, small(defenses.get(defense)), 0, quiet)
+        found = stages.attack(
+            bench,
+            released.weights,
+            small(attacks.get(attack)),
+            samples=20,
+            seed=0,
+            budget=BUDGET,
+            tick=quiet,
+        )
+    except Incompatible as reason:
+        pytest.skip(str(reason))
+    assert found.status == "ok"
+    assert found.cost.units <= BUDGET * (1 + 1e-6)
+    assert 0 <= found.curve[-1].test <= 1
+
+
+@pytest.mark.parametrize("entry", BUILT_IN, ids=ids)
+def test_a_plugin_says_what_it_is_and_where_it_is_from(entry: Entry) -> None:
+    assert entry.summary.endswith("."), "the class docstring begins with a sentence"
+    assert dataclasses.fields(entry.cls) is not None
+    assert entry.cls.__dataclass_params__.frozen
+    assert len(entry.source) == 64
+    for field in dataclasses.fields(entry.cls):
+        assert field.default is not dataclasses.MISSING, f"{field.name} has a default"
+        docs = "".join(c.__doc__ or "" for c in entry.cls.__mro__ if dataclasses.is_dataclass(c))
+        assert f"{field.name}:" in docs, f"{field.name} is documented under Args"
+
+
+@pytest.mark.parametrize("entry", BUILT_IN, ids=ids)
+def test_defaults_and_presets_survive_the_trip_through_a_record(entry: Entry) -> None:
+    for parameters in ({}, *entry.presets.values()):
+        trial = Trial(entry, construct(entry, parameters))
+        assert construct(entry, trial.parameters) == trial.plugin
+
+
+@pytest.mark.parametrize("name", scenarios.names())
+def test_a_scenario_has_what_the_harness_needs(name: str, tmp_path: Path) -> None:
+    data = scenarios.get(name).cls().build(tmp_path)
+    assert {"train", "validation", "test", "second_test"} <= set(data.original.splits)
+    needed = {"defender", "attacker", "selection", "test", "second_test"}
+    assert needed <= set(data.restricted.splits)
+    assert max(data.samples) <= len(data.restricted.splits["attacker"])
+    for domain in data.domains:
+        assert domain.task.num_outputs == len(domain.classes)
+        sources = [
+            set(images.sources.tolist())
+            for s, images in domain.splits.items()
+            if s != "second_test"
+        ]
+        assert sum(map(len, sources)) == len(set().union(*sources)), "no source is in two splits"
+        for images in domain.splits.values():
+            assert images.pixels.shape[1:] == (3, data.image_size, data.image_size)
+            assert set(images.labels.tolist()) == set(range(len(domain.classes)))
+    assert scenarios.get(name).cls().build(tmp_path).revision == data.revision
+
+
+@dataclass(frozen=True)
+class Bad:
+    """An attack with one fault."""
+
+    fault: str
+
+    def run(self, model: Model, view: AttackView) -> Iterator[Model]:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        if self.fault == "seeds":
+            torch.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)
+        if self.fault == "class":
+            model.__class__ = type("Other", (type(model),), {})
+        for batch in view.batches(16):
+            noise = torch.randn(1, generator=torch.Generator().manual_seed(view.rng.seed()))
+            if self.fault == "random":
+                noise.uniform_(generator=torch.Generator().manual_seed(random.getrandbits(60)))
+            for _ in range(20 if self.fault == "greedy" else 1):
+                optimizer.zero_grad()
+                view.task.loss(model, batch).backward()
+                optimizer.step()
+            if self.fault == "random":
+                next(model.parameters()).data.add_(float(noise))
+            yield model
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("seeds", "numpy.random.seed, random.seed, torch.manual_seed was called"),
+        ("class", "class or the forward"),
+        ("random", "two runs with one seed differ"),
+        ("greedy", "yield after every update"),
+    ],
+)
+def test_the_checks_find_each_fault(
+    fault: str, message: str, bench: stages.Bench, pretrained: stages.Made
+) -> None:
+    budget = 32 if fault == "greedy" else BUDGET
+    found = testing.check_attack(Bad(fault), bench, pretrained.weights, samples=40, budget=budget)
+    assert len(found) == 1
+    assert message in found[0]

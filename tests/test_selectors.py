@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from annotated_types import Gt
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sophon_bench.registry import Registry, UnknownName, attacks
+from sophon_bench.selectors import (
+    Selector,
+    SelectorError,
+    format_selector,
+    load_suite,
+    parse,
+    suite_files,
+    trials,
+)
+
+things = Registry("thing")
+
+
+@things.register("thing")
+@dataclass(frozen=True, kw_only=True)
+class Thing:
+    """A thing."""
+
+    lr: Annotated[float, Gt(0)] = 0.1
+    steps: int | None = None
+    kind: Literal["a", "b"] = "a"
+    on: bool = False
+    several: tuple[str, ...] = ("x",)
+    presets = {"strong": {"lr": 0.5, "kind": "b"}}
+
+    def __post_init__(self) -> None:
+        if self.kind == "b" and self.lr > 1:
+            raise ValueError("kind b needs lr at most 1")
+
+
+def plugins(*texts: str) -> list[Thing]:
+    return [trial.plugin for trial in trials(things, texts)]
+
+
+def test_values_get_the_fields_types() -> None:
+    assert plugins("thing[lr=1e-3,steps=7,kind=b,on=true,several=[p,q]]") == [
+        Thing(lr=1e-3, steps=7, kind="b", on=True, several=("p", "q"))
+    ]
+    assert plugins("thing[steps=none]") == [Thing()]
+
+
+def test_a_list_is_a_grid_crossed_over_parameters_and_a_list_of_lists_for_list_fields() -> None:
+    found = plugins("thing[lr=[0.1,0.2],kind=[a,b]]")
+    assert [(t.lr, t.kind) for t in found] == [(0.1, "a"), (0.1, "b"), (0.2, "a"), (0.2, "b")]
+    assert plugins("thing[several=[[p],[q,r]]]") == [
+        Thing(several=("p",)),
+        Thing(several=("q", "r")),
+    ]
+
+
+def test_a_preset_gives_way_to_what_is_given() -> None:
+    assert plugins("thing[preset=strong]") == [Thing(lr=0.5, kind="b")]
+    assert plugins("thing[preset=strong,lr=0.25]") == [Thing(lr=0.25, kind="b")]
+
+
+def test_equal_trials_count_once_however_they_are_written() -> None:
+    assert len(plugins("thing", "thing[lr=1e-1]", "thing[lr=[0.1,0.100]]")) == 1
+
+
+def test_the_label_says_only_what_differs_and_reads_back() -> None:
+    (trial,) = trials(things, ["thing[ steps = 7 , lr = 0.1, several=['p q', r] ]"])
+    assert trial.label == "thing[steps=7,several=['p q',r]]"
+    assert trials(things, [trial.label])[0].plugin == trial.plugin
+    assert trial.parameters["lr"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("thing[lr=1e-3", "unbalanced brackets"),
+        ("thing[several=[a,b]", "unbalanced brackets"),
+        ("thing]", "expected the end at character 6"),
+        ("thing[lr]", "'=' after 'lr'"),
+        ("thing[lr=1,lr=2]", "'lr' is given twice"),
+        ("thing[lr=]", "a value"),
+        ("thing[lr=[]]", "empty list"),
+        ("", "a name"),
+        ("thing[lr=abc]", "thing[lr=abc]: lr should be a valid number"),
+        ("thing[lr=-1]", "lr should be greater than 0"),
+        ("thing[lr=[1,-1]]", "thing[lr=-1]"),
+        ("thing[kind=c]", "kind should be 'a' or 'b'"),
+        ("thing[on=maybe]", "on should be a valid boolean"),
+        ("thing[steps=1.5]", "steps"),
+        ("thing[kind=b,lr=2]", "kind b needs lr at most 1"),
+        ("thing[lrr=1]", "no parameter 'lrr'; did you mean 'lr'?"),
+        ("thing[preset=weak]", "unknown preset of thing 'weak'"),
+        ("@nothing", "unknown suite 'nothing'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(SelectorError) as error:
+        trials(things, [text])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_name_brings_close_matches() -> None:
+    with pytest.raises(UnknownName, match="unknown attack 'finetun'; did you mean 'finetune'"):
+        trials(attacks, ["finetun"])
+
+
+tokens = st.text(st.characters(exclude_characters="\"'", exclude_categories=("C", "Z")), min_size=1)
+values = st.recursive(tokens, lambda v: st.lists(v, min_size=1, max_size=3), max_leaves=5)
+
+
+@given(tokens, st.dictionaries(tokens, values, max_size=3))
+def test_parse_reads_what_format_writes(name: str, parameters: dict[str, object]) -> None:
+    plain = name.translate({ord(c): "x" for c in "[],="})
+    keys = {k.translate({ord(c): "x" for c in "[],="}): v for k, v in parameters.items()}
+    assert parse(format_selector(plain, keys)) == Selector(plain, keys)
+
+
+@given(st.text(max_size=30))
+def test_any_text_parses_or_is_refused_as_a_selector(text: str) -> None:
+    try:
+        parse(text)
+    except SelectorError as error:
+        assert "\n" not in str(error) or "\n" in text
+
+
+@pytest.mark.parametrize("name", sorted(suite_files()))
+def test_every_suite_expands_to_trials(name: str) -> None:
+    suite = load_suite(name)
+    assert suite.version >= 1
+    assert len(trials(attacks, [f"@{name}"])) >= len(suite.trials)
+
+
+def test_the_paper_suite_is_five_optimizers_by_three_methods() -> None:
+    found = [trial.parameters for trial in trials(attacks, ["@paper"])]
+    methods = {(p["head"], p["scope"]) for p in found}
+    assert len(found) == 15
+    assert methods == {("kept", "all"), ("fresh", "all"), ("fresh", "head")}
+    assert len({p["optimizer"] for p in found}) == 5
+    assert {p["lr"] for p in found} == {1e-4}
+
+
+def test_a_suite_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("version: 1\ndescription: mine\ntrials: ['thing[lr=[1,2]]']\n")
+    assert len(trials(things, [f"@{file}"])) == 2
+    file.write_text("version: 1\ndescription: mine\ntrials: []\nmore: 1\n")
+    with pytest.raises(SelectorError, match="trials"):
+        trials(things, [f"@{file}"])

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MakeCell
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sophon_bench import files
+from sophon_bench.files import write_atomic
+from sophon_bench.records import Cell, content_key, derive_seed
+from sophon_bench.store import Store, StoreError, read_cells
+
+
+def test_a_cell_comes_back_as_it_was(tmp_path: Path, make_cell: MakeCell) -> None:
+    store = Store(tmp_path)
+    cell = make_cell(key="a" * 64)
+    assert not store.has_cell(cell.key)
+    store.put_cell(cell)
+    assert store.has_cell(cell.key)
+    assert Store(tmp_path).cell(cell.key) == cell
+    assert list(store.cells()) == [cell]
+
+
+def test_weights_come_back_and_a_changed_byte_is_noticed(
+    tmp_path: Path, make_cell: MakeCell
+) -> None:
+    store = Store(tmp_path)
+    weights = {"w": torch.randn(3, 4).t(), "n": torch.tensor(3)}
+    digest = store.put_weights("k", weights)
+    record = make_cell().pretrained.model_copy(update={"weights": digest})
+    back = store.weights(record)
+    assert all(torch.equal(back[name], weights[name]) for name in weights)
+    file = tmp_path / "stages" / "k.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(StoreError, match="SHA-256 differs"):
+        store.weights(record)
+    file.unlink()
+    with pytest.raises(StoreError, match="cannot be read"):
+        store.weights(record)
+
+
+def test_another_schema_version_is_refused(tmp_path: Path) -> None:
+    Store(tmp_path)
+    (tmp_path / "store.json").write_text(json.dumps({"schema": 999}))
+    with pytest.raises(StoreError, match=r"schema version 999.*--store DIR"):
+        Store(tmp_path)
+    (tmp_path / "store.json").write_text("{")
+    with pytest.raises(StoreError, match="damaged"):
+        Store(tmp_path)
+
+
+def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be written"):
+        Store(tmp_path / "file" / "store")
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"key": "k"}', b"\xff\xfe"])
+def test_a_damaged_record_is_named(tmp_path: Path, damage: bytes) -> None:
+    store = Store(tmp_path)
+    (tmp_path / "cells" / "bad.json").write_bytes(damage)
+    with pytest.raises(StoreError, match=r"bad\.json.*damaged"):
+        store.cell("bad")
+
+
+def test_a_write_that_fails_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "x.json"
+    write_atomic(target, b"old")
+
+    def full(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomic(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_run_json_wrote_reads_back(tmp_path: Path, make_cell: MakeCell) -> None:
+    from sophon_bench.leaderboard.tables import document
+
+    file = tmp_path / "out.json"
+    cells = [make_cell(), make_cell(seed=1)]
+    file.write_text(document(cells, []))
+    assert read_cells(file) == cells
+    content = json.loads(file.read_text())
+    assert set(content) == {"schema", "cells", "summary"}
+    content["cells"][0]["curve"][0]["test"] = "much"
+    file.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match="damaged record: curve"):
+        read_cells(file)
+    file.write_text(json.dumps({**content, "schema": 0}))
+    with pytest.raises(StoreError, match="schema version 0"):
+        read_cells(file)
+    file.write_text("[]")
+    with pytest.raises(StoreError, match="not a file of"):
+        read_cells(file)
+
+
+def test_records_refuse_unknown_fields_and_nan(make_cell: MakeCell) -> None:
+    content = make_cell().model_dump()
+    with pytest.raises(ValueError, match="surprise"):
+        Cell.model_validate({**content, "surprise": 1})
+    with pytest.raises(ValueError, match="finite"):
+        make_cell(curve=[(1.0, float("nan"), 0.5)])
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(), v, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(), json_values, max_size=4))
+def test_keys_depend_on_content_not_on_order(content: dict[str, object]) -> None:
+    turned = dict(reversed(content.items()))
+    assert content_key(content) == content_key(turned)
+    assert content_key({"more": 1, "content": content}) != content_key({"content": content})
+
+
+@given(st.lists(st.text() | st.integers(), min_size=1, max_size=3))
+def test_derived_seeds_fit_a_generator_and_differ_by_axis(parts: list[str | int]) -> None:
+    seed = derive_seed(*parts)
+    assert 0 <= seed < 2**63
+    torch.Generator().manual_seed(seed)
+    assert derive_seed("other", *parts) != seed
