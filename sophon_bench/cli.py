@@ -527,19 +527,16 @@ def show(
 
 def _show_plugin(entry: Any) -> None:
     import inspect
-    import typing
+
+    from sophon_bench.selectors import accepted
 
     click.echo(f"{entry.kind} {entry.name}" + (" (control)" if entry.control else ""))
     click.echo(f"from {entry.distribution}, source {entry.source[:12]}\n")
     for cls in entry.cls.__mro__:
         if dataclasses.is_dataclass(cls):
             click.echo(inspect.cleandoc(cls.__doc__ or "") + "\n")
-    hints = typing.get_type_hints(entry.cls)
     for field in dataclasses.fields(entry.cls):
-        kind = hints[field.name]
-        options = typing.get_args(kind)
-        names = "|".join(map(str, options)) if options else getattr(kind, "__name__", str(kind))
-        click.echo(f"  {field.name} = {field.default!r}  ({names})")
+        click.echo(f"  {field.name} = {field.default!r}  ({accepted(entry.cls, field.name)})")
     for preset, values in entry.presets.items():
         text = ", ".join(f"{k}={v}" for k, v in values.items()) or "the defaults"
         click.echo(f"  preset={preset}: {text}")

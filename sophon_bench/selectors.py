@@ -245,6 +245,33 @@ def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
         ) from error
 
 
+def accepted(cls: type[Any], field: str) -> str:
+    """What a hyperparameter takes, in words: ``float > 0``, ``sgd | adam``, ``list of str``."""
+    return _words(typing.get_type_hints(cls, include_extras=True)[field])
+
+
+_BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
+def _words(hint: Any) -> str:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        bounds = [
+            f" {sign} {limit}"
+            for mark in options[1:]
+            for name, sign in _BOUNDS.items()
+            if (limit := getattr(mark, name, None)) is not None
+        ]
+        return _words(options[0]) + " and".join(bounds)
+    if origin is typing.Literal:
+        return " | ".join(map(str, options))
+    if origin in (tuple, list):
+        return f"list of {_words(options[0])}"
+    if options:
+        return " | ".join(_words(option) for option in options)
+    return "none" if hint is type(None) else str(getattr(hint, "__name__", hint))
+
+
 def _fields(cls: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(cls)
 

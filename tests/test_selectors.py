@@ -13,6 +13,7 @@ from sophon_bench.registry import Registry, UnknownName, attacks
 from sophon_bench.selectors import (
     Selector,
     SelectorError,
+    accepted,
     format_selector,
     load_suite,
     parse,
@@ -153,3 +154,13 @@ def test_a_suite_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
     file.write_text("version: 1\ndescription: mine\ntrials: []\nmore: 1\n")
     with pytest.raises(SelectorError, match="trials"):
         trials(things, [f"@{file}"])
+
+
+def test_what_a_parameter_takes_is_said_in_words() -> None:
+    assert {name: accepted(Thing, name) for name in ("lr", "steps", "kind", "on", "several")} == {
+        "lr": "float > 0",
+        "steps": "int | none",
+        "kind": "a | b",
+        "on": "bool",
+        "several": "list of str",
+    }

@@ -1,0 +1,72 @@
+"""What a user gets from the wheel, away from the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    source = tmp_path_factory.mktemp("source") / "checkout"
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in files:
+        if (ROOT / name).exists():
+            target = source / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if (ROOT / name).is_symlink():
+                target.symlink_to((ROOT / name).readlink())
+            else:
+                target.write_bytes((ROOT / name).read_bytes())
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, source],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return next(out.glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_the_wheel_has_all_plugins_and_suites_and_no_generic_top_level(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    packages = {name.split("/")[0] for name in names}
+    assert {p for p in packages if not p.endswith(".dist-info")} == {"sophon_bench"}
+    for folder in ("attacks", "defenses", "leaderboard"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.suffix in (".py", ".yaml") and file.is_file():
+                assert f"sophon_bench/{file.relative_to(ROOT)}" in names
+    assert "sophon_bench/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_finds_its_plugins_from_any_directory(
+    wheel: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    environment = {**os.environ, "PYTHONPATH": str(site), "HOME": str(tmp_path)}
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "attacks").mkdir(parents=True)
+    (elsewhere / "attacks" / "__init__.py").touch()
+
+    def call(*arguments: str) -> str:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=environment, cwd=elsewhere, check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+
+    assert str(site) in call("-c", "import sophon_bench; print(sophon_bench.__file__)")
+    assert "finetune" in call("-m", "sophon_bench.cli", "list", "attacks")
+    assert "sophon-klu" in call("-m", "sophon_bench.cli", "list", "defenses")
+    assert "@smoke" in call("-m", "sophon_bench.cli", "list", "suites")

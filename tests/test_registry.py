@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+from sophon_bench import registry
+from sophon_bench.registry import BrokenPlugin, DuplicateName, Registry, UnknownName, unknown
+
+ROOT = Path(__file__).parent.parent
+
+GOOD = """
+from dataclasses import dataclass
+from sophon_bench.registry import attacks
+
+@attacks.register("{name}")
+@dataclass(frozen=True, kw_only=True)
+class Mine:
+    '''Mine.'''
+"""
+
+
+@dataclass(frozen=True)
+class Empty:
+    """Nothing."""
+
+
+def test_a_name_is_taken_once() -> None:
+    things = Registry("thing")
+    things.register("a")(Empty)
+    with pytest.raises(DuplicateName, match="thing 'a' is registered twice"):
+        things.register("a")(Empty)
+
+
+def test_only_dataclasses_are_plugins() -> None:
+    class Bare:
+        pass
+
+    with pytest.raises(TypeError, match="must be a dataclass"):
+        Registry("thing").register("a")(Bare)
+
+
+def test_controls_are_known_by_their_role() -> None:
+    things = Registry("thing")
+    things.register("b", control=True)(Empty)
+    things.register("a")(Empty)
+    assert things.controls() == ["b"]
+    assert things.names() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "hint"),
+    [
+        ("adm", ["adam", "sgd"], "did you mean 'adam'?"),
+        ("zzz", ["adam", "sgd"], "there are: adam, sgd"),
+        ("zzz", [f"name{i}" for i in range(20)], "'sophon-bench list things' shows all 20"),
+    ],
+)
+def test_an_unknown_name_gets_the_help_that_fits(name: str, known: list[str], hint: str) -> None:
+    assert unknown("thing", name, known) == f"unknown thing {name!r}; {hint}"
+    with pytest.raises(UnknownName):
+        Registry("thing").get(name)
+
+
+@pytest.mark.usefixtures("forget")
+def test_a_file_is_loaded_once_and_its_source_is_its_identity(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(GOOD.format(name="mine"))
+    registry.load_file(file)
+    registry.load_file(file)
+    entry = registry.attacks.get("mine")
+    assert entry.distribution == "mine.py"
+    other = tmp_path / "other.py"
+    other.write_text(GOOD.format(name="other") + "# a comment\n")
+    registry.load_file(other)
+    assert registry.attacks.get("other").source != entry.source
+
+
+@pytest.mark.usefixtures("forget")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def f(:", "SyntaxError at line 1"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("import nothing_like_this", "No module named 'nothing_like_this'"),
+        ("", "registers nothing"),
+    ],
+)
+def test_a_broken_file_says_why(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(content)
+    with pytest.raises(BrokenPlugin, match=message):
+        registry.load_file(file)
+
+
+@pytest.mark.usefixtures("forget")
+def test_a_file_that_takes_a_built_in_name_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "again.py"
+    file.write_text(GOOD.format(name="finetune"))
+    with pytest.raises(DuplicateName, match="'finetune' is registered twice"):
+        registry.load_file(file)
+
+
+@pytest.mark.usefixtures("forget")
+def test_a_package_is_walked_and_a_broken_module_only_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "my_plugins"
+    (package / "deeper").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "one.py").write_text(GOOD.format(name="walked-one"))
+    (package / "broken.py").write_text("raise RuntimeError('not today')")
+    (package / "deeper" / "__init__.py").touch()
+    (package / "deeper" / "two.py").write_text(GOOD.format(name="walked-two"))
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("mine", "my_plugins", registry.GROUP)
+    monkeypatch.setattr(registry, "_points", lambda: [point])
+    monkeypatch.setattr(registry, "_discovered", False)
+    assert registry.declared_names("attack") == ["walked-one", "walked-two"]
+    with pytest.warns(UserWarning, match=r"my_plugins\.broken is skipped: RuntimeError: not today"):
+        registry.discover()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert {"walked-one", "walked-two", "finetune"} <= set(registry.attacks.names())
+
+
+def test_a_short_import_is_refused_rather_than_registered_twice() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import attacks.finetune"],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "import sophon_bench.attacks.finetune instead" in done.stderr
+
+
+def test_an_edited_file_of_a_sub_package_changes_the_source_of_all_its_plugins() -> None:
+    ice, klu = (registry.defenses.get(name) for name in ("sophon-ice", "sophon-klu"))
+    assert ice.source == klu.source
+    assert ice.source != registry.defenses.get("none").source
