@@ -3,17 +3,15 @@
 Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699 (train-from-scratch baseline).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge, Gt
 
+from sophon_bench import training
 from sophon_bench.api import AttackView, Model
 from sophon_bench.registry import attacks
-from sophon_bench.training import OptimizerName, ScheduleName
 
 from .finetune import FineTune
 
@@ -32,9 +30,9 @@ class Scratch:
         steps: Updates to make, and the schedule's length; None: until the budget is spent.
     """
 
-    optimizer: OptimizerName = "momentum"
+    optimizer: training.OptimizerName = "momentum"
     lr: Annotated[float, Gt(0)] = 1e-1
-    schedule: ScheduleName = "constant"
+    schedule: training.ScheduleName = "constant"
     weight_decay: Annotated[float, Ge(0)] = 0.0
     batch_size: Annotated[int, Gt(0)] = 64
     steps: Annotated[int, Gt(0)] | None = None

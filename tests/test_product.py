@@ -54,6 +54,21 @@ def test_a_defense_keeps_the_contract(
     assert not testing.check_defense(small(defenses.get(name)), bench, pretrained.weights)
 
 
+@pytest.mark.parametrize("name", defenses.names())
+def test_a_planned_cost_is_what_is_spent(
+    name: str, bench: stages.Bench, pretrained: stages.Made
+) -> None:
+    plugin = small(defenses.get(name))
+    planned = getattr(plugin, "planned_units", None)
+    if planned is None:
+        pytest.skip("the defense does not plan its cost")
+    made = stages.protect(bench, pretrained.weights, plugin, 0, lambda fraction, words: None)
+    available = len(bench.defender()[1].train)
+    if plugin.batch_size > available:
+        planned -= plugin.iterations * plugin.inner_steps * (plugin.batch_size - available)
+    assert made.cost.units == pytest.approx(planned, rel=0.05)
+
+
 @pytest.mark.parametrize("defense", defenses.names())
 @pytest.mark.parametrize("attack", attacks.names())
 def test_every_attack_runs_against_every_defense(

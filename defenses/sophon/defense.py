@@ -103,6 +103,15 @@ class Sophon(ABC):
         """Updates of a whole run, each of them yielded; a roll-back yields once more."""
         return self.iterations * (self.fts_steps + self.ntr_steps)
 
+    @property
+    def planned_units(self) -> float:
+        """Forward and backward passes of a whole run, one per example."""
+        judged = self.inner_steps if self.gamma == "mean" else 1
+        adapted = sum(s.batch_size for s in self._parsed) / len(self._parsed)
+        suppression = self.inner_steps * adapted + judged * (self.batch_size - self.adapt)
+        reinforcement = self.ntr_steps * self.ntr_batch_size
+        return self.iterations * (self.fts_steps * suppression + reinforcement)
+
     def run(self, model: Model, view: DefenseView) -> Generator[Model, None, str | None]:
         """Yield the model after every suppression and every reinforcement step.
 
@@ -129,7 +138,7 @@ class Sophon(ABC):
             for _ in range(self.ntr_steps):
                 reinforcement.zero_grad()
                 loss = view.original.task.loss(model, next(batches))
-                torch.autograd.backward(self.mu * loss)
+                (self.mu * loss).backward()
                 reinforcement.step()
                 yield model
             final = iteration == self.iterations
