@@ -59,17 +59,17 @@ class Sophon(ABC):
         patience: Looks below the tolerance, in a row, that end the run early.
     """
 
-    alpha: Positive = 2e-3
+    alpha: Positive = 8e-3
     beta: Positive = 1e-3
     mu: Positive = 1.0
-    iterations: Count = 300
+    iterations: Count = 90
     fts_steps: Count = 1
-    ntr_steps: Count = 3
-    inner_steps: Count = 8
-    strategies: Annotated[tuple[str, ...], MinLen(1)] = ("sgd@0.01", "adam@0.001", "momentum@0.03")
+    ntr_steps: Count = 14
+    inner_steps: Count = 80
+    strategies: Annotated[tuple[str, ...], MinLen(1)] = ("sgd@0.01", "sgd@0.03", "momentum@0.01")
     head: Head = "fresh"
-    batch_size: Annotated[int, Ge(2)] = 64
-    adapt: Count = 32
+    batch_size: Annotated[int, Ge(2)] = 40
+    adapt: Count = 28
     ntr_batch_size: Count = 64
     gamma: Gamma = "mean"
     order: Annotated[int, Interval(ge=1, le=2)] = 1
