@@ -140,9 +140,9 @@ class LocalEngine:
                 weights = self._weights(stage.upstream)
                 defense, seed = stage.defense.plugin, stage.upstream.seed
                 made = stages.protect(bench, weights, defense, seed, self.reporter.tick)
-        except (_Unmade, Incompatible, Exception) as error:
-            if isinstance(error, StoreError):
-                raise
+        except StoreError:
+            raise
+        except Exception as error:
             status = "skipped" if isinstance(error, Incompatible) else "failed"
             return StageRecord(
                 key=stage.key,

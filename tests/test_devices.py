@@ -1,0 +1,101 @@
+"""Precision and device: bf16 on the CPU, and everything once on a GPU if there is one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from sophon_bench import registry, stages
+from sophon_bench.backbones import Backbone, Precision
+from sophon_bench.cli import main
+from sophon_bench.meter import PeakMemory
+from sophon_bench.selectors import trials
+from sophon_bench.stages import Bench, Made
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def quiet(_fraction: float | None, _words: str) -> None:
+    pass
+
+
+def other(bench: Bench, device: str, precision: Precision) -> Bench:
+    return Bench(
+        bench.data, Backbone.of("test_resnet"), device=torch.device(device), precision=precision
+    )
+
+
+def losses(bench: Bench, made: Made) -> list[float]:
+    """Training loss of the released weights on the attacker's samples, and after three updates."""
+    model = bench.load(made.weights)
+    train, _ = bench.attacker(40, 0)
+    task = bench.data.restricted.task
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    found = []
+    for _ in range(4):
+        batch = next(train.batches(32, torch.Generator().manual_seed(0)))
+        optimizer.zero_grad()
+        loss = task.loss(model, batch)
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+def attacked(bench: Bench, made: Made) -> stages.Attacked:
+    (trial,) = trials(registry.attacks, ["finetune"])
+    return stages.attack(
+        bench, made.weights, trial.plugin, samples=40, seed=0, budget=512, tick=quiet
+    )
+
+
+def test_bf16_trains_like_fp32(bench: Bench, pretrained: Made) -> None:
+    half = other(bench, "cpu", "bf16")
+    assert losses(half, pretrained) == pytest.approx(losses(bench, pretrained), rel=0.05)
+    found = attacked(half, pretrained)
+    assert found.status == "ok"
+    assert found.cost.units == pytest.approx(512, rel=0.02)
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_trains_like_the_cpu(bench: Bench, pretrained: Made, precision: Precision) -> None:
+    there = other(bench, "cuda", precision)
+    tolerance = 1e-2 if precision == "fp32" else 0.05
+    assert losses(there, pretrained) == pytest.approx(losses(bench, pretrained), rel=tolerance)
+
+
+@needs_gpu
+def test_every_stage_runs_on_a_gpu_and_counts_the_same(bench: Bench) -> None:
+    there = other(bench, "cuda", "fp32")
+    here, made = (stages.pretrain(b, 0, quiet) for b in (bench, there))
+    assert made.cost.units == pytest.approx(here.cost.units, rel=0.01)
+    for name in registry.defenses.names():
+        names = set(registry.defenses.get(name).cls.__dataclass_fields__)
+        small = {"iterations": 2, "inner_steps": 2}
+        plugin = registry.defenses.get(name).cls(**{k: v for k, v in small.items() if k in names})
+        released = stages.protect(there, made.weights, plugin, 0, quiet)
+        assert all(t.device.type == "cpu" for t in released.weights.values())
+    found = attacked(there, made)
+    assert found.status == "ok"
+    assert found.cost.peak_bytes
+
+
+@needs_gpu
+def test_peak_memory_of_a_gpu_is_what_was_allocated() -> None:
+    with PeakMemory(torch.device("cuda")) as peak:
+        held = torch.ones(2**26, dtype=torch.uint8, device="cuda")
+        del held
+    assert peak.bytes is not None
+    assert peak.bytes >= 2**26
+
+
+@needs_gpu
+def test_the_command_line_finds_the_gpu(tmp_path: Path) -> None:
+    fast = ["--scenario", "tiny", "--steps", "2", "--samples", "20", "--store", str(tmp_path)]
+    result = CliRunner().invoke(main, ["run", *fast, "--device", "cuda:0"])
+    assert result.exit_code == 0, result.output
+    assert torch.cuda.get_device_name(0) in next((tmp_path / "cells").iterdir()).read_text()

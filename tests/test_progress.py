@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from sophon_bench.progress import Bars, Lines, reporter
+
+
+@dataclass
+class Step:
+    """Stands for a stage."""
+
+    label: str
+    units: float | None
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+STAGES: Any = [Step("one", 100.0), Step("two", 300.0), Step("three", None)]
+
+
+def test_lines_say_what_is_done_and_what_is_left() -> None:
+    now = [0.0]
+    stream = io.StringIO()
+    with Lines(STAGES, stream, clock=lambda: now[0]) as lines:
+        lines.begin(STAGES[0])
+        now[0] = 10.0
+        lines.tick(0.5, "too soon to say")
+        lines.end(STAGES[0], "restricted 50.0 %", reused=False)
+        lines.begin(STAGES[1])
+        now[0] = 40.0
+        lines.tick(0.5, "halfway")
+        lines.end(STAGES[1], "", reused=True)
+    # the third stage counts as the mean, 200: of 600 units, 100 took 10 s, so 500 take 50 s;
+    # then 250 units took 40 s, and 350 are left: 56 s
+    assert stream.getvalue().splitlines() == [
+        "[1/3, 0:50 left] one: restricted 50.0 %",
+        "[1/3, 0:56 left] two 50 %: halfway",
+        "1 finished stages were in the store",
+    ]
+
+
+def test_bars_are_for_terminals() -> None:
+    assert isinstance(reporter(STAGES, io.StringIO()), Lines)
+    terminal = Terminal()
+    with reporter(STAGES, terminal) as bars:
+        assert isinstance(bars, Bars)
+        for stage in STAGES:
+            bars.begin(stage)
+            bars.tick(0.25, "restricted 12.0 %")
+            bars.tick(None, "")
+            bars.end(stage, "finished", reused=stage.label == "two")
+    shown = terminal.getvalue()
+    assert "all stages" in shown
+    assert "one: finished" in shown
+    assert "two: finished" not in shown
+    assert "3/3" in shown
