@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sophon_bench.api import DefenseView, Model
 from sophon_bench.registry import defenses
@@ -11,6 +12,9 @@ from sophon_bench.registry import defenses
 @dataclass(frozen=True, kw_only=True)
 class Undefended:
     """Release the pre-trained model as it is."""
+
+    steps: ClassVar[int] = 1
+    planned_units: ClassVar[float] = 1.0
 
     def run(self, model: Model, view: DefenseView) -> Iterator[Model]:
         """Yield the model once, unchanged."""

@@ -70,9 +70,10 @@ def _cell(row: Row | None) -> str:
     text = _percent(row["restricted_after"])
     if row["restricted_after_half_width"] is not None:
         text += f" ± {100 * row['restricted_after_half_width']:.1f}"
-    return (
-        text if row["status"] in ("ok", "diverged ok", "diverged") else f"{text} ({row['status']})"
-    )
+    marks = [] if row["status"] == "ok" else [row["status"]]
+    if row["seeds_reached"] < row["seeds"]:
+        marks.append(f"{row['seeds_reached']} of {row['seeds']} seeds")
+    return f"{text} ({', '.join(marks)})" if marks else text
 
 
 def _percent(value: float | None) -> str:
@@ -87,20 +88,22 @@ def console(rows: Sequence[Row]) -> str:
     """Tables drawn by rich, as wide as the terminal; with colours only on one."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     colours = sys.stdout.isatty()
     width = shutil.get_terminal_size((120, 40)).columns
     screen = Console(width=width, record=True, file=io.StringIO(), force_terminal=colours)
     for matrix in matrices(rows):
-        table = Table(title=matrix.title, title_justify="left", title_style="bold")
+        screen.print(Text(matrix.title, style="bold"))
+        table = Table()
         table.add_column("")
         for name in matrix.columns[1:]:
-            table.add_column(name, justify="right")
+            table.add_column(Text(name), justify="right")
         for line in matrix.head:
-            table.add_row(*line, style="dim", end_section=line is matrix.head[-1])
+            table.add_row(*map(Text, line), style="dim", end_section=line is matrix.head[-1])
         for line in matrix.body[:-1]:
-            table.add_row(*line, end_section=line is matrix.body[-2])
-        table.add_row(*matrix.body[-1], style="bold")
+            table.add_row(*map(Text, line), end_section=line is matrix.body[-2])
+        table.add_row(*map(Text, matrix.body[-1]), style="bold")
         screen.print(table)
         for note in matrix.notes:
             screen.print(f"note: {note}", markup=False, highlight=False)
@@ -159,17 +162,25 @@ def meaning(rows: Iterable[Row]) -> str:
 
 
 def _meaning(by_attack: Mapping[str, Mapping[str, Row]]) -> str:
-    envelopes = {d: row for d, row in by_attack[ENVELOPE].items() if row["restricted_after"]}
-    trials = len(by_attack) - 1
+    envelopes = by_attack[ENVELOPE]
     reached = [
-        f"{_percent(row['restricted_after'])} % against {defense} (with {row['best']})"
+        f"{_percent(row['restricted_after'])} % against {defense} (best of {row['trials']} trials: "
+        f"{row['best']})"
         for defense, row in envelopes.items()
+        if row["restricted_after"] is not None
     ]
     if not reached:
         return "No attack produced a predictor, so nothing can be said about any defense."
     listed = reached[0] if len(reached) == 1 else f"{', '.join(reached[:-1])} and {reached[-1]}"
+    fresh = [
+        row["restricted_after"]
+        for attack in by_attack.values()
+        for row in attack.values()
+        if row["control"] and row["restricted_after"] is not None
+    ]
+    bar = f"the {_percent(max(fresh))} % of fresh weights" if fresh else "that of fresh weights"
     return (
-        f"Choosing among {trials} trials on a hidden split, an attacker reaches {listed}. "
-        f"A defense keeps its word if its tuned envelope falls to what fresh weights reach "
-        f"(scratch) while the original accuracy stays: judge it by that row, not by one recipe."
+        f"An attacker who chooses trial and checkpoint on a hidden split reaches {listed}. "
+        f"A defense keeps its word if that falls to {bar} while the original accuracy stays: "
+        f"judge it by this envelope, not by one recipe."
     )

@@ -35,18 +35,31 @@ class Refused(click.ClickException):
 class Group(click.Group):
     """Says what is wrong with the input in one line instead of a traceback."""
 
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **options)
+        except click.UsageError as error:
+            raise _refused(error) from error
+
     def invoke(self, context: click.Context) -> Any:
         warnings.showwarning = _warn
         try:
             return super().invoke(context)
         except click.UsageError as error:
-            path = error.ctx.command_path if error.ctx else context.command_path
-            hint = "" if "Did you mean" in error.format_message() else f" (see '{path} --help')"
-            raise Refused(error.format_message().replace("\n", " ") + hint) from error
+            raise _refused(error) from error
         except Exception as error:
             if isinstance(error, _input_errors()):
                 raise Refused(str(error)) from error
             raise
+
+
+def _refused(error: click.UsageError) -> click.ClickException:
+    """A usage error of click's in one line; no arguments at all still show the help."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error
+    path = error.ctx.command_path if error.ctx else "sophon-bench"
+    message = " ".join(error.format_message().split())
+    return Refused(message if "Did you mean" in message else f"{message} (see '{path} --help')")
 
 
 def _input_errors() -> tuple[type[Exception], ...]:
@@ -107,18 +120,20 @@ def _config(context: click.Context, _parameter: click.Parameter, file: str | Non
         return
     from sophon_bench.registry import unknown
 
-    known = {o.name: o for o in context.command.params if o.expose_value and o.name}
+    options = [o for o in context.command.params if o.expose_value]
+    known = {o.opts[0].lstrip("-"): o for o in options}
     defaults: dict[str, Any] = {}
     for key, value in _read_config(Path(file)).items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            flags = [n.replace("_", "-") for n in known]
-            raise Refused(f"{file}: {unknown('key', str(key), flags)}")
+        option = known.get(str(key).replace("_", "-"))
+        if option is None or option.name is None:
+            raise Refused(f"{file}: {unknown('key', str(key), known)}")
+        if value is None:
+            raise Refused(f"{file}: {key} has no value; leave the key out or give one")
         several = isinstance(value, list)
-        if known[name].multiple:
-            defaults[name] = [str(v) for v in value] if several else [str(value)]
+        if option.multiple:
+            defaults[option.name] = [str(v) for v in value] if several else [str(value)]
         else:
-            defaults[name] = ",".join(map(str, value)) if several else value
+            defaults[option.name] = ",".join(map(str, value)) if several else value
     context.default_map = defaults
 
 
@@ -263,7 +278,7 @@ def run(context: click.Context, /, **options: Any) -> None:
     \b
     Examples:
       sophon-bench run --defense sophon-ice --attack @smoke
-      sophon-bench run --defense sophon-klu[preset=paper] --attack 'finetune[lr=[1e-3,1e-2]]'
+      sophon-bench run --defense 'sophon-klu[preset=paper]' --attack 'finetune[lr=[1e-3,1e-2]]'
       sophon-bench run --defense none --attack @paper --samples 50,200 --seeds 0-2 --json out.json
       sophon-bench run --backbone 'vit_tiny_patch16_224[img_size=32,patch_size=4]' --dry-run
       sophon-bench run --plugin my_attack.py --attack my-attack --defense sophon-ice
@@ -312,10 +327,12 @@ def _run(
         steps=steps,
     )
     place = _device(device)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     if threads is not None:
         torch.set_num_threads(threads)
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise Refused(f"--json {str(json_file)!r}: the directory does not exist")
+    if json_file is not None:
+        _check_writable(json_file)
     opened = Store(store or default_root())
     settings = _settings(scenario, backbone, image_size, precision, opened.data)
     plan = make_plan(request, settings, Registries(attacks=attacks, defenses=defenses))
@@ -342,6 +359,16 @@ def _run(
     return 1 if failed else 0
 
 
+def _check_writable(file: Path) -> None:
+    import tempfile
+
+    try:
+        with tempfile.TemporaryFile(dir=file.absolute().parent):
+            pass
+    except OSError as error:
+        raise Refused(f"--json {str(file)!r} cannot be written: {error.strerror}") from error
+
+
 def _load_plugins(files: Iterable[Path]) -> None:
     from sophon_bench.registry import load_file
 
@@ -357,6 +384,8 @@ def _device(text: str) -> Any:
     kind, _, index = text.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
         raise Refused(f"--device takes auto, cpu, cuda or cuda:INDEX; got {text!r}")
+    if text.startswith("cpu:"):
+        raise Refused(f"--device takes no index for the CPU; got {text!r}, try --device cpu")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
@@ -422,10 +451,11 @@ def _print_plan(plan: Plan, engine: Any) -> None:
     known = sum(stage.units or 0 for stage in pending)
     flops, seconds = engine.estimate(pending)
     unknown = sum(stage.units is None for stage in pending)
+    plural = "s" if unknown > 1 else ""
     click.echo(
         f"{len(plan.stages)} stages, {len(plan.cells)} of them cells; {len(pending)} to do: "
         f"{known:.0f} units = {flops / 1e12:.3g} TFLOP, about {seconds / 60:.1f} minutes here"
-        + (f", and {unknown} stages of unknown cost" if unknown else "")
+        + (f", and {unknown} stage{plural} of unknown cost" if unknown else "")
     )
     click.echo("(1 unit = forward and backward of the undefended backbone on one example)")
 
@@ -463,7 +493,9 @@ def _listing(kind: str) -> list[tuple[str, str]]:
         return [(f"@{s.name}", f"v{s.version}: {s.description}") for s in suites]
     registry = _registries()[kind]
     entries = [registry.get(name) for name in registry.names()]
-    return [(e.name, e.summary + (" (control)" if e.control else "")) for e in entries]
+    return [
+        (e.name, e.summary.replace("``", "") + (" (control)" if e.control else "")) for e in entries
+    ]
 
 
 def _registries() -> dict[str, Registry]:
@@ -500,7 +532,7 @@ def show(
       sophon-bench show resnet18
     """
     from sophon_bench import registry
-    from sophon_bench.selectors import load_suite, parse
+    from sophon_bench.selectors import load_suite, parse, suite_files
 
     _load_plugins(plugin)
     if name.startswith("@"):
@@ -521,7 +553,9 @@ def show(
 
         known = {*list_backbones(), *(n for r in _registries().values() for n in r.names())}
         if bare.split(".")[0] not in known:
-            raise Refused(registry.unknown("name", bare, known))
+            suites = [f"@{suite}" for suite in suite_files()]
+            hint = "'sophon-bench list KIND' shows what there is"
+            raise Refused(registry.unknown("name", bare, {*known, *suites}, otherwise=hint))
         _show_backbone(name)
 
 
@@ -599,6 +633,8 @@ def table(form: str, source: Path | None, store: Path | None) -> None:
     from sophon_bench.store import Store, default_root, read_cells
 
     root = store or default_root()
+    if source is None and not (root / "store.json").exists():
+        raise Refused(f"there is no store at {str(root)!r}; 'sophon-bench run' makes one")
     cells = read_cells(source) if source is not None else list(Store(root).cells())
     if not cells:
         raise Refused(f"no records in {str(source or root)!r}; 'sophon-bench run' makes some")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from sophon_bench.api import Batch, Model, Predictor, Samples, Task
@@ -111,7 +113,7 @@ class Meter:
         self.device = device
         self.units = 0.0
         self.steps = 0
-        self.last = 0.0
+        self._recent: deque[float] = deque(maxlen=2)
         self.note: str | None = None
         self._counter = _Counter()
         self._ratio = 1.0
@@ -120,14 +122,12 @@ class Meter:
         self._timed_steps = 0
         self._timed_seconds = 0.0
         self._sampled_seconds = 0.0
-        self._models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def watch(self, model: Model) -> Model:
         """Count the passes of ``model`` and of its deep copies from now on."""
         for name, module in model.named_modules():
             if name in self.profile.charges:
                 module.register_forward_hook(_hook(self._counter, self.profile.charges[name]))
-        self._models.add(model)
         return model
 
     def drive(self, steps: Iterator[T]) -> Iterator[T]:
@@ -161,8 +161,8 @@ class Meter:
                 self._timed_steps += 1
             counted = self._counter.units
             ratio = self._ratios.get(round(counted), self._ratio)
-            self.last = max(1.0, counted * ratio if counted else self._flat)
-            self.units += self.last
+            self._recent.append(max(1.0, counted * ratio if counted else self._flat))
+            self.units += self._recent[-1]
             self.steps += 1
             yield item
 
@@ -174,6 +174,16 @@ class Meter:
             self._ratios[round(counted)] = self._ratio
         else:
             self._flat = units
+
+    @property
+    def went_backward(self) -> bool:
+        """Whether a gradient ever went through a watched model."""
+        return self._counter.backward
+
+    @property
+    def next(self) -> float:
+        """What the next update will cost at least, going by the last two; 0 after only one."""
+        return min(self._recent) if len(self._recent) == 2 else 0.0
 
     def settle(self) -> None:
         """Wait for the device, on the plugin's time: what it queued belongs to it."""
@@ -193,24 +203,28 @@ class Meter:
         return self._timed_seconds * self.steps / self._timed_steps
 
     @contextlib.contextmanager
-    def looking(self, predictor: object) -> Iterator[None]:
-        """Score inside: nothing is counted, every model is in eval mode, then all is as before."""
-        modules = {id(m): m for root in self._roots(predictor) for m in root.modules()}
-        modes = [(module, module.training) for module in modules.values()]
+    def looking(self) -> Iterator[None]:
+        """Score inside: nothing is counted, every module that is called is in eval mode.
+
+        After it all is as before: modes, and the global random state on the device.
+        """
+        changed: list[nn.Module] = []
+
+        def evaluate(module: nn.Module, _arguments: Any) -> None:
+            if module.training:
+                changed.append(module)
+                module.training = False
+
         self._counter.counting = False
-        for module, _ in modes:
-            module.training = False
+        handle = register_module_forward_pre_hook(evaluate)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng(devices=_cuda(self.device)):
                 yield
         finally:
-            for module, training in modes:
-                module.training = training
+            handle.remove()
+            for module in changed:
+                module.training = True
             self._counter.counting = True
-
-    def _roots(self, predictor: object) -> list[nn.Module]:
-        found = list(self._models)
-        return [*found, predictor] if isinstance(predictor, nn.Module) else found
 
     def cost(self, *, examples: int, peak_bytes: int | None) -> Cost:
         """What was spent so far, as a record."""
@@ -228,9 +242,14 @@ class _Counter:
     def __init__(self) -> None:
         self.units = 0.0
         self.counting = True
+        self.backward = False
 
     def add(self, amount: float) -> None:
         self.units += amount
+
+    def add_backward(self, amount: float) -> None:
+        self.units += amount
+        self.backward = True
 
 
 def _hook(counter: _Counter, charge: float) -> Callable[[nn.Module, Any, Any], None]:
@@ -241,7 +260,7 @@ def _hook(counter: _Counter, charge: float) -> Callable[[nn.Module, Any, Any], N
             amount = charge * output.numel()
             counter.add(amount)
             if output.requires_grad:
-                output.register_hook(lambda _gradient: counter.add(2 * amount))
+                output.register_hook(lambda _gradient: counter.add_backward(2 * amount))
 
     return hook
 
@@ -272,11 +291,14 @@ class CountedSamples(Samples):
 
 
 class WatchedTask:
-    """A task that remembers whether one of its losses was not finite, without a device sync."""
+    """A task that remembers its last training loss, to be looked at where the device is waited for.
 
-    def __init__(self, task: Task, device: torch.device) -> None:
+    Only a loss that a gradient can flow from counts: candidates may be tried and thrown away.
+    """
+
+    def __init__(self, task: Task) -> None:
         self._task = task
-        self._poison = torch.zeros((), device=device)
+        self._last: Tensor | None = None
 
     @property
     def num_outputs(self) -> int:
@@ -288,9 +310,10 @@ class WatchedTask:
         return self._task.predict(model, inputs)
 
     def loss(self, model: Predictor, batch: Batch) -> Tensor:
-        """As the task's; zero times a non-finite loss stays in the sum as NaN."""
+        """As the task's."""
         loss = self._task.loss(model, batch)
-        self._poison += loss.detach().float() * 0
+        if loss.requires_grad and not is_functorch_wrapped_tensor(loss):
+            self._last = loss.detach()
         return loss
 
     def utility(self, predictor: Predictor, samples: Samples) -> float:
@@ -298,8 +321,8 @@ class WatchedTask:
         return self._task.utility(predictor, samples)
 
     def finite(self) -> bool:
-        """Whether every loss so far was finite; waits for the device."""
-        return bool(self._poison.isfinite())
+        """Whether the last training loss was finite; waits for the device."""
+        return self._last is None or bool(self._last.isfinite())
 
 
 class PeakMemory:

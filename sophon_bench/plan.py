@@ -208,6 +208,9 @@ def _stages(
             {
                 "stage": "pretrain",
                 "scenario": setting.data_id.model_dump(),
+                "source": setting.scenario.entry.source,
+                "tasks": [repr(domain.task) for domain in setting.data.domains],
+                "steps": setting.data.pretrain_steps,
                 "backbone": setting.backbone.identity(),
                 **common,
             }

@@ -39,17 +39,24 @@ class Bars:
     def __init__(self, stages: Sequence[Stage], stream: TextIO) -> None:
         from rich import progress
         from rich.console import Console
+        from rich.table import Column
 
+        fixed = Column(no_wrap=True)
         self.work = _Work(stages)
         self.size = 0.0
         self.bars = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(bar_width=24),
+            progress.TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
+            progress.BarColumn(bar_width=12),
             progress.TaskProgressColumn(),
-            progress.TextColumn("{task.fields[words]}"),
-            progress.TextColumn("left"),
-            progress.TimeRemainingColumn(elapsed_when_finished=True),
+            progress.TextColumn("{task.fields[words]}", markup=False, table_column=fixed),
+            progress.TimeRemainingColumn(compact=True, table_column=fixed),
+            progress.TextColumn("left", table_column=fixed),
             console=Console(file=stream),
+            expand=True,
         )
         self.all = self.bars.add_task("all stages", total=self.work.total, words="")
         self.one = self.bars.add_task("", total=1.0, words="")

@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, is_dataclass
+from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -106,7 +107,7 @@ class Registry:
                 kind=self.kind,
                 cls=cls,
                 control=control,
-                source=_source_hash(Path(file), cls.__module__) if file else "",
+                source=_source_hash(Path(file)) if file else "",
                 distribution=_distribution(cls.__module__, file),
             )
             return cls
@@ -143,16 +144,25 @@ defenses = Registry("defense")
 scenarios = Registry("scenario")
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """One line that says ``name`` does not exist and what comes close."""
+def unknown(kind: str, name: str, known: Iterable[str], *, otherwise: str = "") -> str:
+    """One line that says ``name`` does not exist and what comes close.
+
+    Args:
+        kind: What it should have been, ``attack`` for instance.
+        name: What was given.
+        known: What there is.
+        otherwise: The hint where nothing comes close and there is too much to name.
+    """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         hint = "did you mean " + " or ".join(repr(c) for c in close) + "?"
+    elif not names:
+        hint = "there are none"
     elif len(names) <= 12:
         hint = "there are: " + ", ".join(names)
     else:
-        hint = f"'sophon-bench list {kind}s' shows all {len(names)}"
+        hint = otherwise or f"'sophon-bench list {kind}s' shows all {len(names)}"
     return f"unknown {kind} {name!r}; {hint}"
 
 
@@ -178,6 +188,14 @@ def _points() -> list[EntryPoint]:
     return sorted(set(entry_points(group=GROUP)), key=lambda point: point.value)
 
 
+def find_spec(module: str) -> ModuleSpec | None:
+    """Where a plugin module is; None if its package is missing or broken."""
+    try:
+        return importlib.util.find_spec(module)
+    except Exception:
+        return None
+
+
 def entry_roots() -> list[str]:
     """Modules and packages that the installed entry points name."""
     return [point.value for point in _points()]
@@ -198,7 +216,7 @@ def _import(module: str) -> None:
 def _modules(root: str) -> Iterator[str]:
     """``root`` and, if it is a package, every module below it; nothing is imported but packages."""
     yield root
-    spec = importlib.util.find_spec(root)
+    spec = find_spec(root)
     if spec is None or spec.submodule_search_locations is None:
         return
     for info in pkgutil.iter_modules(list(spec.submodule_search_locations)):
@@ -256,7 +274,7 @@ def declared_names(kind: str) -> list[str]:
     """
     found: set[str] = set()
     for point in _points():
-        root = importlib.util.find_spec(point.value)
+        root = find_spec(point.value)
         if root is None or root.origin is None:
             continue
         origin = Path(root.origin)
@@ -280,14 +298,31 @@ def _registered_in(file: Path, registry: str) -> Iterator[str]:
                 yield name
 
 
-def _source_hash(file: Path, module: str) -> str:
-    """SHA-256 of a plugin's file, or of all files of the sub-package that it lives in."""
-    nested = module.startswith(f"{PREFIX}.") and module.count(".") > 2
-    files = sorted(file.parent.glob("*.py")) if nested or file.stem == "__init__" else [file]
+def _source_hash(file: Path) -> str:
+    """SHA-256 of a plugin's file and of all files that it imports relatively, and they in turn."""
+    files: list[Path] = []
+    waiting = [file]
+    while waiting:
+        one = waiting.pop()
+        if one not in files:
+            files.append(one)
+            waiting += _relative_imports(one)
     digest = hashlib.sha256()
-    for one in files:
+    for one in sorted(files):
         digest.update(one.name.encode() + b"\0" + one.read_bytes() + b"\0")
     return digest.hexdigest()
+
+
+def _relative_imports(file: Path) -> Iterator[Path]:
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for path in (base, *(base / alias.name for alias in node.names)):
+                yield from (
+                    found
+                    for found in (path.with_suffix(".py"), path / "__init__.py")
+                    if found.is_file()
+                )
 
 
 def _distribution(module: str, file: str | None) -> str:

@@ -14,8 +14,8 @@ parameters. Where the parameter itself is a list, a list is one value and a list
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
+import math
 import re
 import typing
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
-from sophon_bench.registry import Entry, Registry, entry_roots, unknown
+from sophon_bench.registry import (
+    Entry,
+    Registry,
+    UnknownName,
+    entry_roots,
+    find_spec,
+    unknown,
+)
 
 _TOKEN = re.compile(r"""[^\[\],=\s'"]+""")
 _QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
@@ -190,25 +197,40 @@ def trials(registry: Registry, selectors: Iterable[str]) -> list[Trial]:
 
 
 def _expand(registry: Registry, selector: Selector) -> list[Trial]:
-    entry = registry.get(selector.name)
+    try:
+        entry = registry.get(selector.name)
+    except UnknownName:
+        if selector.name in suite_files():
+            raise UnknownName(
+                f"unknown {registry.kind} {selector.name!r}; did you mean '@{selector.name}'?"
+            ) from None
+        raise
     fields = {field.name: field for field in _fields(entry.cls)}
     given = dict(selector.parameters)
-    preset = given.pop("preset", None) if "preset" not in fields else None
-    if preset is not None and preset not in entry.presets:
-        raise SelectorError(unknown(f"preset of {entry.name}", str(preset), entry.presets))
+    presets = given.pop("preset", []) if "preset" not in fields else []
+    bases = [_preset(entry, name) for name in _listed(presets)] or [{}]
     for key in given:
         if key not in fields:
             known = unknown("parameter", key, fields).split("; ", 1)[1]
             raise SelectorError(f"{entry.kind} {entry.name!r} has no parameter {key!r}; {known}")
-    base = entry.presets[preset] if preset is not None else {}
     axes = [
         [(key, value) for value in _grid(fields[key], entry.cls, value)]
         for key, value in given.items()
     ]
     return [
         Trial(entry, construct(entry, {**base, **dict(choice)}))
-        for choice in itertools.product(*axes)
+        for base, *choice in itertools.product(bases, *axes)
     ]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _preset(entry: Entry, name: Any) -> dict[str, Any]:
+    if str(name) not in entry.presets:
+        raise SelectorError(unknown(f"preset of {entry.name}", str(name), entry.presets))
+    return entry.presets[str(name)]
 
 
 def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
@@ -222,6 +244,9 @@ def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
         key: None if str(value).lower() == "none" and _optional(hints[key]) else value
         for key, value in parameters.items()
     }
+    for key, value in values.items():
+        if any(_infinite(v) for v in _listed(value)):
+            raise SelectorError(f"{entry.name}[{key}={_format(value)}]: {key} should be finite")
     try:
         return _adapter(entry.cls).validate_python(values)
     except ValidationError as error:
@@ -232,6 +257,13 @@ def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
             raise SelectorError(f"{entry.kind} {entry.name!r} needs {field}=…") from error
         given = f"{field}={_format(values[field])}" if field in values else f"{values}"
         raise SelectorError(f"{entry.name}[{given}]: {field} {message}".strip()) from error
+
+
+def _infinite(value: Any) -> bool:
+    try:
+        return not math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
@@ -318,14 +350,17 @@ def scalar(text: Any) -> Any:
 
     if isinstance(text, list):
         return [scalar(t) for t in text]
-    return yaml.safe_load(text) if isinstance(text, str) else text
+    try:
+        return yaml.safe_load(text) if isinstance(text, str) else text
+    except yaml.YAMLError as error:
+        raise SelectorError(f"{text!r} is not a number, a word, true, false or none") from error
 
 
 def suite_files() -> dict[str, Path]:
     """Every installed suite's file by its name."""
     files = {}
     for root in entry_roots():
-        spec = importlib.util.find_spec(root)
+        spec = find_spec(root)
         for place in (spec.submodule_search_locations or []) if spec else []:
             files.update({f.stem: f for f in sorted(Path(place).glob("suites/*.yaml"))})
     return files
@@ -341,7 +376,7 @@ def load_suite(name: str) -> Suite:
 
     path = Path(name) if name.endswith((".yaml", ".yml")) else suite_files().get(name)
     if path is None or not path.is_file():
-        raise SelectorError(unknown("suite", name, suite_files()))
+        raise SelectorError(unknown("suite", f"@{name}", (f"@{suite}" for suite in suite_files())))
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Suite.model_validate({"name": path.stem, **content})

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ from sophon_bench.meter import CountedSamples, Meter, PeakMemory, Profile, Watch
 from sophon_bench.records import Cost, Point, Status, derive_seed
 from sophon_bench.scenarios import REFERENCE_BATCH, DomainData, Images, ScenarioData
 
+T = TypeVar("T")
 Weights = Mapping[str, Tensor]
 Tick = Callable[[float | None, str], None]
 """Told the finished fraction of a stage (None: unknown) and a few words on how it goes."""
@@ -133,6 +136,11 @@ class Bench:
         train, validation = _carve(images, len(restricted.classes), seed, count)
         return self._upload(images, train), self._upload(images, validation)
 
+    def auxiliary(self) -> Samples | None:
+        """Benign data for an attacker to keep: the first benign domain's training samples."""
+        benign = self.data.benign
+        return _copy(self.samples(benign[0], "train")) if benign else None
+
     def new_model(self, rng: torch.Generator, *, pretrained: bool = False) -> Model:
         """A model with fresh weights and the original head; or the published weights, if asked."""
         model: Model = self.backbone.build(
@@ -191,14 +199,32 @@ def _global_rng(seed: int, device: torch.device) -> Iterator[None]:
     """Dropout and its like draw from the global state: seed it inside, restore it after."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
+        numpy_state, python_state = np.random.get_state(), random.getstate()
+        np.random.set_state(np.random.RandomState(seed % 2**32).get_state())
+        random.setstate(random.Random(seed).getstate())
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.default_generators[device.index or 0].manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
 
 
 def _generator(*parts: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+def _lazily(start: Callable[[], Iterator[T]]) -> Generator[T, None, object]:
+    """A generator that does nothing until asked: what ``start`` does is on the meter too."""
+    steps: Any = start()
+    return (yield from steps)
+
+
+def _copy(samples: Samples) -> Samples:
+    """Samples that a plugin may overwrite."""
+    return Samples(samples.inputs.clone(), samples.targets.clone())
 
 
 def pretrain(bench: Bench, seed: int, tick: Tick) -> Made:
@@ -248,16 +274,16 @@ def protect(bench: Bench, weights: Weights, defense: Defense, seed: int, tick: T
         ValueError: If it yields nothing, or weights that do not fit the backbone.
     """
     original, restricted = bench.defender()
-    counted = [CountedSamples(original.train), CountedSamples(restricted.train)]
+    counted = [CountedSamples(_copy(original.train)), CountedSamples(restricted.train)]
     view = DefenseView(
-        original=Domain(original.task, counted[0], original.validation),
+        original=Domain(original.task, counted[0], _copy(original.validation)),
         restricted=Domain(restricted.task, counted[1], restricted.validation),
         device=bench.device,
         rng=_generator("defense", seed),
     )
     model = bench.load(weights)
     steps: int | None = getattr(defense, "steps", None)
-    run = defense.run(model, view)
+    run = _lazily(lambda: defense.run(model, view))
     return _make(bench, model, run, steps, derive_seed("defense-global", seed), tick, counted)
 
 
@@ -311,18 +337,18 @@ def attack(
     meter = Meter(bench.profile, bench.device)
     train, validation = bench.attacker(samples, seed)
     counted = CountedSamples(train)
-    task = WatchedTask(bench.data.restricted.task, bench.device)
+    task = WatchedTask(bench.data.restricted.task)
     fresh = _generator("fresh", seed)
     view = AttackView(
         task=task,
         train=counted,
         validation=validation,
-        auxiliary=bench.samples(bench.data.benign[0], "train") if bench.data.benign else None,
+        auxiliary=bench.auxiliary(),
         new_model=lambda: meter.watch(bench.new_model(fresh)),
         device=bench.device,
         rng=_generator("attack", seed),
     )
-    judge = _Judge(bench, task, validation, meter)
+    judge = _Judge(bench, task, validation, meter, view.rng)
     curve: list[Point] = []
     goals = [budget * fraction for fraction in sorted(score_at)]
     changes = _Changes(weights)
@@ -332,13 +358,14 @@ def attack(
         PeakMemory(bench.device) as peak,
         _global_rng(derive_seed("attack-global", seed), bench.device),
     ):
-        run = plugin.run(meter.watch(bench.load(weights)), view)
+        model = meter.watch(bench.load(weights))
+        run = _lazily(lambda: plugin.run(model, view))
         for predictor in meter.drive(run):
             changes.note(predictor, meter.steps)
             if meter.steps == 1 and not (task.finite() and _finite(predictor)):
                 nonfinite = 1
                 break
-            if meter.units + meter.last <= goals[0] * ROUNDING:
+            if meter.units + meter.next <= goals[0] * ROUNDING:
                 tick(meter.units / budget, judge.words(curve))
                 continue
             if (point := judge.score(predictor)) is None:
@@ -346,7 +373,7 @@ def attack(
                 break
             curve.append(point)
             tick(meter.units / budget, judge.words(curve))
-            while goals and meter.units + meter.last > goals[0] * ROUNDING:
+            while goals and meter.units + meter.next > goals[0] * ROUNDING:
                 goals.pop(0)
             if not goals:
                 break
@@ -361,7 +388,7 @@ def attack(
     if not counted.touched:
         raise NoUpdate("the attack drew no sample of view.train")
     if nonfinite is None:
-        changes.check(predictor)
+        changes.check(predictor, went_backward=meter.went_backward)
     return Attacked(
         status="ok" if nonfinite is None else "diverged",
         reason=None if nonfinite is None else f"non-finite values at or before update {nonfinite}",
@@ -374,8 +401,16 @@ def attack(
 class _Judge:
     """Scores a predictor on everything that the harness holds, without a trace in the run."""
 
-    def __init__(self, bench: Bench, task: WatchedTask, validation: Samples, meter: Meter) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        task: WatchedTask,
+        validation: Samples,
+        meter: Meter,
+        rng: torch.Generator,
+    ) -> None:
         restricted = bench.data.restricted
+        self.rng = rng
         self.task = task
         self.meter = meter
         self.splits = {
@@ -386,19 +421,17 @@ class _Judge:
         }
 
     def score(self, predictor: Predictor) -> Point | None:
-        """The scores now; None if a loss so far or an output is not finite."""
+        """The scores now; None if the last loss, or an output on the selection split, is NaN."""
         self.meter.settle()
-        finite = [self.task.finite()]
-
-        def watched(inputs: Tensor) -> Tensor:
-            outputs = predictor(inputs)
-            finite.append(bool(outputs.isfinite().all()))
-            return outputs
-
-        with self.meter.looking(predictor):
-            utilities = {n: self.task.utility(watched, s) for n, s in self.splits.items()}
-        if not all(finite):
+        if not self.task.finite():
             return None
+        state = self.rng.get_state()
+        with self.meter.looking():
+            selection = self.task.predict(predictor, self.splits["selection"].inputs)
+            if selection.isnan().any():
+                return None
+            utilities = {n: self.task.utility(predictor, s) for n, s in self.splits.items()}
+        self.rng.set_state(state)
         return Point(
             steps=self.meter.steps,
             units=self.meter.units,
@@ -414,29 +447,41 @@ class _Changes:
     """Whether a predictor's weights moved; a plain function has none to compare."""
 
     def __init__(self, released: Weights) -> None:
-        self.before: Weights = released
+        self.released = released
         self.first: Weights = {}
 
     def note(self, predictor: Predictor, step: int) -> None:
-        """Remember the weights of the first of several yields."""
-        if step == 2 and isinstance(predictor, nn.Module):
-            self.before = self.first
+        """Remember the first yield."""
         if step == 1 and isinstance(predictor, nn.Module):
-            self.first = {n: p.detach().clone() for n, p in predictor.named_parameters()}
+            self.first = {n: t.detach().clone() for n, t in predictor.state_dict().items()}
 
-    def check(self, predictor: Predictor) -> None:
-        """Compare now with the first yield; a single yield with what was released.
+    def check(self, predictor: Predictor, *, went_backward: bool) -> None:
+        """Compare the last yield with the first one and with what was released.
+
+        Statistics alone count as a change only if no gradient was ever taken: where one was, they
+        moved by themselves. So does a head that is merely another than the released one.
 
         Raises:
             NoUpdate: If all weights are what they were.
         """
         if not isinstance(predictor, nn.Module):
             return
-        for name, now in predictor.named_parameters():
-            then = self.before.get(name)
-            if then is None or then.shape != now.shape or not torch.equal(then.to(now), now):
+        parameters = dict(predictor.named_parameters())
+        now = parameters if went_backward else predictor.state_dict()
+        for name, tensor in now.items():
+            first, released = self.first.get(name), self.released.get(name)
+            if first is None or not _same(first, tensor):
+                return
+            comparable = released is not None and released.shape == tensor.shape
+            if comparable and not _same(released, tensor):
+                return
+            if not comparable and not went_backward:
                 return
         raise NoUpdate("the attack never changed a weight of the predictor that it yields")
+
+
+def _same(one: Tensor | None, other: Tensor) -> bool:
+    return one is not None and one.shape == other.shape and torch.equal(one.to(other), other)
 
 
 def _finite(predictor: Predictor) -> bool:

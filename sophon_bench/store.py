@@ -82,8 +82,9 @@ class Store:
         return _read(self._cell(key), Cell)
 
     def put_cell(self, cell: Cell) -> None:
-        """Write a cell."""
-        write_atomic(self._cell(cell.key), cell.model_dump_json(indent=1).encode())
+        """Write a cell; only one that failed is ever written over."""
+        if not self.has_cell(cell.key) or self.cell(cell.key).status == "failed":
+            write_atomic(self._cell(cell.key), cell.model_dump_json(indent=1).encode())
 
     def cells(self) -> Iterator[Cell]:
         """Every finished cell, in order of key."""
@@ -98,18 +99,25 @@ class Store:
         """The record of a made model."""
         return _read(self._stage(key, "json"), StageRecord)
 
-    def put_weights(self, key: str, weights: Mapping[str, Tensor]) -> str:
-        """Write a state dict as safetensors and return the file's SHA-256."""
+    def put_weights(self, weights: Mapping[str, Tensor]) -> str:
+        """Write a state dict as safetensors under its SHA-256, and return that."""
         from safetensors.torch import save
 
         content = save({name: t.detach().cpu().contiguous() for name, t in weights.items()})
-        write_atomic(self._stage(key, "safetensors"), content)
-        return hashlib.sha256(content).hexdigest()
+        digest = hashlib.sha256(content).hexdigest()
+        write_atomic(self._stage(digest, "safetensors"), content)
+        return digest
 
-    def put_stage(self, record: StageRecord) -> None:
-        """Write the record of a made model, after its weights."""
+    def put_stage(self, record: StageRecord) -> StageRecord:
+        """Write the record of a made model, after its weights; return what stands there then.
+
+        Another process may have made the model meanwhile: its record stays.
+        """
+        if self.has_stage(record.key) and self.stage(record.key).status != "failed":
+            return self.stage(record.key)
         content = record.model_dump_json(indent=1).encode()
         write_atomic(self._stage(record.key, "json"), content)
+        return record
 
     def weights(self, record: StageRecord) -> dict[str, Tensor]:
         """The state dict of a made model, on the CPU.
@@ -119,7 +127,7 @@ class Store:
         """
         from safetensors.torch import load
 
-        path = self._stage(record.key, "safetensors")
+        path = self._stage(str(record.weights), "safetensors")
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -127,7 +135,7 @@ class Store:
         if hashlib.sha256(content).hexdigest() != record.weights:
             raise StoreError(
                 f"{str(path)!r} is not the file that its record describes (SHA-256 differs); "
-                f"delete it and its .json to have it made again"
+                f"delete it and stages/{record.key}.json to have it made again"
             )
         return load(content)
 
@@ -169,6 +177,8 @@ R = TypeVar("R", Cell, StageRecord)
 def _read(path: Path, kind: type[R]) -> R:
     try:
         return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise StoreError(f"record {str(path)!r} cannot be read: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

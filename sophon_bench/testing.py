@@ -46,7 +46,7 @@ def check_attack(
             "two runs with one seed differ; draw every random number from view.rng, "
             "and order nothing by a set or by time"
         )
-    if first.cost.steps > 1 and first.cost.units > 2 * budget:
+    if first.cost.units > 2 * budget:
         problems.append(
             f"one update cost so much that {first.cost.units:.0f} units were spent of {budget}; "
             f"yield after every update"

@@ -45,7 +45,7 @@ def test_a_run_ends_with_the_table_its_meaning_and_where_the_records_are(
 ) -> None:
     store, result = finished
     assert result.exit_code == 0, result.output
-    for words in ("tuned envelope", "scratch", "original accuracy", "an attacker reaches"):
+    for words in ("tuned envelope", "scratch", "original accuracy", "An attacker who chooses"):
         assert words in result.stdout
     assert str(store / "cells") in result.stdout
     assert "pretrain test_resnet seed=1: original" in result.stderr
@@ -92,7 +92,9 @@ def test_tables_agree_with_the_records_in_every_format(finished: tuple[Path, Res
     shown = f"{100 * sum(best) / 2:.1f} ±"
     assert shown in console
     assert shown in markdown
-    assert "| scratch" in markdown
+    for trial in ("finetune", "finetune[lr=0.03]", "scratch"):
+        assert f"| {trial} " in markdown
+        assert f"│ {trial} " in console
 
 
 def test_a_dry_run_shows_plan_and_cost_and_does_nothing(tmp_path: Path) -> None:
@@ -131,7 +133,7 @@ def test_a_run_whose_cells_fail_says_so_and_exits_with_one(tmp_path: Path) -> No
 BAD = [
     (["--defense", "sophon-icy"], "unknown defense 'sophon-icy'; did you mean 'sophon-ice'"),
     (["--attack", "finetun"], "did you mean 'finetune'"),
-    (["--attack", "@smok"], "unknown suite 'smok'; did you mean 'smoke'"),
+    (["--attack", "@smok"], "unknown suite '@smok'; did you mean '@smoke'"),
     (["--scenario", "tinny"], "did you mean 'tiny'"),
     (["--backbone", "resnet_18"], "did you mean 'resnet18'"),
     (["--attack", "finetune[lr=0.1"], "unbalanced brackets"),
@@ -154,7 +156,12 @@ BAD = [
     (["--image-size", "8", "--scenario", "glyphs-digits"], "image_size"),
     (["--backbone", "test_vit", "--image-size", "24"], "24x24"),
     (["--threads", "0"], "0 is not in the range x>=1"),
-    (["--json", "nowhere/out.json"], "the directory does not exist"),
+    (["--json", "nowhere/out.json"], "cannot be written"),
+    (["--attack", "finetune[lr=inf]"], "lr should be finite"),
+    (["--attack", "smoke"], "did you mean '@smoke'?"),
+    (["--attack", "finetune[preset=paper]"], "unknown preset of finetune 'paper'; there are none"),
+    (["--backbone", "test_resnet[x=@y]"], "is not a number, a word"),
+    (["--device", "cpu:7"], "no index for the CPU"),
     (["--config", "missing.yaml"], "cannot be read"),
     (["--defence", "none"], "No such option"),
     (["extra"], "unexpected extra argument"),
@@ -203,7 +210,7 @@ def test_a_config_file_mirrors_the_flags_and_flags_win(tmp_path: Path) -> None:
     yaml = tmp_path / "run.yaml"
     yaml.write_text(
         "scenario: tiny\nattack: ['finetune[lr=[0.1,0.2]]', scratch]\n"
-        "samples: [8, 20]\nseeds: 0-1\nsteps: 2\ndry-run: true\n"
+        f"samples: [8, 20]\nseeds: 0-1\nsteps: 2\ndry-run: true\njson: {tmp_path / 'out.json'}\n"
     )
     toml = tmp_path / "run.toml"
     toml.write_text(
@@ -230,6 +237,7 @@ def test_a_config_file_mirrors_the_flags_and_flags_win(tmp_path: Path) -> None:
     [
         ("sedes: 1", "unknown key 'sedes'; did you mean 'seeds'"),
         ("- 1", "must map"),
+        ("seeds:", "seeds has no value"),
         ("a: [", "malformed"),
     ],
 )
@@ -273,7 +281,10 @@ def test_show_of_an_unknown_name_suggests() -> None:
 def test_an_empty_store_has_no_table(tmp_path: Path) -> None:
     result = call("table", "--store", tmp_path)
     assert result.exit_code == 2
-    assert "no records" in result.stderr
+    assert "there is no store at" in result.stderr
+    assert not list(tmp_path.iterdir())
+    run(tmp_path, "--dry-run")
+    assert "no records in" in call("table", "--store", tmp_path).stderr
     assert call("table", "--from", tmp_path / "none.json").exit_code == 2
 
 
@@ -311,3 +322,17 @@ def test_the_version_is_the_packages() -> None:
 @pytest.mark.parametrize("command", ["run", "list", "show", "table"])
 def test_every_help_has_examples(command: str) -> None:
     assert "Examples:\n  sophon-bench" in call(command, "--help").stdout.replace("    ", "  ")
+
+
+@pytest.mark.parametrize("arguments", [["--foo"], ["rum"], ["list"], ["list", "atacks"]])
+def test_usage_errors_are_one_line_too(arguments: list[str]) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_scenario_with_few_images_can_be_drawn(tmp_path: Path) -> None:
+    result = call("show", "tiny", "--images", tmp_path / "x.png", "--store", tmp_path / "store")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

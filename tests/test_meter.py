@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from sophon_bench.api import Samples
+from sophon_bench.api import Batch, Samples
 from sophon_bench.backbones import Backbone, TimmModel
 from sophon_bench.meter import (
     CountedSamples,
@@ -146,22 +146,27 @@ def test_an_adapter_on_the_backbone_is_converted_by_flops() -> None:
     assert spend(meter, *[step] * 6) == pytest.approx(expected, rel=1e-6)
 
 
-def test_looking_is_free_and_leaves_modes_and_gradients_alone() -> None:
+def test_looking_is_free_and_leaves_modes_statistics_and_randomness_alone() -> None:
+    """Also where the predictor is a function around a model that the meter has never seen."""
     model = build("test_resnet")
     meter = Meter(profile(model, torch.randn(2, 3, 32, 32)), CPU)
     meter.watch(model)
-    model.train()
-    frozen = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    hidden = copy.deepcopy(model).train()
+    frozen = next(m for m in hidden.modules() if isinstance(m, nn.BatchNorm2d))
     frozen.eval()
-    before = {name: t.clone() for name, t in model.state_dict().items()}
-    modes = [m.training for m in model.modules()]
-    with meter.looking(model):
-        assert not any(m.training for m in model.modules())
+    before = {name: t.clone() for name, t in hidden.state_dict().items()}
+    modes = [m.training for m in hidden.modules()]
+    inputs = torch.randn(4, 3, 32, 32)
+    expected = copy.deepcopy(hidden).eval()(inputs)
+    state = torch.get_rng_state()
+    with meter.looking():
         assert not torch.is_grad_enabled()
-        model(torch.randn(4, 3, 32, 32))
-    assert [m.training for m in model.modules()] == modes
+        assert torch.equal(hidden(inputs), expected)
+        torch.randn(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [m.training for m in hidden.modules()] == modes
     assert torch.is_grad_enabled()
-    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    assert all(torch.equal(before[name], t) for name, t in hidden.state_dict().items())
     assert spend(meter, lambda: None) == 1.0
 
 
@@ -199,15 +204,30 @@ def test_counted_samples_know_what_was_drawn() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_one_non_finite_loss_is_never_forgotten(bad: float) -> None:
-    task = WatchedTask(Classification(2), CPU)
-    fine = Samples(torch.ones(3, 2), torch.zeros(3, dtype=torch.long))
+def test_the_last_loss_that_trains_decides_whether_all_is_finite(bad: float) -> None:
+    task = WatchedTask(Classification(2))
+    fine = Samples(torch.ones(3, 2, requires_grad=True), torch.zeros(3, dtype=torch.long))
     batch = next(fine.batches(3, torch.Generator()))
-    task.loss(lambda x: x, batch)
+
+    def broken(inputs: torch.Tensor) -> torch.Tensor:
+        return functional.pad(inputs[:, :1], (0, 1), value=bad)
+
     assert task.finite()
-    task.loss(lambda x: functional.pad(x[:, :1], (0, 1), value=bad), batch)
-    task.loss(lambda x: x, batch)
+    with torch.no_grad():
+        task.loss(broken, batch)
+    assert task.finite(), "a candidate that was tried and thrown away"
+    task.loss(broken, batch)
     assert not task.finite()
+    task.loss(lambda x: x, batch)
+    assert task.finite(), "repaired"
+
+
+def test_losses_may_be_differentiated_by_torch_func() -> None:
+    task = WatchedTask(Classification(2))
+    batch = Batch(torch.ones(3, 2), torch.zeros(3, dtype=torch.long))
+    gradient = torch.func.grad(lambda w: task.loss(lambda x: x * w, batch))(torch.ones(2))
+    assert gradient.isfinite().all()
+    assert task.finite()
 
 
 def test_peak_memory_sees_what_was_held() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,16 @@ import torch
 
 from sophon_bench import stages, testing
 from sophon_bench.api import AttackView, Incompatible, Model
-from sophon_bench.registry import Entry, attacks, defenses, scenarios
+from sophon_bench.registry import Entry, attacks, defenses, load_file, scenarios
 from sophon_bench.selectors import Trial, construct
 
 BUDGET = 4 * 64
 SMALL = {"iterations": 2, "inner_steps": 2, "watch_every": 1}
 """Shortens the defenses that have such hyperparameters."""
+
+SHOWN = re.search(
+    r"```python\n(.*?)```", Path(__file__).parents[1].joinpath("CONTRIBUTING.md").read_text(), re.S
+)
 
 BUILT_IN = [
     registry.get(name)
@@ -64,7 +69,7 @@ def test_a_planned_cost_is_what_is_spent(
         pytest.skip("the defense does not plan its cost")
     made = stages.protect(bench, pretrained.weights, plugin, 0, lambda fraction, words: None)
     available = len(bench.defender()[1].train)
-    if plugin.batch_size > available:
+    if getattr(plugin, "batch_size", 0) > available:
         planned -= plugin.iterations * plugin.inner_steps * (plugin.batch_size - available)
     assert made.cost.units == pytest.approx(planned, rel=0.05)
 
@@ -178,3 +183,15 @@ def test_the_checks_find_each_fault(
     found = testing.check_attack(Bad(fault), bench, pretrained.weights, samples=40, budget=budget)
     assert len(found) == 1
     assert message in found[0]
+
+
+@pytest.mark.usefixtures("forget")
+def test_the_attack_in_contributing_keeps_the_contract(
+    tmp_path: Path, bench: stages.Bench, pretrained: stages.Made
+) -> None:
+    assert SHOWN is not None
+    file = tmp_path / "norm_only.py"
+    file.write_text(SHOWN[1])
+    load_file(file)
+    plugin = attacks.get("norm-only").cls()
+    assert not testing.check_attack(plugin, bench, pretrained.weights, samples=40, budget=BUDGET)

@@ -138,6 +138,36 @@ def test_a_short_import_is_refused_rather_than_registered_twice() -> None:
     assert "import sophon_bench.attacks.finetune instead" in done.stderr
 
 
+@pytest.mark.usefixtures("forget")
+def test_the_source_of_a_plugin_is_that_of_what_it_imports_relatively_too(tmp_path: Path) -> None:
+    def sources() -> set[str]:
+        return {registry._source_hash(folder / name) for name in ("one.py", "two.py")}
+
+    folder = tmp_path / "package"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "one.py").write_text("from .helper import f\n")
+    (folder / "two.py").write_text("from . import one\nfrom .two import itself\n")
+    (folder / "helper.py").write_text("f = 1\n")
+    before = sources()
+    (folder / "helper.py").write_text("f = 2\n")
+    assert not sources() & before
+    (folder / "other.py").write_text("")
+    after = sources()
+    assert after == sources()
+
+
+def test_a_missing_package_behind_an_entry_point_only_warns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    point = EntryPoint("gone", "no_such_package.plugins", registry.GROUP)
+    monkeypatch.setattr(registry, "_points", lambda: [point])
+    monkeypatch.setattr(registry, "_discovered", False)
+    assert registry.declared_names("attack") == []
+    with pytest.warns(UserWarning, match=r"no_such_package\.plugins is skipped"):
+        registry.discover()
+
+
 def test_an_edited_file_of_a_sub_package_changes_the_source_of_all_its_plugins() -> None:
     ice, klu = (registry.defenses.get(name) for name in ("sophon-ice", "sophon-klu"))
     assert ice.source == klu.source

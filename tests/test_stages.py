@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -210,6 +211,104 @@ def test_a_non_finite_first_update_is_recorded_as_such(bench: Bench, pretrained:
     broken[name] = torch.full_like(broken[name], math.inf)
     found = attack(bench, Made(broken, pretrained.cost), sgd)
     assert (found.status, found.nonfinite_step, found.curve) == ("diverged", 1, [])
+
+
+def test_what_is_done_before_the_first_yield_is_charged_too(bench: Bench, pretrained: Made) -> None:
+    def eager(model: Model, view: AttackView) -> Iterator[Model]:
+        """No generator: works first, then hands one over."""
+        for _ in itertools.islice(sgd(model, view), 10):
+            pass
+        return iter([model])
+
+    found = attack(bench, pretrained, eager)
+    assert found.cost.units == pytest.approx(10 * 16, rel=0.05)
+
+
+def test_one_expensive_update_does_not_end_the_attack(bench: Bench, pretrained: Made) -> None:
+    def search_first(model: Model, view: AttackView) -> Iterator[Model]:
+        steps = sgd(model, view)
+        for _ in range(18):
+            next(steps)
+        yield model
+        yield from steps
+
+    found = attack(bench, pretrained, search_first)
+    assert found.cost.steps == 1 + (32 - 18)
+    assert found.cost.units == pytest.approx(BUDGET, rel=0.02)
+    assert found.curve[-1].units <= BUDGET * (1 + 1e-6)
+
+
+def snapshot(model: Model, view: AttackView) -> Iterator[Model]:
+    """Yields the first state again and again: later ones are no better on validation."""
+    steps = sgd(model, view)
+    best = copy.deepcopy(next(steps))
+    yield best
+    for _ in steps:
+        yield best
+
+
+def statistics_only(model: Model, view: AttackView) -> Iterator[Model]:
+    """Only the normalisation statistics adapt."""
+    for batch in view.batches(16):
+        with torch.no_grad():
+            view.task.predict(model, batch.inputs)
+        yield model
+
+
+def closed_form(model: Model, view: AttackView) -> Iterator[Model]:
+    """Solves for the head once, and goes on yielding."""
+    model.eval()
+    with torch.no_grad():
+        features = model.features(view.train.inputs)
+        targets = torch.eye(view.task.num_outputs)[view.train.targets]
+        model.fresh_head(view.task.num_outputs, view.rng)
+        for parameter in model.head.parameters():
+            solved = torch.linalg.lstsq(features, targets).solution.T
+            parameter.copy_(solved if parameter.ndim == 2 else torch.zeros_like(parameter))
+    while True:
+        yield model
+
+
+@pytest.mark.parametrize("honest", [snapshot, statistics_only, closed_form])
+def test_an_attack_that_moved_once_is_no_idle_one(
+    bench: Bench, pretrained: Made, honest: Run
+) -> None:
+    assert attack(bench, pretrained, honest).status == "ok"
+
+
+def test_a_predictor_may_draw_random_numbers_without_changing_the_run(
+    bench: Bench, pretrained: Made
+) -> None:
+    endings: list[Tensor] = []
+
+    def smoothed(model: Model, view: AttackView) -> Iterator[Predictor]:
+        for made in sgd(model, view):
+            noise = torch.rand(1)
+            next(made.parameters()).data.mul_(1 + 1e-3 * float(noise))
+            endings[-1] = next(made.parameters()).detach().clone()
+            yield (
+                lambda x, made=made: (
+                    made(x + torch.randn_like(x)) + torch.rand(1, generator=view.rng)
+                )
+            )
+
+    for grid in ([1.0], [i / 32 for i in range(1, 33)]):
+        endings.append(torch.zeros(1))
+        attack(bench, pretrained, smoothed, score_at=grid)
+    assert torch.equal(*endings)
+
+
+def test_what_a_plugin_overwrites_is_its_own(bench: Bench, pretrained: Made) -> None:
+    def vandal(model: Model, view: AttackView) -> Iterator[Model]:
+        assert view.auxiliary is not None
+        view.auxiliary.inputs.zero_()
+        view.train.inputs.zero_()
+        yield from sgd(model, view)
+
+    honest = attack(bench, pretrained, sgd)
+    attack(bench, pretrained, vandal)
+    assert scores(attack(bench, pretrained, sgd)) == scores(honest)
+    assert bench.samples(bench.data.benign[0], "train").inputs.any()
 
 
 def test_a_later_divergence_keeps_the_curve_before_it(bench: Bench, pretrained: Made) -> None:

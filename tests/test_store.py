@@ -30,11 +30,11 @@ def test_weights_come_back_and_a_changed_byte_is_noticed(
 ) -> None:
     store = Store(tmp_path)
     weights = {"w": torch.randn(3, 4).t(), "n": torch.tensor(3)}
-    digest = store.put_weights("k", weights)
+    digest = store.put_weights(weights)
     record = make_cell().pretrained.model_copy(update={"weights": digest})
     back = store.weights(record)
     assert all(torch.equal(back[name], weights[name]) for name in weights)
-    file = tmp_path / "stages" / "k.safetensors"
+    file = tmp_path / "stages" / f"{digest}.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)

@@ -119,8 +119,7 @@ class LocalEngine:
         reused = record is not None
         self.reporter.begin(stage)
         if record is None:
-            record = self._make(stage)
-            self.store.put_stage(record)
+            record = self.store.put_stage(self._make(stage))
         self._records[stage.key] = record
         if record.original is None:
             words = f"{record.status}: {record.reason}"
@@ -159,7 +158,7 @@ class LocalEngine:
             original=bench.utility(made.weights, data.original, "test"),
             original_second=bench.utility(made.weights, data.original, "second_test"),
             restricted=bench.utility(made.weights, data.restricted, "test"),
-            weights=self.store.put_weights(stage.key, made.weights),
+            weights=self.store.put_weights(made.weights),
             provenance=capture(self.device),
         )
 

@@ -64,7 +64,8 @@ def _one_of_each(labels: NDArray[np.int64], classes: int) -> list[int]:
     Equal labels give equal indices, so a second rendering stands below the first.
     """
     members = [np.flatnonzero(labels == label) for label in range(classes)]
-    return [int(members[i % classes][i // classes]) for i in range(COLUMNS)]
+    count = min(COLUMNS, classes * min(map(len, members)))
+    return [int(members[i % classes][i // classes]) for i in range(count)]
 
 
 def _strip(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

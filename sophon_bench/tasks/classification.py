@@ -32,11 +32,11 @@ class Classification:
         return F.cross_entropy(self.predict(model, batch.inputs), batch.targets)
 
     def utility(self, predictor: Predictor, samples: Samples) -> float:
-        """Accuracy in [0, 1]; a row of outputs with a non-finite value counts as wrong."""
+        """Accuracy in [0, 1]; a row of outputs with a NaN counts as wrong."""
         correct = torch.zeros((), dtype=torch.long, device=samples.inputs.device)
         for start in range(0, len(samples), SCORING_BATCH):
             outputs = self.predict(predictor, samples.inputs[start : start + SCORING_BATCH])
             targets = samples.targets[start : start + SCORING_BATCH]
-            right = (outputs.argmax(dim=1) == targets) & outputs.isfinite().all(dim=1)
+            right = (outputs.argmax(dim=1) == targets) & ~outputs.isnan().any(dim=1)
             correct += right.sum()
         return float(correct) / len(samples)
