@@ -155,7 +155,7 @@ class Bad:
         if self.fault == "class":
             model.__class__ = type("Other", (type(model),), {})
         for batch in view.batches(16):
-            noise = torch.randn(1, generator=torch.Generator().manual_seed(view.rng.seed()))
+            noise = torch.randn(1, generator=torch.Generator().manual_seed(view.rng.initial_seed()))
             if self.fault == "random":
                 noise.uniform_(generator=torch.Generator().manual_seed(random.getrandbits(60)))
             for _ in range(20 if self.fault == "greedy" else 1):
