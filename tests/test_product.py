@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import re
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,7 @@ class Bad:
         for batch in view.batches(16):
             noise = torch.randn(1, generator=torch.Generator().manual_seed(view.rng.initial_seed()))
             if self.fault == "random":
-                noise.uniform_(generator=torch.Generator().manual_seed(random.getrandbits(60)))
+                noise.uniform_(generator=torch.Generator().manual_seed(secrets.randbits(60)))
             for _ in range(20 if self.fault == "greedy" else 1):
                 optimizer.zero_grad()
                 view.task.loss(model, batch).backward()
