@@ -156,15 +156,14 @@ class Bad:
         if self.fault == "class":
             model.__class__ = type("Other", (type(model),), {})
         for batch in view.batches(16):
-            noise = torch.randn(1, generator=torch.Generator().manual_seed(view.rng.initial_seed()))
-            if self.fault == "random":
-                noise.uniform_(generator=torch.Generator().manual_seed(secrets.randbits(60)))
             for _ in range(20 if self.fault == "greedy" else 1):
                 optimizer.zero_grad()
                 view.task.loss(model, batch).backward()
                 optimizer.step()
             if self.fault == "random":
-                next(model.parameters()).data.add_(float(noise))
+                weight = next(model.parameters())
+                rng = torch.Generator().manual_seed(secrets.randbits(60))
+                weight.data.add_(torch.randn(weight.shape, generator=rng))
             yield model
 
 
