@@ -13,6 +13,7 @@ from typing import Any
 from sophon_bench.metrics import ENVELOPE, PLACE, pivot
 from sophon_bench.records import SCHEMA, Cell
 from sophon_bench.scenarios import REFERENCE_BATCH
+from sophon_bench.selectors import format_selector
 
 Row = Mapping[str, Any]
 NOTHING = "·"
@@ -51,15 +52,43 @@ def _matrix(place: tuple[str, ...], by_attack: Mapping[str, Mapping[str, Row]]) 
         ["cost of protection", *(_times(best[d]["protect_cost"]) for d in defenses)],
     ]
     body = [
-        [_name(attack), *(_cell(by_attack[attack].get(d)) for d in defenses)]
-        for attack in by_attack
+        [name, *(_cell(by_attack[attack].get(d)) for d in defenses)]
+        for attack, name in _names(by_attack)
     ]
     flags = [f"{d}: {', '.join(best[d]['flags'])}" for d in defenses if best[d]["flags"]]
     return Matrix(title, ["", *defenses], head, body, flags)
 
 
-def _name(attack: str) -> str:
-    return "tuned envelope" if attack == ENVELOPE else attack
+def _names(by_attack: Mapping[str, Mapping[str, Row]]) -> list[tuple[str, str]]:
+    """Attacks with the hyperparameters that vary in this table, sorted by them; envelope last."""
+    parameters = {
+        attack: next(iter(rows.values()))["parameters"]
+        for attack, rows in by_attack.items()
+        if attack != ENVELOPE
+    }
+    values: dict[tuple[str, str], set[str]] = {}
+    for attack, chosen in parameters.items():
+        for key, value in chosen.items():
+            values.setdefault((_plugin(attack), key), set()).add(repr(value))
+    named = []
+    for attack, chosen in parameters.items():
+        varied = {k: v for k, v in chosen.items() if len(values[_plugin(attack), k]) > 1}
+        order = [_order(value) for value in varied.values()]
+        control = not next(iter(by_attack[attack].values()))["control"]
+        version = attack[attack.rindex("@") :] if "@" in attack.rpartition("]")[2] else ""
+        name = format_selector(_plugin(attack), varied) + version if varied else attack
+        named.append(((control, _plugin(attack), order, attack), attack, name))
+    ordered = [(attack, name) for _, attack, name in sorted(named)]
+    return [*ordered, (ENVELOPE, "tuned envelope")]
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    number = isinstance(value, int | float)
+    return (not number, float(value) if number else 0.0, "" if number else repr(value))
+
+
+def _plugin(attack: str) -> str:
+    return attack.split("[")[0].split("@")[0]
 
 
 def _cell(row: Row | None) -> str:
@@ -130,6 +159,8 @@ def csv(rows: Sequence[Row]) -> str:
     import pandas as pd
 
     flat = [{**row, "flags": "; ".join(row["flags"])} for row in rows]
+    for row in flat:
+        del row["parameters"]
     return pd.DataFrame(flat).to_csv(index=False)
 
 

@@ -209,6 +209,7 @@ def _row(
         "backbone": first.backbone,
         "defense": defense,
         "attack": attack,
+        "parameters": None if attack == ENVELOPE else first.attack.parameters,
         "control": attack != ENVELOPE and first.attack.control,
         "trials": trials,
         "best": " or ".join(sorted({cell.attack.label for cell, _ in reached})) or None,
