@@ -13,8 +13,9 @@ from sophon_bench.plan import Stage
 HEARTBEAT_SECONDS = 15.0
 
 
-def reporter(stages: Sequence[Stage], stream: TextIO = sys.stderr) -> Bars | Lines:
-    """Bars if ``stream`` is a terminal, lines if not; use it in a ``with`` block."""
+def reporter(stages: Sequence[Stage], stream: TextIO | None = None) -> Bars | Lines:
+    """Bars if ``stream`` (standard error) is a terminal, lines if not; use it in a ``with``."""
+    stream = sys.stderr if stream is None else stream
     return Bars(stages, stream) if stream.isatty() else Lines(stages, stream)
 
 

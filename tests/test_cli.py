@@ -92,7 +92,7 @@ def test_tables_agree_with_the_records_in_every_format(finished: tuple[Path, Res
     shown = f"{100 * sum(best) / 2:.1f} ±"
     assert shown in console
     assert shown in markdown
-    for trial in ("finetune", "finetune[lr=0.03]", "scratch"):
+    for trial in ("finetune[lr=0.01]", "finetune[lr=0.03]", "scratch"):
         assert f"| {trial} " in markdown
         assert f"│ {trial} " in console
 
