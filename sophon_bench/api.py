@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -205,7 +205,3 @@ class Defense(Protocol):
     def run(self, model: Model, view: DefenseView) -> Iterator[Model]:
         """Yield the model after every update."""
         ...
-
-
-Plugin = Any
-"""A frozen dataclass that is an `Attack`, a `Defense` or a scenario; told apart by its registry."""
