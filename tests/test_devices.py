@@ -52,11 +52,15 @@ def attacked(bench: Bench, made: Made) -> stages.Attacked:
     )
 
 
-def test_bf16_trains_like_fp32(bench: Bench, pretrained: Made) -> None:
+def test_bf16_trains_like_fp32(
+    bench: Bench, pretrained: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch's own kernels: oneDNN picks its bf16 kernels by processor, and has given NaN on one
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     half = other(bench, "cpu", "bf16")
     assert losses(half, pretrained) == pytest.approx(losses(bench, pretrained), rel=0.05)
     found = attacked(half, pretrained)
-    assert found.status == "ok"
+    assert (found.status, found.reason) == ("ok", None)
     assert found.cost.units == pytest.approx(512, rel=0.02)
 
 
