@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from sophon_bench.backbones import Backbone, Precision
 from sophon_bench.records import PROTOCOL, DataId, PluginId, content_key
 from sophon_bench.registry import Registry
-from sophon_bench.scenarios import REFERENCE_BATCH, ScenarioData
+from sophon_bench.scenarios import REFERENCE_BATCH, DomainData, ScenarioData
 from sophon_bench.selectors import Trial, trials
 from sophon_bench.stages import PRETRAIN_BATCH
 
@@ -81,19 +81,23 @@ class AttackStage:
     attack: Trial
     samples: int
     budget: int
+    domain: DomainData
+    stretch: int = 1
 
     @property
     def label(self) -> str:
         """For progress lines."""
+        restricted = self.domain is setting_of(self).data.restricted
         return (
             f"attack {self.upstream.defense.label} with {self.attack.label} "
             f"n={self.samples} seed={self.upstream.upstream.seed}"
+            + ("" if restricted else f" on {self.domain.name}")
         )
 
     @property
     def units(self) -> float:
-        """Planned cost."""
-        return float(self.budget)
+        """Planned cost at most."""
+        return float(self.budget * self.stretch)
 
 
 Stage = PretrainStage | ProtectStage | AttackStage
@@ -237,17 +241,31 @@ def _stages(
             if attack.entry.control and not defense.entry.control:
                 continue
             for count in samples:
-                key = content_key(
-                    {
-                        "stage": "attack",
-                        "upstream": protect.key,
-                        "plugin": _identity(attack),
-                        "samples": count,
-                        "budget": budget,
-                        **common,
-                    }
-                )
-                yield AttackStage(key, protect, attack, count, budget)
+                yield attack_stage(protect, attack, count, budget, setting.data.restricted)
+
+
+def attack_stage(
+    protect: ProtectStage,
+    attack: Trial,
+    samples: int,
+    budget: int,
+    domain: DomainData,
+    stretch: int = 1,
+) -> AttackStage:
+    """The stage of one cell; its key follows from the rest."""
+    key = content_key(
+        {
+            "stage": "attack",
+            "upstream": protect.key,
+            "plugin": _identity(attack),
+            "samples": samples,
+            "budget": budget,
+            "domain": domain.name,
+            "stretch": stretch,
+            "protocol": PROTOCOL,
+        }
+    )
+    return AttackStage(key, protect, attack, samples, budget, domain, stretch)
 
 
 def _identity(trial: Trial) -> dict[str, object]:
@@ -264,4 +282,5 @@ def plugin_id(trial: Trial) -> PluginId:
         source=trial.entry.source,
         distribution=trial.entry.distribution,
         control=trial.entry.control,
+        mechanism=trial.entry.mechanism,
     )

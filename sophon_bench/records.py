@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the layout of records; a store of another version is refused."""
 
 PROTOCOL = "1"
@@ -52,23 +52,28 @@ class Point(_Frozen):
 
     Attributes:
         units: Cost so far.
+        fit: Utility on (up to 256 of) the attacker's own training samples.
         validation: Utility on the attacker's own validation samples.
         selection: Utility on the hidden split that trials and checkpoints are selected by.
         test: Utility on the test split.
-        second_test: Utility on the test split in its second rendering.
+        second_test: Utility on the test split in its second rendering, if the domain has one.
     """
 
     steps: int
     units: float
     seconds: float
+    fit: float
     validation: float
     selection: float
     test: float
-    second_test: float
+    second_test: float | None = None
 
 
 class PluginId(_Frozen):
-    """Which plugin with which hyperparameters; ``label`` is the shortest selector for it."""
+    """Which plugin with which hyperparameters; ``label`` is the shortest selector for it.
+
+    ``mechanism`` is what an attack works by: ``gradient``, ``function``, ``repair`` or ``noise``.
+    """
 
     name: str
     label: str
@@ -76,6 +81,7 @@ class PluginId(_Frozen):
     source: str
     distribution: str
     control: bool
+    mechanism: str = "gradient"
 
 
 class DataId(_Frozen):
@@ -102,6 +108,18 @@ class Provenance(_Frozen):
     finished: str
 
 
+class Ratios(_Frozen):
+    """The smallest and the largest ratio over a model's layers, and where they are.
+
+    None as a ratio: not finite.
+    """
+
+    smallest: float | None
+    smallest_at: str
+    largest: float | None
+    largest_at: str
+
+
 class StageRecord(_Frozen):
     """A made model: pre-trained or released.
 
@@ -110,6 +128,9 @@ class StageRecord(_Frozen):
         original_second: The same on the second rendering of the test split.
         restricted: Test utility on the restricted domain, with the model's own head.
         weights: SHA-256 of the safetensors file.
+        sigma_ratios: Largest singular value of each weight over that of the undefended model.
+        gradient_ratios: Gradient norm of each weight, on the restricted task behind the same fresh
+            head, over that of the undefended model.
         note: What the plugin said about it, a roll-back for instance.
     """
 
@@ -122,6 +143,8 @@ class StageRecord(_Frozen):
     original: float | None = None
     original_second: float | None = None
     restricted: float | None = None
+    sigma_ratios: Ratios | None = None
+    gradient_ratios: Ratios | None = None
     weights: str | None = None
     provenance: Provenance
 
@@ -130,9 +153,14 @@ class Cell(_Frozen):
     """One record: scenario x backbone x defense x trial x n x seed.
 
     Attributes:
+        domain: Name of the domain that is attacked.
+        role: Whether that is the ``restricted`` domain, or a ``benign`` one (trainability).
+        suite: ``@NAME vVERSION`` of the suite that asked for it first, if one did.
         status: ``ok``; ``diverged`` (a non-finite loss, weight or output; the curve ends there);
             ``skipped`` (the plugin does not apply); ``failed`` (an error).
-        budget: Units that the attack might spend.
+        budget: The protocol's longest regular budget b_max, in units.
+        stretch: The attack might spend this many times ``budget``.
+        test_examples: Size of the test split.
         nonfinite_step: First update with a non-finite loss, weight or output, if any.
         curve: The scorings, in order of cost.
         pretrained: The undefended model's stage.
@@ -148,10 +176,15 @@ class Cell(_Frozen):
     backbone: str
     defense: PluginId
     attack: PluginId
+    domain: str
+    role: Literal["restricted", "benign"] = "restricted"
+    suite: str | None = None
     samples: int
     seed: int
     precision: str
     budget: int
+    stretch: int = Field(default=1, ge=1)
+    test_examples: int = Field(ge=1)
     utility: str = "accuracy"
     nonfinite_step: int | None = None
     curve: list[Point] = []

@@ -19,13 +19,15 @@ from dataclasses import dataclass, is_dataclass
 from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 GROUP = "sophon_bench.plugins"
 PREFIX = "sophon_bench"
 SHORT_PACKAGES = ("attacks", "defenses", "leaderboard")
 
 C = TypeVar("C", bound=type)
+
+Mechanism = Literal["gradient", "function", "repair", "noise"]
 
 
 class UnknownName(LookupError):
@@ -46,6 +48,8 @@ class Entry:
 
     Attributes:
         control: Whether every table needs it (the undefended model, fresh weights).
+        mechanism: What an attack works by; flags compare mechanisms.
+        hidden: Whether lists leave it out (a canary, say); its name still finds it.
         source: SHA-256 of the plugin's source, part of every key it takes part in.
         distribution: ``name==version`` of the package it came from, or the file's name.
     """
@@ -54,6 +58,8 @@ class Entry:
     kind: str
     cls: type[Any]
     control: bool
+    mechanism: Mechanism
+    hidden: bool
     source: str
     distribution: str
 
@@ -75,8 +81,23 @@ class Registry:
         self.kind = kind
         self._entries: dict[str, Entry] = {}
 
-    def register(self, name: str, *, control: bool = False) -> Callable[[C], C]:
+    def register(
+        self,
+        name: str,
+        *,
+        control: bool = False,
+        mechanism: Mechanism = "gradient",
+        hidden: bool = False,
+    ) -> Callable[[C], C]:
         """Class decorator that enters a frozen dataclass under ``name``.
+
+        Args:
+            name: Lower-case words joined by dashes.
+            control: Every run needs it, asked for or not.
+            mechanism: What an attack works by: ``gradient`` steps on what was released; its
+                ``function`` alone (probes, distillation); gradient steps after ``repair`` of the
+                weights (re-scaling, for instance) or after ``noise`` on them.
+            hidden: Leave it out of lists; it is found by its name.
 
         Raises:
             DuplicateName: If another class has that name.
@@ -107,6 +128,8 @@ class Registry:
                 kind=self.kind,
                 cls=cls,
                 control=control,
+                mechanism=mechanism,
+                hidden=hidden,
                 source=_source_hash(Path(file)) if file else "",
                 distribution=_distribution(cls.__module__, file),
             )
@@ -125,10 +148,10 @@ class Registry:
             raise UnknownName(unknown(self.kind, name, self._entries))
         return self._entries[name]
 
-    def names(self) -> list[str]:
-        """All names, sorted."""
+    def names(self, *, hidden: bool = False) -> list[str]:
+        """All names, sorted; hidden ones only if asked for."""
         discover()
-        return sorted(self._entries)
+        return sorted(n for n, entry in self._entries.items() if hidden or not entry.hidden)
 
     def controls(self) -> list[str]:
         """Names of the controls, sorted."""

@@ -42,6 +42,9 @@ Tick = Callable[[float | None, str], None]
 SCORE_AT = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 """Fractions of the budget at which an attack is scored: log-spaced, fixed by the protocol."""
 
+STRETCHED_AT = (2.0, 5.0, 10.0)
+"""Multiples of the budget at which an attack that may go on is scored besides."""
+
 VALIDATION_SHARE = 0.2
 """Part of the attacker's and of the defender's samples that is kept for their own choices."""
 
@@ -74,6 +77,10 @@ class Attacked:
     curve: list[Point]
     nonfinite_step: int | None
     cost: Cost
+
+
+FIT_EXAMPLES = 256
+"""Training samples at most that a predictor's fit is measured on."""
 
 
 class Bench:
@@ -126,15 +133,13 @@ class Bench:
             ),
         )
 
-    def attacker(self, count: int, seed: int) -> tuple[Samples, Samples]:
+    def attacker(self, domain: DomainData, count: int, seed: int) -> tuple[Samples, Samples]:
         """The attacker's ``count`` samples of this seed, as training and validation.
 
         Fewer samples are a subset of more: both are the beginning of one balanced order.
         """
-        restricted = self.data.restricted
-        images = restricted.splits["attacker"]
-        train, validation = _carve(images, len(restricted.classes), seed, count)
-        return self._upload(images, train), self._upload(images, validation)
+        train, validation = _carve(domain.pool, len(domain.classes), seed, count)
+        return self._upload(domain.pool, train), self._upload(domain.pool, validation)
 
     def auxiliary(self) -> Samples | None:
         """Benign data for an attacker to keep: the first benign domain's training samples."""
@@ -322,6 +327,8 @@ def attack(
     budget: int,
     tick: Tick,
     score_at: Sequence[float] = SCORE_AT,
+    stretch: int = 1,
+    domain: DomainData | None = None,
 ) -> Attacked:
     """Let an attack adapt the released weights, and score it at log-spaced costs.
 
@@ -329,28 +336,34 @@ def attack(
         samples: The attacker's n.
         budget: Units that the attack may spend.
         score_at: Fractions of the budget to score at; looking never changes the run.
+        stretch: Go on to this many budgets, scored at 2, 5 and 10 of them besides.
+        domain: What to adapt the weights to; None: the restricted domain.
 
     Raises:
         Incompatible: If the attack says that it cannot apply.
         NoUpdate: If it yields nothing, draws no sample, or never changes a weight.
     """
     meter = Meter(bench.profile, bench.device)
-    train, validation = bench.attacker(samples, seed)
+    restricted = bench.data.restricted
+    domain = restricted if domain is None else domain
+    train, validation = bench.attacker(domain, samples, seed)
     counted = CountedSamples(train)
-    task = WatchedTask(bench.data.restricted.task)
+    task = WatchedTask(domain.task)
     fresh = _generator("fresh", seed)
     view = AttackView(
         task=task,
         train=counted,
         validation=validation,
-        auxiliary=bench.auxiliary(),
+        auxiliary=bench.auxiliary() if domain is restricted else None,
         new_model=lambda: meter.watch(bench.new_model(fresh)),
         device=bench.device,
         rng=_generator("attack", seed),
     )
-    judge = _Judge(bench, task, validation, meter, view.rng)
+    judge = _Judge(bench, domain, task, train, validation, meter, view.rng)
     curve: list[Point] = []
-    goals = [budget * fraction for fraction in sorted(score_at)]
+    longer = [times for times in STRETCHED_AT if times < stretch]
+    goals = sorted({budget * at for at in (*score_at, *longer, stretch) if at <= stretch})
+    last = goals[-1]
     changes = _Changes(weights)
     nonfinite: int | None = None
     predictor: Predictor | None = None
@@ -366,13 +379,13 @@ def attack(
                 nonfinite = 1
                 break
             if meter.units + meter.next <= goals[0] * ROUNDING:
-                tick(meter.units / budget, judge.words(curve))
+                tick(meter.units / last, judge.words(curve))
                 continue
             if (point := judge.score(predictor)) is None:
                 nonfinite = meter.steps
                 break
             curve.append(point)
-            tick(meter.units / budget, judge.words(curve))
+            tick(meter.units / last, judge.words(curve))
             while goals and meter.units + meter.next > goals[0] * ROUNDING:
                 goals.pop(0)
             if not goals:
@@ -404,20 +417,24 @@ class _Judge:
     def __init__(
         self,
         bench: Bench,
+        domain: DomainData,
         task: WatchedTask,
+        train: Samples,
         validation: Samples,
         meter: Meter,
         rng: torch.Generator,
     ) -> None:
-        restricted = bench.data.restricted
         self.rng = rng
         self.task = task
         self.meter = meter
         self.splits = {
+            "fit": Samples(train.inputs[:FIT_EXAMPLES].clone(), train.targets[:FIT_EXAMPLES]),
             "validation": validation,
-            "selection": bench.samples(restricted, "selection"),
-            "test": bench.samples(restricted, "test"),
-            "second_test": bench.samples(restricted, "second_test"),
+            **{
+                split: bench.samples(domain, split)
+                for split in ("selection", "test", "second_test")
+                if split in domain.splits
+            },
         }
 
     def score(self, predictor: Predictor) -> Point | None:
@@ -440,7 +457,7 @@ class _Judge:
         )
 
     def words(self, curve: Sequence[Point]) -> str:
-        return f"restricted {100 * curve[-1].test:.1f} %" if curve else "…"
+        return f"accuracy {100 * curve[-1].test:.1f} %" if curve else "…"
 
 
 class _Changes:

@@ -87,13 +87,15 @@ def make_cell() -> MakeCell:
             "backbone": "b",
             "defense": _plugin(defense, control=defense == "none"),
             "attack": _plugin(attack, control=attack == "scratch"),
+            "domain": "digits",
             "samples": 200,
+            "test_examples": 500,
             "seed": seed,
             "precision": "fp32",
             "budget": 12800,
             "curve": [
                 Point(
-                    steps=i + 1, units=u, seconds=1.0, validation=s, selection=s, test=t,
+                    steps=i + 1, units=u, seconds=1.0, fit=1.0, validation=s, selection=s, test=t,
                     second_test=t,
                 )
                 for i, (u, s, t) in enumerate(points)

@@ -31,7 +31,7 @@ def other(bench: Bench, device: str, precision: Precision) -> Bench:
 def losses(bench: Bench, made: Made) -> list[float]:
     """Training loss of the released weights on the attacker's samples, and after three updates."""
     model = bench.load(made.weights)
-    train, _ = bench.attacker(40, 0)
+    train, _ = bench.attacker(bench.data.restricted, 40, 0)
     task = bench.data.restricted.task
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     found = []

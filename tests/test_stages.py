@@ -132,18 +132,21 @@ def test_fewer_samples_are_a_subset_of_more_and_no_validation_sample_is_trained_
     def rows(samples: Any) -> set[bytes]:
         return {x.numpy().tobytes() for x in samples.inputs}
 
-    few, many = bench.attacker(8, 3), bench.attacker(40, 3)
+    few, many = (
+        bench.attacker(bench.data.restricted, 8, 3),
+        bench.attacker(bench.data.restricted, 40, 3),
+    )
     assert rows(few[0]) | rows(few[1]) < rows(many[0]) | rows(many[1])
     assert not rows(many[0]) & rows(many[1])
     assert (len(few[0]), len(few[1])) == (6, 2)
     assert torch.bincount(torch.cat([few[0].targets, few[1].targets])).tolist() == [2, 2, 2, 2]
-    assert rows(bench.attacker(8, 4)[0]) != rows(few[0])
+    assert rows(bench.attacker(bench.data.restricted, 8, 4)[0]) != rows(few[0])
 
 
 def test_defender_and_attacker_share_no_sample(bench: Bench) -> None:
     _, restricted = bench.defender()
     mine = {x.numpy().tobytes() for x in restricted.train.inputs}
-    theirs = {x.numpy().tobytes() for x in bench.attacker(40, 0)[0].inputs}
+    theirs = {x.numpy().tobytes() for x in bench.attacker(bench.data.restricted, 40, 0)[0].inputs}
     assert not mine & theirs
 
 

@@ -85,7 +85,7 @@ def test_head_only_leaves_the_body_alone(bench: stages.Bench, pretrained: stages
     from sophon_bench.api import AttackView
 
     model = bench.load(pretrained.weights)
-    train, validation = bench.attacker(40, 0)
+    train, validation = bench.attacker(bench.data.restricted, 40, 0)
     view = AttackView(
         task=bench.data.restricted.task, train=train, validation=validation, auxiliary=None,
         new_model=lambda: model, device=bench.device, rng=torch.Generator(),

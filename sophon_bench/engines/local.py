@@ -186,6 +186,8 @@ class LocalEngine:
                 seed=seed,
                 budget=stage.budget,
                 tick=self.reporter.tick,
+                stretch=stage.stretch,
+                domain=stage.domain,
             )
             outcome = {
                 "status": done.status,
@@ -208,10 +210,14 @@ class LocalEngine:
                 "backbone": setting.backbone.label,
                 "defense": plugin_id(protect.defense),
                 "attack": plugin_id(stage.attack),
+                "domain": stage.domain.name,
+                "role": "restricted" if stage.domain is setting.data.restricted else "benign",
                 "samples": stage.samples,
+                "test_examples": len(stage.domain.splits["test"]),
                 "seed": seed,
                 "precision": setting.precision,
                 "budget": stage.budget,
+                "stretch": stage.stretch,
                 "pretrained": self._records[protect.upstream.key],
                 "released": self._records[protect.key],
                 "provenance": capture(self.device),

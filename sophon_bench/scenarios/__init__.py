@@ -58,6 +58,11 @@ class DomainData:
     classes: tuple[str, ...]
     splits: Mapping[str, Images]
 
+    @property
+    def pool(self) -> Images:
+        """What an attacker's n samples are taken from."""
+        return self.splits["attacker"] if "attacker" in self.splits else self.splits["train"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScenarioData:
@@ -83,6 +88,10 @@ class ScenarioData:
     def domains(self) -> tuple[DomainData, ...]:
         """Original, restricted, then the benign ones."""
         return (self.original, self.restricted, *self.benign)
+
+    def domain(self, name: str) -> DomainData:
+        """The domain called ``name``."""
+        return next(domain for domain in self.domains if domain.name == name)
 
     @property
     def revision(self) -> str:
