@@ -50,6 +50,8 @@ class Group(click.Group):
         except Exception as error:
             if isinstance(error, _input_errors()):
                 raise Refused(str(error)) from error
+            if type(error).__name__ == "WorkerDied":
+                raise click.ClickException(str(error)) from error
             raise
 
 
@@ -257,7 +259,20 @@ def main() -> None:
     show_default=True,
     help="bf16 runs models under autocast.",
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of torch.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that work side by side; finished work is the same with any number.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="CPU threads of torch in each process; by default all of them, shared out.",
+)
 @plugin_option
 @store_option
 @click.option(
@@ -299,6 +314,7 @@ def _run(
     image_size: int | None,
     device: str,
     precision: Any,
+    workers: int,
     threads: int | None,
     plugin: Sequence[Path],
     store: Path | None,
@@ -315,29 +331,35 @@ def _run(
     from sophon_bench.plan import Registries, Request, make_plan
     from sophon_bench.progress import reporter
     from sophon_bench.registry import attacks, defenses
-    from sophon_bench.selectors import trials
+    from sophon_bench.selectors import arsenal, trials
     from sophon_bench.store import Store, default_root
 
     _load_plugins(plugin)
     request = Request(
         defenses=trials(defenses, defense),
-        attacks=trials(attacks, attack),
+        attacks=arsenal(attacks, attack),
         seeds=seeds,
         samples=samples,
         steps=steps,
     )
     place = _device(device)
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    if threads is not None:
-        torch.set_num_threads(threads)
+    threads = threads or max(1, torch.get_num_threads() // workers)
+    torch.set_num_threads(threads)
     if json_file is not None:
         _check_writable(json_file)
     opened = Store(store or default_root())
     settings = _settings(scenario, backbone, image_size, precision, opened.data)
     plan = make_plan(request, settings, Registries(attacks=attacks, defenses=defenses))
     with reporter(plan.stages) as progress:
-        engine = LocalEngine(opened, place, progress, retry_failed=retry_failed)
+        engine = LocalEngine(
+            opened,
+            place,
+            progress,
+            retry_failed=retry_failed,
+            workers=workers,
+            threads=threads,
+            plugins=plugin,
+        )
         if dry_run:
             _print_plan(plan, engine)
             return 0
@@ -444,8 +466,9 @@ def _backbone(text: str) -> Any:
 
 def _print_plan(plan: Plan, engine: Any) -> None:
     pending = engine.pending(plan)
+    missing = {stage.key for stage in pending}
     for stage in plan.stages:
-        mark = "to do" if stage in pending else "done "
+        mark = "to do" if stage.key in missing else "done "
         units = "? units" if stage.units is None else f"{stage.units:.0f} units"
         click.echo(f"{mark}  {stage.label}  ({units})")
     known = sum(stage.units or 0 for stage in pending)
@@ -457,6 +480,14 @@ def _print_plan(plan: Plan, engine: Any) -> None:
         f"{known:.0f} units = {flops / 1e12:.3g} TFLOP, about {seconds / 60:.1f} minutes here"
         + (f", and {unknown} stage{plural} of unknown cost" if unknown else "")
     )
+    longer = sum(search.forecast[1] for search in plan.searches)
+    refined = sum(search.rules.refine > 0 for search in plan.searches)
+    if longer or refined:
+        more = sum(search.forecast[0] for search in plan.searches)
+        click.echo(
+            f"then, going by their results: up to {longer} trials with a longer budget "
+            f"({more:.0f} units), and finer lr grids in {refined} searches"
+        )
     click.echo("(1 unit = forward and backward of the undefended backbone on one example)")
 
 

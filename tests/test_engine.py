@@ -20,7 +20,7 @@ from sophon_bench.backbones import Backbone
 from sophon_bench.engines.local import LocalEngine
 from sophon_bench.plan import Plan, PlanError, Registries, Request, Setting, Stage, make_plan
 from sophon_bench.records import Cell, DataId
-from sophon_bench.selectors import trials
+from sophon_bench.selectors import arsenal, trials
 from sophon_bench.store import Store
 
 DEFENSE = "sophon-klu[iterations=2,inner_steps=2,batch_size=16,adapt=8,watch_every=1]"
@@ -39,7 +39,10 @@ class Silent:
     def begin(self, stage: Stage) -> None:
         pass
 
-    def tick(self, _fraction: float | None, _words: str) -> None:
+    def expect(self, units: float, stages: int) -> None:
+        pass
+
+    def tick(self, _stage: Stage, _fraction: float | None, _words: str) -> None:
         if self.ticks is not None:
             self.ticks -= 1
             if self.ticks < 0:
@@ -65,7 +68,7 @@ def plan_of(
 ) -> Plan:
     request = Request(
         defenses=trials(registry.defenses, defenses),
-        attacks=trials(registry.attacks, attacks),
+        attacks=arsenal(registry.attacks, attacks),
         **{"seeds": [0], "samples": [20], "steps": 2, **options},
     )
     return make_plan(request, [setting], REGISTRIES)
