@@ -227,13 +227,20 @@ def trials(registry: Registry, selectors: Iterable[str]) -> list[Trial]:
         SelectorError: For a malformed selector, an unknown suite, parameter or value.
         UnknownName: For a name that is not registered.
     """
-    found: dict[str, Trial] = {}
+    listed: list[tuple[str, str | None]] = []
     for text in selectors:
         suite = load_suite(text[1:]) if text.startswith("@") else None
-        for one in suite.trials if suite else [text]:
-            for trial in _expand(registry, parse(one)):
-                tagged = dataclasses.replace(trial, suite=suite.label if suite else None)
-                found.setdefault(f"{trial.name}{trial.parameters}", tagged)
+        listed += [(t, suite.label) for t in suite.trials] if suite else [(text, None)]
+    return _trials(registry, listed)
+
+
+def _trials(registry: Registry, listed: Iterable[tuple[str, str | None]]) -> list[Trial]:
+    """All trials of plain selectors, each with the label of its suite."""
+    found: dict[str, Trial] = {}
+    for text, suite in listed:
+        for trial in _expand(registry, parse(text)):
+            tagged = dataclasses.replace(trial, suite=suite)
+            found.setdefault(f"{trial.name}{trial.parameters}", tagged)
     return list(found.values())
 
 
@@ -253,9 +260,9 @@ def arsenal(registry: Registry, selectors: Sequence[str]) -> Arsenal:
         "continue": max(rule.continued for rule in rules),
         "times": max(rule.times for rule in rules),
     }
-    recipes = [text for suite in suites for text in suite.trainability]
+    recipes = [(text, suite.label) for suite in suites for text in suite.trainability]
     return Arsenal(
-        trials(registry, selectors), Rules.model_validate(chosen), trials(registry, recipes)
+        trials(registry, selectors), Rules.model_validate(chosen), _trials(registry, recipes)
     )
 
 
