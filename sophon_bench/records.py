@@ -156,6 +156,7 @@ class Cell(_Frozen):
         domain: Name of the domain that is attacked.
         role: Whether that is the ``restricted`` domain, or a ``benign`` one (trainability).
         suite: ``@NAME vVERSION`` of the suite that asked for it first, if one did.
+        derived: Whether the search added the trial, led by this model's own earlier results.
         status: ``ok``; ``diverged`` (a non-finite loss, weight or output; the curve ends there);
             ``skipped`` (the plugin does not apply); ``failed`` (an error).
         budget: The protocol's longest regular budget b_max, in units.
@@ -179,6 +180,7 @@ class Cell(_Frozen):
     domain: str
     role: Literal["restricted", "benign"] = "restricted"
     suite: str | None = None
+    derived: bool = False
     samples: int
     seed: int
     precision: str
