@@ -1,0 +1,47 @@
+"""Pure functions of records: what a table says. Nothing here trains, reads or writes.
+
+Utilities are fractions; a claim about several seeds is a mean with a 95 % interval over them.
+"""
+
+from sophon_bench.metrics.envelopes import (
+    Interval,
+    envelope,
+    interval,
+    place,
+    selected,
+)
+from sophon_bench.metrics.frozen import Frozen, Gap, freeze
+from sophon_bench.metrics.masking import flags
+from sophon_bench.metrics.scoring import difference, scores
+from sophon_bench.metrics.series import curves, sweeps, winners
+from sophon_bench.metrics.trials import (
+    ENVELOPE,
+    PLACE,
+    STRETCHED_ENVELOPE,
+    intactness,
+    pivot,
+    rows,
+)
+
+__all__ = [
+    "ENVELOPE",
+    "PLACE",
+    "STRETCHED_ENVELOPE",
+    "Frozen",
+    "Gap",
+    "Interval",
+    "curves",
+    "difference",
+    "envelope",
+    "flags",
+    "freeze",
+    "intactness",
+    "interval",
+    "pivot",
+    "place",
+    "rows",
+    "scores",
+    "selected",
+    "sweeps",
+    "winners",
+]

@@ -1,0 +1,157 @@
+"""What plots and tables show over budgets, learning rates and trials: flat rows with lists."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sophon_bench.metrics.envelopes import (
+    Sides,
+    Where,
+    best,
+    budgets,
+    family_label,
+    head,
+    interval,
+    places,
+    stretch_of,
+    suites,
+    where,
+)
+from sophon_bench.metrics.frozen import Frozen, utilities
+from sophon_bench.metrics.masking import swept
+from sophon_bench.metrics.scoring import Case, document
+from sophon_bench.records import Cell
+
+Level = tuple[float, float, float | None]
+"""A budget in units or a learning rate, the mean test utility, and its half-width."""
+
+
+def curves(
+    cells: Iterable[Cell], frozen: Frozen | Sequence[Frozen] | None = None
+) -> list[dict[str, Any]]:
+    """Envelopes over the budget, one row per place, n and defense.
+
+    ``protected``, ``undefended`` and ``scratch`` are lists of (budget in units, mean, half-width)
+    over the seeds that the defense has; ``resistance`` is a list of (budget in units, R) of this n
+    alone, and ``resistance_all`` of all n together, unclipped, where cells count.
+    """
+    found = []
+    for sides, at, defense in _groups(cells):
+        mine = [cell for cell in sides.defenses[defense] if where(cell) == at]
+        seeds = sorted({cell.seed for cell in mine})
+        sources = {
+            "protected": (sides.of(defense), sides.defenses[defense]),
+            "undefended": (sides.of_undefended(), sides.undefended),
+            "scratch": (sides.of_scratch(), sides.fresh),
+        }
+        levels = {
+            name: _levels(open_to.get(at, {}), seeds, mine[0].budget, stretch_of(own, at))
+            for name, (open_to, own) in sources.items()
+        }
+        case = Case(sides, defense, document(sides, frozen))
+        alone = [slot for slot in case.counted if slot[0] == at]
+        found.append(
+            {
+                **_head(mine, defense, at),
+                **levels,
+                "resistance": list(case.at_costs(alone, case.seeds).items()),
+                "resistance_all": list(case.at_costs(case.counted, case.seeds).items()),
+            }
+        )
+    return found
+
+
+def sweeps(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    """Learning-rate sweeps at the whole budget: one row per place, n, defense and family.
+
+    A family is an attack with all its parameters but ``lr``; ``levels`` is a list of (lr, mean,
+    half-width) over seeds. Only families with at least two rates that reached something.
+    """
+    found = []
+    for sides, at, defense in _groups(cells):
+        mine = [cell for cell in sides.defenses[defense] if where(cell) == at]
+        fresh = [cell for cell in sides.fresh if where(cell) == at] if _control(mine) else []
+        families = swept([*mine, *fresh], sides.stand_ins).values()
+        for plugin, rates in sorted(families, key=lambda found: family_label(found[0])):
+            levels: list[Level] = []
+            for lr, by_seed in sorted(rates.items()):
+                level = interval([by_seed[seed] for seed in sorted(by_seed)])
+                levels.append((lr, level.mean, level.half_width))
+            found.append(
+                {
+                    **_head(mine, defense, at),
+                    "attack": plugin.name,
+                    "family": family_label(plugin),
+                    "levels": levels,
+                }
+            )
+    return found
+
+
+def winners(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    """Which trials the envelope picked: one row per place, n, defense and budget.
+
+    ``cost`` is the budget in units and ``times`` the same as a multiple of the whole one;
+    ``attacks`` is a list of (label, seeds), the most frequent first.
+    """
+    found = []
+    for sides, at, defense in _groups(cells):
+        mine = [cell for cell in sides.defenses[defense] if where(cell) == at]
+        open_to = sides.of(defense).get(at, {})
+        budget = mine[0].budget
+        for units in budgets(budget, stretch_of(mine, at)):
+            picks = [best(open_to[seed], units) for seed in sorted(open_to)]
+            reached = [pick for pick in picks if pick is not None]
+            votes = Counter(sides.names.attack(cell) for cell, _ in reached)
+            level = interval([point.test for _, point in reached]) if reached else None
+            found.append(
+                {
+                    **_head(mine, defense, at),
+                    "cost": units,
+                    "times": units / budget,
+                    "attacks": sorted(votes.items(), key=lambda vote: (-vote[1], vote[0])),
+                    "restricted_after": None if level is None else level.mean,
+                    "restricted_after_half_width": None if level is None else level.half_width,
+                }
+            )
+    return found
+
+
+def _groups(cells: Iterable[Cell]) -> Iterator[tuple[Sides, Where, str]]:
+    """Restricted domain, n and defense of every place, in the order of tables."""
+    for sides in places(c for c in cells if c.role == "restricted"):
+        for at in sorted({where(cell) for cell in sides.cells}):
+            for defense, own in sides.defenses.items():
+                if any(where(cell) == at for cell in own):
+                    yield sides, at, defense
+
+
+def _levels(
+    open_to: Mapping[int, Sequence[Cell]], seeds: Sequence[int], budget: int, stretch: int
+) -> list[Level]:
+    """The envelope where all of ``seeds`` that this side has reach something."""
+    found: list[Level] = []
+    own = {seed: open_to[seed] for seed in seeds if seed in open_to}
+    for units in budgets(budget, stretch):
+        reached = utilities(own, units)
+        if own and len(reached) == len(own):
+            level = interval([reached[seed] for seed in sorted(reached)])
+            found.append((units, level.mean, level.half_width))
+    return found
+
+
+def _head(cells: Sequence[Cell], defense: str, at: Where) -> dict[str, Any]:
+    return {
+        **head(cells[0]),
+        "suite": suites(cells),
+        "defense": defense,
+        "control": _control(cells),
+        "samples": at.samples,
+        "seeds": len({cell.seed for cell in cells}),
+    }
+
+
+def _control(cells: Sequence[Cell]) -> bool:
+    return cells[0].defense.control
