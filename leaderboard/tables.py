@@ -42,7 +42,9 @@ class Report:
     winners: Sequence[Row]
 
 
-def report(cells: Sequence[Cell], frozen: metrics.Frozen | None = None) -> Report:
+def report(
+    cells: Sequence[Cell], frozen: metrics.Frozen | Sequence[metrics.Frozen] | None = None
+) -> Report:
     """What ``cells`` say; with ``frozen``, scores count the budgets and n that it lists."""
     return Report(
         rows=metrics.rows(cells),
@@ -85,11 +87,9 @@ def _by_place(rows: Iterable[Row]) -> dict[Key, list[Row]]:
     return found
 
 
-def _place(
-    where: Key, rows: Sequence[Row], scores: Sequence[Row], winners: Sequence[Row]
-) -> Place:
+def _place(where: Key, rows: Sequence[Row], scores: Sequence[Row], winners: Sequence[Row]) -> Place:
     at = dict(zip(WHERE, where, strict=True))
-    suites = sorted({row["suite"] for row in rows if row.get("suite")})
+    suites = sorted({row["suite"] for row in rows if row["suite"]})
     title = ", ".join(
         [
             f"{at['scenario']} (data {at['revision'][:8]})",
@@ -113,7 +113,7 @@ def _place(
 
 SCORE_COLUMNS = (
     "score", "resistance", "worst n", "intact", "trainable", "B50 (with search)",
-    "original (before)", "restricted", "protection", "flags",
+    "original (before)", "restricted", "cost", "flags",
 )  # fmt: skip
 
 
@@ -149,8 +149,9 @@ def _score_table(scores: Sequence[Row]) -> Table:
 def _score_title(scores: Sequence[Row]) -> str:
     samples = max((str(row["samples"]) for row in scores), key=len).replace(",", ", ")
     return (
-        f"Scores, n = {samples}, {_span(row['seeds'] for row in scores)}: 100 · resistance · intactness · trainability; "
-        "accuracies in % after the tuned attack, protection as a multiple of pre-training"
+        f"Scores, n = {samples}, {_span(row['seeds'] for row in scores)}: "
+        "100 · resistance · intactness · trainability; accuracies in % after the tuned attack, "
+        "cost of protection as a multiple of pre-training"
     )
 
 
@@ -167,7 +168,7 @@ def _score_line(row: Row, reasons: Sequence[str]) -> list[str]:
         score = _with_half_width(row["score"], row["score_half_width"], 1)
     return [
         row["defense"],
-        score + (f" {PROVISIONAL}" if row["provisional"] else ""),
+        score + (PROVISIONAL if row["provisional"] else ""),
         _with_half_width(row["resistance"], row["resistance_half_width"], 2),
         _decimals(row["worst_resistance"], 2),
         _decimals(row["intactness"], 2),
@@ -203,17 +204,17 @@ def _multiple(value: float, *, censored: bool) -> str:
 
 
 def _winner_table(winners: Sequence[Row], trials: _Trials) -> Table:
-    budgets = sorted({row["units"] / row["budget"] for row in winners})
+    budgets = sorted({row["times"] for row in winners})
     lines: dict[tuple[bool, str, int], dict[float, str]] = {}
     for row in winners:
         line = lines.setdefault((not row["control"], row["defense"], row["samples"]), {})
-        line[row["units"] / row["budget"]] = _winner(row, trials)
+        line[row["times"]] = _winner(row, trials)
     return Table(
         title="Who won: restricted accuracy in %, and the attack picked on most seeds (how many, "
         "if not all), by budget as a multiple of the regular one",
-        columns=["", "n", *(f"{Fraction(b).limit_denominator(64)}×" for b in budgets)],
+        columns=["", "n", *(f"{Fraction(times).limit_denominator(64)}×" for times in budgets)],
         body=[
-            [defense, str(samples), *(cells.get(budget, NOTHING) for budget in budgets)]
+            [defense, str(samples), *(cells.get(times, NOTHING) for times in budgets)]
             for (_, defense, samples), cells in sorted(lines.items())
         ],
     )
@@ -222,19 +223,18 @@ def _winner_table(winners: Sequence[Row], trials: _Trials) -> Table:
 def _winner(row: Row, trials: _Trials) -> str:
     if not row["attacks"]:
         return NOTHING
-    seeds = sum(row["attacks"].values())
-    label, count = min(row["attacks"].items(), key=lambda item: (-item[1], item[0]))
+    (attack, count), *_ = row["attacks"]
+    seeds = sum(votes for _, votes in row["attacks"])
     part = "" if count == seeds else f" ({count}/{seeds})"
-    return f"{_percent(row['restricted_after'])} {trials.short(label)}{part}"
+    return f"{_percent(row['restricted_after'])} {trials.short(attack)}{part}"
 
 
 class _Trials:
     """Attacks of one place, named by the hyperparameters that vary there."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
-        self._parameters = {
-            row["attack"]: row["parameters"] for row in rows if not _is_envelope(row)
-        }
+        tried = [row for row in rows if not _is_envelope(row)]
+        self._parameters = {row["attack"]: row["parameters"] for row in tried}
         self._values: dict[tuple[str, str], set[str]] = {}
         for attack, chosen in self._parameters.items():
             for key, value in chosen.items():
@@ -294,11 +294,11 @@ def _matrix(
     flags = {d: [f for f in best[d]["flags"] if f not in told.get(d, ())] for d in defenses}
     return Table(
         title=f"n = {samples}, {_span(row['seeds'] for row in best.values())}: "
-        "restricted accuracy after the attack, in %",
+        "restricted accuracy after the attack, in %; cost as a multiple of pre-training",
         columns=["", *defenses],
         quiet=[
             ["original accuracy", *(_percent(best[d]["original_after"]) for d in defenses)],
-            ["cost of protection", *(_pretrainings(best[d]["protect_cost"]) for d in defenses)],
+            ["cost of protection", *(_times(best[d]["protect_cost"]) for d in defenses)],
         ],
         body=[line(key, trials.name(key[0])) for key in tried],
         loud=[line(key, "tuned envelope") for key in envelopes],
@@ -352,12 +352,9 @@ def _times(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.2f}×"
 
 
-def _pretrainings(value: float | None) -> str:
-    return NOTHING if value is None else f"{_times(value)} pre-training"
-
-
 def console(report: Report) -> str:
     """Tables drawn by rich, as wide as the terminal; with colours only on one."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table as Drawn
     from rich.text import Text
@@ -369,9 +366,9 @@ def console(report: Report) -> str:
         screen.print(Text(place.title, style="bold"))
         for table in place.tables:
             screen.print(Text(table.title, style="italic"))
-            drawn = Drawn()
+            drawn = Drawn(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
             names = max(len(line[0]) for line in (*table.quiet, *table.body, *table.loud))
-            drawn.add_column("", no_wrap=names <= width // 4, overflow="fold")
+            drawn.add_column("", no_wrap=names <= 0.4 * width, overflow="fold")
             for name in table.columns[1:]:
                 drawn.add_column(Text(name), justify="right", overflow="fold")
             for lines, style in ((table.quiet, "dim"), (table.body, ""), (table.loud, "bold")):
@@ -503,7 +500,7 @@ def _envelopes(rows: Sequence[Row]) -> str:
     ]
     bar = f"the {_percent(max(fresh))} % of fresh weights" if fresh else "that of fresh weights"
     return (
-        f"An attacker who chooses trial and checkpoint on a hidden split reaches {_listed(reached)}. "
-        f"A defense keeps its word if that falls to {bar} while the original accuracy stays: "
-        f"judge it by this envelope, not by one recipe."
+        "An attacker who chooses trial and checkpoint on a hidden split reaches "
+        f"{_listed(reached)}. A defense keeps its word if that falls to {bar} while the original "
+        "accuracy stays: judge it by this envelope, not by one recipe."
     )
