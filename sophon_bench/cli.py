@@ -672,5 +672,70 @@ def table(form: str, source: Path | None, store: Path | None) -> None:
     click.echo(tables.FORMATS[form](metrics.rows(cells)), nl=False)
 
 
+def _formats(_context: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
+    """``png,svg``: distinct, in order."""
+    known = ("png", "svg")
+    found = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    for form in found:
+        if form not in known:
+            raise Refused(f"--format takes {' and '.join(known)}, or one of them; got {text!r}")
+    return found
+
+
+@main.command()
+@click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
+@store_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Where the pictures go; made if need be.",
+)
+@click.option(
+    "--format",
+    "formats",
+    callback=_formats,
+    default="png,svg",
+    show_default=True,
+    help="png, svg or both.",
+)
+def plot(source: Path | None, store: Path | None, out: Path, formats: list[str]) -> None:
+    """Draw envelopes and resistance by budget, and accuracy by learning rate.
+
+    Three pictures per scenario, backbone, budget and n, of all records in the store or of a run's
+    JSON file. Prints the files that it writes.
+
+    \b
+    Examples:
+      sophon-bench plot --out pictures
+      sophon-bench plot --from out.json --out pictures --format svg
+    """
+    from sophon_bench.leaderboard import plots
+
+    cells = _records(source, store)
+    try:
+        files = plots.write(cells, out, formats)
+    except OSError as error:
+        raise Refused(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
+    if not files:
+        raise Refused("no record has a score to draw; 'sophon-bench table' shows why")
+    for file in files:
+        click.echo(file)
+
+
+def _records(source: Path | None, store: Path | None) -> list[Any]:
+    """All records of a run's JSON file, or of the store; at least one."""
+    from sophon_bench.store import Store, default_root, read_cells
+
+    root = store or default_root()
+    if source is None and not (root / "store.json").exists():
+        raise Refused(f"there is no store at {str(root)!r}; 'sophon-bench run' makes one")
+    cells = read_cells(source) if source is not None else list(Store(root).cells())
+    if not cells:
+        raise Refused(f"no records in {str(source or root)!r}; 'sophon-bench run' makes some")
+    return cells
+
+
 if __name__ == "__main__":
     main()
