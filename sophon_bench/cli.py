@@ -324,10 +324,10 @@ def _run(
 ) -> int:
     import torch
 
-    from sophon_bench import metrics
     from sophon_bench.engines.local import LocalEngine, unfinished
     from sophon_bench.files import write_atomic
     from sophon_bench.leaderboard import tables
+    from sophon_bench.leaderboard.frozen import published
     from sophon_bench.plan import Registries, Request, make_plan
     from sophon_bench.progress import reporter
     from sophon_bench.registry import attacks, defenses
@@ -364,11 +364,11 @@ def _run(
             _print_plan(plan, engine)
             return 0
         cells = engine.run(plan)
-    rows = metrics.rows(cells)
-    click.echo(tables.console(rows))
-    click.echo(tables.meaning(rows))
+    report = tables.report(cells, published())
+    click.echo(tables.console(report))
+    click.echo(tables.meaning(report))
     if json_file is not None:
-        write_atomic(json_file.absolute(), tables.document(cells, rows).encode())
+        write_atomic(json_file.absolute(), tables.document(cells, report).encode())
         click.echo(f"Records and summary: {json_file}")
     click.echo(f"Records: {opened.root / 'cells'} ({len(cells)} of this run)")
     failed = unfinished(cells)
@@ -659,17 +659,11 @@ def table(form: str, source: Path | None, store: Path | None) -> None:
       sophon-bench table --format md --from out.json
       sophon-bench table --format csv > rows.csv
     """
-    from sophon_bench import metrics
     from sophon_bench.leaderboard import tables
-    from sophon_bench.store import Store, default_root, read_cells
+    from sophon_bench.leaderboard.frozen import published
 
-    root = store or default_root()
-    if source is None and not (root / "store.json").exists():
-        raise Refused(f"there is no store at {str(root)!r}; 'sophon-bench run' makes one")
-    cells = read_cells(source) if source is not None else list(Store(root).cells())
-    if not cells:
-        raise Refused(f"no records in {str(source or root)!r}; 'sophon-bench run' makes some")
-    click.echo(tables.FORMATS[form](metrics.rows(cells)), nl=False)
+    report = tables.report(_records(source, store), published())
+    click.echo(tables.FORMATS[form](report), nl=False)
 
 
 def _formats(_context: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
@@ -712,10 +706,11 @@ def plot(source: Path | None, store: Path | None, out: Path, formats: list[str])
       sophon-bench plot --from out.json --out pictures --format svg
     """
     from sophon_bench.leaderboard import plots
+    from sophon_bench.leaderboard.frozen import published
 
     cells = _records(source, store)
     try:
-        files = plots.write(cells, out, formats)
+        files = plots.write(cells, out, formats, published())
     except OSError as error:
         raise Refused(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
     if not files:
@@ -735,6 +730,109 @@ def _records(source: Path | None, store: Path | None) -> list[Any]:
     if not cells:
         raise Refused(f"no records in {str(source or root)!r}; 'sophon-bench run' makes some")
     return cells
+
+
+@main.command()
+@click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
+@store_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Where the document goes; in the repository, leaderboard/frozen.",
+)
+def freeze(source: Path | None, store: Path | None, out: Path) -> None:
+    """Write down which budgets and n count for a score, from controls of at least five seeds.
+
+    \b
+    Example:
+      sophon-bench run --attack @standard --samples 50,200,600 --seeds 0-4 --json controls.json
+      sophon-bench freeze --from controls.json --out leaderboard/frozen
+    """
+    from sophon_bench import metrics
+    from sophon_bench.leaderboard.frozen import write
+
+    try:
+        document = metrics.freeze(_records(source, store))
+        file = write(document, out)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    except OSError as error:
+        raise Refused(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
+    counted = sum(gap.role == "restricted" and gap.gap >= metrics.FLOOR for gap in document.gaps)
+    click.echo(f"{file}: {counted} cells of budget and n count, over seeds {document.seeds}")
+
+
+@main.command()
+@click.argument("file", metavar="PLUGIN.py", type=click.Path(path_type=Path))
+@click.option("--name", metavar="NAME", help="Only this one of the file's plugins.")
+@click.option(
+    "--backbone",
+    default=DEFAULT_BACKBONE,
+    show_default=True,
+    metavar="SELECTOR",
+    help="timm model to check with; one with dropout hides draws from the global generator.",
+)
+@click.pass_context
+def check(context: click.Context, /, file: Path, name: str | None, backbone: str) -> None:
+    """Check that the plugins of a file keep the contract, in seconds.
+
+    Runs every attack, defense and scenario of the file with its defaults on a small bench.
+
+    \b
+    Examples:
+      sophon-bench check my_attack.py
+      sophon-bench check my_attack.py --backbone test_vit
+
+    Exit codes: 0 all checks passed, 1 some failed, 2 bad input.
+    """
+    from sophon_bench import testing
+
+    counts = dict.fromkeys(("passed", "FAILED", "warning", "skipped"), 0)
+    plugin = ""
+    for finding in testing.check_file(file, name=name, backbone=_backbone(backbone)):
+        if finding.plugin != plugin:
+            plugin = finding.plugin
+            click.echo(plugin)
+        counts[finding.outcome] += 1
+        click.echo(f"  {finding.outcome:8} {finding.check:14} {finding.words}".rstrip())
+    click.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
+    context.exit(1 if counts["FAILED"] else 0)
+
+
+@main.command()
+@click.argument("kind", type=click.Choice(["attack", "defense"]))
+@click.argument("name")
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    metavar="DIR",
+    help="Where to write; by default here.",
+)
+def new(kind: Any, name: str, folder: Path) -> None:
+    """Write a plugin that works as it is, and a test of it, to start from.
+
+    \b
+    Examples:
+      sophon-bench new attack my-attack
+      sophon-bench new defense my-defense --dir plugins
+    """
+    from sophon_bench.authoring import AuthoringError, write_plugin
+
+    try:
+        file, *tests = write_plugin(kind, name, folder)
+    except AuthoringError as error:
+        raise Refused(str(error)) from error
+    other = f"--defense {name}" if kind == "defense" else f"--attack {name}"
+    plugin = f"--plugin {file} " if tests else ""
+    click.echo(f"wrote {' and '.join(map(str, [file, *tests]))}; next:")
+    click.echo(f"  sophon-bench check {file}")
+    click.echo(f"  sophon-bench run {plugin}{other}")
+    place = f"move {file.name} into {kind}s/ of the repository" if tests else f"commit {file.name}"
+    click.echo(f"  {place} and open a pull request")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ from traceback import extract_tb
 
 import torch
 
-from sophon_bench import stages
-from sophon_bench.api import Incompatible
+from sophon_bench import layers, stages
+from sophon_bench.api import Batch, Incompatible
 from sophon_bench.plan import (
     AttackStage,
     PretrainStage,
@@ -21,7 +21,8 @@ from sophon_bench.plan import (
     setting_of,
 )
 from sophon_bench.provenance import capture
-from sophon_bench.records import Cell, StageRecord, Status
+from sophon_bench.records import Cell, Ratios, StageRecord, Status
+from sophon_bench.scenarios import REFERENCE_BATCH
 from sophon_bench.store import Store, StoreError
 
 OURS = Path(__file__).parent.parent
@@ -94,6 +95,7 @@ class Worker:
                 provenance=capture(self.device),
             )
         data = bench.data
+        sigma, gradient = self._ratios(stage, made.weights, upstream)
         return StageRecord(
             key=stage.key,
             status="ok",
@@ -102,9 +104,24 @@ class Worker:
             original=bench.utility(made.weights, data.original, "test"),
             original_second=bench.utility(made.weights, data.original, "second_test"),
             restricted=bench.utility(made.weights, data.restricted, "test"),
+            sigma_ratios=sigma,
+            gradient_ratios=gradient,
             weights=self.store.put_weights(made.weights),
             provenance=capture(self.device),
         )
+
+    def _ratios(
+        self, stage: PretrainStage | ProtectStage, released: stages.Weights, upstream: Upstream
+    ) -> tuple[Ratios | None, Ratios | None]:
+        """How far the released model's layers are from the undefended ones."""
+        if isinstance(stage, PretrainStage):
+            return None, None
+        bench = self.bench(setting_of(stage))
+        domain = bench.data.restricted
+        pool, _ = bench.attacker(domain, REFERENCE_BATCH, stage.upstream.seed)
+        models = (bench.load(released), bench.load(self._weights(stage.upstream, upstream)))
+        batch = Batch(pool.inputs, pool.targets)
+        return layers.ratios(*models, domain.task, batch, stage.upstream.seed)
 
     def _attack(self, stage: AttackStage, upstream: Upstream) -> Cell:
         protect = stage.upstream
