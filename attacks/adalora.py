@@ -36,7 +36,7 @@ class AdaLoRA:
 
     initial_rank: Annotated[int, Gt(1)] = 16
     rank: Annotated[int, Gt(0)] = 8
-    alpha: Annotated[float, Gt(0)] = 32.0
+    alpha: Annotated[int, Gt(0)] = 32
     orthogonality: Annotated[float, Ge(0)] = 0.1
     steps: Annotated[int, Gt(1)] = 100
     lr: Annotated[float, Gt(0)] = 1e-2

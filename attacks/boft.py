@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 from annotated_types import Gt
 from torch import nn
 
@@ -39,9 +40,10 @@ class BOFT:
         sites = _peft.targets(
             model,
             lambda layer: _peft.is_dense(layer) and _peft.fan_in(layer) % self.block == 0,
-            what=f"linear or ungrouped convolution layer with an input of {self.block} · n",
+            what=f"linear or ungrouped convolution layer whose input is a multiple of {self.block}",
         )
         from peft import BOFTConfig
 
         config = BOFTConfig(boft_block_size=self.block, target_modules=sites)
+        model.to(memory_format=torch.contiguous_format)  # peft views weights as matrices
         yield from _peft.tune(model, view, config, lr=self.lr, batch_size=self.batch_size)

@@ -1,7 +1,7 @@
 """Rescale the outputs of frozen layers.
 
-Reference: Liu et al., Few-shot parameter-efficient fine-tuning is better and cheaper than in-context
-learning (IA3), NeurIPS 2022, arXiv 2205.05638.
+Reference: Liu et al., Few-shot parameter-efficient fine-tuning is better and cheaper than
+in-context learning (IA3), NeurIPS 2022, arXiv 2205.05638.
 """
 
 from collections.abc import Iterator

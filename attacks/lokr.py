@@ -32,7 +32,7 @@ class LoKr:
     """
 
     rank: Annotated[int, Gt(0)] = 16
-    alpha: Annotated[float, Gt(0)] = 16.0
+    alpha: Annotated[int, Gt(0)] = 16
     lr: Annotated[float, Gt(0)] = 1e-2
     batch_size: Annotated[int, Gt(0)] = 64
 

@@ -31,7 +31,7 @@ class LoRA:
     """
 
     rank: Annotated[int, Gt(0)] = 16
-    alpha: Annotated[float, Gt(0)] = 32.0
+    alpha: Annotated[int, Gt(0)] = 32
     lr: Annotated[float, Gt(0)] = 3e-3
     batch_size: Annotated[int, Gt(0)] = 64
 
