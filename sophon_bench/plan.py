@@ -17,7 +17,7 @@ from sophon_bench.backbones import Backbone, Precision
 from sophon_bench.metrics import selected
 from sophon_bench.records import PROTOCOL, Cell, DataId, PluginId, content_key
 from sophon_bench.registry import Registry
-from sophon_bench.scenarios import REFERENCE_BATCH, DomainData, ScenarioData
+from sophon_bench.scenarios import REFERENCE_BATCH, ScenarioData
 from sophon_bench.selectors import Arsenal, Rules, SelectorError, Trial, trials, vary
 from sophon_bench.stages import PRETRAIN_BATCH
 
@@ -78,26 +78,33 @@ class ProtectStage:
 
 @dataclass(frozen=True, eq=False)
 class AttackStage:
-    """Make one cell; a derived one is the search's own idea, not a listed trial."""
+    """Make one cell: let an attack adapt a model to the domain of that name.
+
+    A derived one is the search's own idea, not a listed trial.
+    """
 
     key: str
     upstream: ProtectStage
     attack: Trial
     samples: int
     budget: int
-    domain: DomainData
+    domain: str
     stretch: int = 1
     derived: bool = False
 
     @property
+    def restricted(self) -> bool:
+        """Whether the domain is the restricted one, not a benign one."""
+        return self.domain == setting_of(self).data.restricted.name
+
+    @property
     def label(self) -> str:
         """For progress lines."""
-        restricted = self.domain is setting_of(self).data.restricted
         return (
             f"attack {self.upstream.defense.label} with {self.attack.label} "
             f"n={self.samples} seed={self.upstream.upstream.seed}"
             + (f" budget×{self.stretch}" if self.stretch > 1 else "")
-            + ("" if restricted else f" on {self.domain.name}")
+            + ("" if self.restricted else f" on {self.domain}")
         )
 
     @property
@@ -133,7 +140,7 @@ class Search:
     trials: tuple[Trial, ...]
     samples: int
     budget: int
-    domain: DomainData
+    domain: str
 
     @property
     def first(self) -> list[AttackStage]:
@@ -290,7 +297,7 @@ def make_plan(request: Request, settings: Iterable[Setting], registries: Registr
                 for (domain, count, trials_, rules), control in product(targets, (True, False)):
                     chosen = tuple(t for t in trials_ if t.entry.control is control)
                     if chosen and (defense.entry.control or not control):
-                        search = Search(rules, protect, chosen, count, budget, domain)
+                        search = Search(rules, protect, chosen, count, budget, domain.name)
                         identity = (protect.key, count, domain.name, control)
                         searches.setdefault(identity, search)
     return Plan(list(models.values()), list(searches.values()))
@@ -358,7 +365,7 @@ def attack_stage(
     attack: Trial,
     samples: int,
     budget: int,
-    domain: DomainData,
+    domain: str,
     stretch: int = 1,
     *,
     derived: bool = False,
@@ -371,7 +378,7 @@ def attack_stage(
             "plugin": _identity(attack),
             "samples": samples,
             "budget": budget,
-            "domain": domain.name,
+            "domain": domain,
             "stretch": stretch,
         }
     )

@@ -187,7 +187,10 @@ def engine(root: Path, reporter: Silent, **options: Any) -> LocalEngine:
 
 
 def scored(cells: list[Cell]) -> dict[str, Any]:
-    return {c.key: (c.suite, c.derived, [(p.units, p.test) for p in c.curve]) for c in cells}
+    return {
+        c.key: (c.suite, c.derived, c.role, c.domain, [(p.units, p.test) for p in c.curve])
+        for c in cells
+    }
 
 
 @pytest.mark.slow

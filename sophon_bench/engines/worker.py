@@ -126,6 +126,7 @@ class Worker:
     def _attack(self, stage: AttackStage, upstream: Upstream) -> Cell:
         protect = stage.upstream
         setting, seed = protect.upstream.setting, protect.upstream.seed
+        domain = setting.data.domain(stage.domain)
         outcome: dict[str, object]
         try:
             done = stages.attack(
@@ -136,7 +137,7 @@ class Worker:
                 seed=seed,
                 budget=stage.budget,
                 stretch=stage.stretch,
-                domain=stage.domain,
+                domain=domain,
                 tick=lambda fraction, words: self.tick(stage, fraction, words),
             )
             outcome = {
@@ -159,10 +160,10 @@ class Worker:
                 "attack": plugin_id(stage.attack),
                 "suite": stage.attack.suite,
                 "derived": stage.derived,
-                "domain": stage.domain.name,
-                "role": "restricted" if stage.domain is setting.data.restricted else "benign",
+                "domain": stage.domain,
+                "role": "restricted" if stage.restricted else "benign",
                 "samples": stage.samples,
-                "test_examples": len(stage.domain.splits["test"]),
+                "test_examples": len(domain.splits["test"]),
                 "seed": seed,
                 "precision": setting.precision,
                 "budget": stage.budget,
