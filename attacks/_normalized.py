@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 RuleName = Literal["lars", "sign", "muon"]
 
-LR: dict[RuleName, float] = {"lars": 3e-3, "sign": 3e-4, "muon": 3e-3}
+LR: dict[RuleName, float] = {"lars": 1e-3, "sign": 3e-4, "muon": 3e-3}
 """Step sizes that suit undefended models; each rule has a unit of its own."""
 
 MIN_RMS = 1e-2

@@ -30,11 +30,11 @@ class Canonicalize(Tuning):
 
     Args:
         probe: Images whose features are looked at for every change of scale.
-        passes: Batches that BatchNorm's statistics are the mean of.
+        calibrate: Batches that BatchNorm's statistics are the mean of.
     """
 
     probe: Annotated[int, Gt(1)] = 16
-    passes: Annotated[int, Gt(0)] = 5
+    calibrate: Annotated[int, Gt(0)] = 5
 
     def run(self, model: Model, view: AttackView) -> Iterator[Model]:
         fresh = view.new_model()
@@ -43,7 +43,7 @@ class Canonicalize(Tuning):
         for _ in rebalance(model, fresh, inputs):
             yield model
         revive(model)
-        batches = itertools.islice(view.batches(self.batch_size), self.passes)
+        batches = itertools.islice(view.batches(self.batch_size), self.calibrate)
         for _ in recalibrate(model, batches):
             yield model
         yield from self.tune(model, view)

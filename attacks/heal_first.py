@@ -41,7 +41,8 @@ class HealFirst(Tuning):
         for _ in training.descend(
             lambda batch: cross_entropy(model(batch.inputs), batch.targets),
             benign.batches(self.batch_size, view.rng), model.parameters(),
-            optimizer="momentum", lr=self.heal_lr, steps=min(self.heal_steps, most), clip=1.0,
+            optimizer="momentum", lr=self.heal_lr, schedule="warm-up",
+            steps=min(self.heal_steps, most), clip=1.0,
         ):  # fmt: skip
             yield model
         yield from self.tune(model, view)

@@ -28,7 +28,8 @@ class NormalizedUpdate:
     Args:
         rule: ``lars`` moves each tensor by a fraction of its norm, ``sign`` each entry by ``lr``,
             ``muon`` each matrix along all its singular directions alike; momentum is 0.9.
-        lr: Step size, at the peak of the schedule; None: 0.03 for ``lars``, else 0.001.
+        lr: Step size, at the peak of the schedule; None: 1e-3 for ``lars``, 3e-4 for ``sign``, 3e-3
+            for ``muon``.
         schedule: How the step size changes over ``steps``.
         batch_size: Examples per update; at most all of them.
         head: Start from a fresh head, or keep the original one and its first outputs.

@@ -24,15 +24,15 @@ class SignFlip:
 
     Args:
         optimizer: Momentum and Nesterov use 0.9.
-        lr: Step size, small enough not to wipe out what a change of sign reads.
+        lr: Step size.
         batch_size: Examples per update; at most all of them.
         head: Start from a fresh head, or keep the original one and its first outputs.
         choose_every: Updates between two choices of the sign; the first is before any.
         steps: Updates to make; None: until the budget is spent.
     """
 
-    optimizer: training.OptimizerName = "momentum"
-    lr: Annotated[float, Gt(0)] = 1e-2
+    optimizer: training.OptimizerName = "adam"
+    lr: Annotated[float, Gt(0)] = 3e-3
     batch_size: Annotated[int, Gt(0)] = 64
     head: training.HeadName = "kept"
     choose_every: Annotated[int, Gt(0)] = 10

@@ -403,3 +403,19 @@ def test_statistics_are_the_mean_over_the_batches() -> None:
     means = torch.stack([model.body[0](i).mean(dim=(0, 2, 3)) for i in images])
     torch.testing.assert_close(model.body[1].running_mean, means.mean(dim=0).detach())
     assert model.body[1].momentum == 0.1
+
+
+def test_a_sign_reads_back_what_is_ranked_last(model: Model, view: AttackView) -> None:
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for batch in itertools.islice(view.batches(32), 40):
+        optimizer.zero_grad()
+        functional.cross_entropy(-model(batch.inputs), batch.targets).backward()
+        optimizer.step()
+
+    def utility(selector: str) -> float:
+        made = next(plugin(selector).run(copy.deepcopy(model), view))
+        with torch.no_grad():
+            return view.task.utility(made.eval(), view.validation)
+
+    assert utility("finetune[head=kept,lr=1e-4]") < 0.2
+    assert utility("sign-flip[lr=1e-4]") > 0.6
