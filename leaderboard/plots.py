@@ -11,6 +11,7 @@ import io
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from sophon_bench.records import Cell, content_key
 from sophon_bench.scenarios import REFERENCE_BATCH
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -41,7 +43,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX"
 UNDEFENDED: Style = {"color": "#000000", "linewidth": 1.8}
 SCRATCH: Style = {"color": "#777777", "linestyle": "--"}
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "font.size": 7.5,
     "axes.titlesize": 7.5,
     "axes.labelsize": 7.5,
@@ -96,16 +98,21 @@ def write(
     Raises:
         OSError: ``out`` cannot be made or written.
     """
-    from matplotlib import rc_context
-
     out.mkdir(parents=True, exist_ok=True)
-    written = []
-    with rc_context(SETTINGS):
+    written: list[Path] = []
+    with drawing():
         for picture in pictures(metrics.curves(cells, frozen), metrics.sweeps(cells)):
             for form in formats:
                 written.append(out / f"{picture.name}.{form}")
                 write_atomic(written[-1], encode(picture.figure, form))
     return written
+
+
+def drawing() -> AbstractContextManager[None]:
+    """Our settings over matplotlib's defaults: the user's own do not show in a picture."""
+    from matplotlib import style
+
+    return style.context(SETTINGS, after_reset=True)
 
 
 def encode(figure: Figure, form: str) -> bytes:
@@ -248,8 +255,8 @@ def _budget_figure(
     axes.minorticks_off()
     longest = rows[0]["budget"] / REFERENCE_BATCH
     axes.axvline(longest, color="#777777", linewidth=0.8, linestyle=":")
-    above = {"transform": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-    axes.text(longest, 1, r"$b_\mathrm{max}$", **above)
+    top = axes.get_xaxis_transform()
+    axes.text(longest, 1, r"$b_\mathrm{max}$", transform=top, ha="center", va="bottom")
     axes.set_xlabel(f"attack budget (steps of {REFERENCE_BATCH} examples)")
     axes.set_ylabel(label)
     _finish(figure, rows, title)
@@ -282,7 +289,7 @@ def _draw(axes: Axes, lines: Iterable[Line]) -> None:
 
 def _finish(figure: Figure, rows: Sequence[Row], title: str) -> None:
     """Title and legend; the legend has each label once."""
-    handles = {}
+    handles: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
@@ -290,7 +297,11 @@ def _finish(figure: Figure, rows: Sequence[Row], title: str) -> None:
     entry = HANDLE + LETTER * max(map(len, handles))
     columns = min(len(handles), max(1, int(width / entry)))
     figure.legend(
-        handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
     )
     figure.set_figheight(figure.get_figheight() + LINE * -(-len(handles) // columns))
     first = rows[0]
