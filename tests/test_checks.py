@@ -556,3 +556,190 @@ def test_check_refuses_a_backbone_that_does_not_exist(plugin: Callable[[str], Pa
     result = call("check", plugin(GOOD), "--backbone", "test_resnett")
     assert result.exit_code == 2
     assert "did you mean 'test_resnet" in result.stderr
+
+
+FAULTY = (
+    HEAD
+    + """
+import torch
+
+
+def training(model, view):
+    model.fresh_head(view.task.num_outputs, view.rng)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    for batch in view.batches(16):
+        optimizer.zero_grad()
+        view.task.loss(model, batch).backward()
+        optimizer.step()
+        yield model
+
+
+def register(function):
+    @attacks.register(function.__name__.replace("_", "-"))
+    @dataclass(frozen=True, kw_only=True)
+    class Attack:
+        def run(self, model, view):
+            return function(model, view)
+
+    return function
+
+
+@register
+def raises_at_once(model, view):
+    raise ValueError("no such layer\\nand a second line")
+    yield model
+
+
+@register
+def raises_later(model, view):
+    yield from itertools.islice(training(model, view), 3)
+    raise RuntimeError
+
+
+@register
+def yields_nothing(model, view):
+    yield from ()
+
+
+@register
+def is_no_generator(model, view):
+    return None
+
+
+@register
+def changes_nothing(model, view):
+    for _ in view.batches(16):
+        yield model
+
+
+@register
+def gives_nan(model, view):
+    for _ in training(model, view):
+        yield lambda inputs: model(inputs) * torch.nan
+
+
+@register
+def gives_words(model, view):
+    for _ in training(model, view):
+        yield "model"
+
+
+@register
+def needs_an_extra(model, view):
+    import sophon_bench_extra_that_nobody_has
+
+    yield model
+
+
+@register
+def cannot_apply(model, view):
+    raise Incompatible("the model has no attention")
+    yield model
+
+
+@register
+def seeds(model, view):
+    torch.manual_seed(0)
+    yield from training(model, view)
+"""
+)
+
+RECORDED = {
+    "raises-at-once": ("failed", "ValueError: no such layer (plugin.py:"),
+    "raises-later": ("failed", "RuntimeError"),
+    "yields-nothing": ("failed", "the attack yielded nothing"),
+    "is-no-generator": ("failed", "TypeError: 'NoneType' object is not"),
+    "changes-nothing": ("failed", "never changed a weight"),
+    "gives-nan": ("diverged", "non-finite values at or before update"),
+    "gives-words": ("failed", "TypeError: 'str' object is not callable"),
+    "needs-an-extra": ("failed", "No module named 'sophon_bench_extra_that_nobody_has'"),
+    "cannot-apply": ("skipped", "the model has no attention"),
+    "seeds": ("ok", ""),
+    "finetune": ("ok", ""),
+    "scratch": ("ok", ""),
+}
+
+FAST = ["--scenario", "tiny", "--steps", "2", "--samples", "20"]
+
+
+def test_a_run_with_faulty_attacks_records_each_and_finishes_the_rest(
+    tmp_path: Path, plugin: Callable[[str], Path]
+) -> None:
+    file = plugin("")
+    file.write_text(FAULTY)
+    chosen = [word for name in RECORDED for word in ("--attack", name)]
+    out = tmp_path / "out.json"
+    before = torch.get_rng_state()
+    result = call(
+        "run", *FAST, "--plugin", file, *chosen, "--store", tmp_path / "store", "--json", out
+    )
+    assert result.exit_code == 1, result.output
+    assert torch.equal(torch.get_rng_state(), before)
+    assert "Traceback" not in result.output
+    cells = {c["attack"]["name"]: c for c in json.loads(out.read_text())["cells"]}
+    assert set(cells) == set(RECORDED)
+    for name, (status, reason) in RECORDED.items():
+        assert cells[name]["status"] == status, cells[name]["reason"]
+        assert reason in (cells[name]["reason"] or "")
+        assert "\n" not in (cells[name]["reason"] or "")
+        said = [x for x in result.stderr.splitlines() if x.startswith(f"failed: {name} against")]
+        assert len(said) == (status == "failed")
+
+
+def test_a_run_with_a_faulty_defense_keeps_the_undefended_cells(
+    tmp_path: Path, plugin: Callable[[str], Path]
+) -> None:
+    file = plugin(
+        '@defenses.register("falls")\n'
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Falls:\n"
+        "    def run(self, model, view):\n"
+        "        yield model\n"
+        "        raise OSError('no licence')\n"
+    )
+    out = tmp_path / "out.json"
+    result = call(
+        "run", *FAST, "--plugin", file, "--defense", "falls", "--attack", "finetune",
+        "--store", tmp_path / "store", "--json", out,
+    )  # fmt: skip
+    assert result.exit_code == 1, result.output
+    cells = {
+        (c["defense"]["name"], c["attack"]["name"]): c for c in json.loads(out.read_text())["cells"]
+    }
+    assert cells["none", "finetune"]["status"] == "ok"
+    assert cells["falls", "finetune"]["status"] == "failed"
+    assert "OSError: no licence (plugin.py:" in cells["falls", "finetune"]["reason"]
+    assert "failed: finetune against falls" in result.stderr
+
+
+def test_a_batch_larger_than_n_is_all_n(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    result = call(
+        "run", *FAST, "--attack", "finetune[batch_size=4096]", "--store", tmp_path / "store",
+        "--json", out,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (cell,) = (c for c in json.loads(out.read_text())["cells"] if c["attack"]["name"] == "finetune")
+    assert cell["cost"]["examples"] == 16 * cell["cost"]["steps"], "a fifth of 20 is validation"
+
+
+REFUSED = [
+    (["--attack", "finetunee"], "unknown attack 'finetunee'; did you mean 'finetune'"),
+    (["--attack", "finetune[batchsize=4]"], "did you mean 'batch_size'"),
+    (["--attack", "finetune[batch_size=0]"], "batch_size should be greater than 0"),
+    (["--attack", "finetune[batch_size=1.5]"], "batch_size should be a valid integer"),
+    (["--attack", "finetune[scope=heads]"], "scope should be 'all' or 'head'"),
+    (["--samples", "41"], "between 2 and 40"),
+    (["--samples", "1"], "between 2 and 40"),
+    (["--steps", "-3"], "at least 1 step"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=[" ".join(a) for a, _ in REFUSED])
+def test_a_run_refuses_bad_input_in_one_line(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    result = call("run", *FAST, "--store", tmp_path / "store", *arguments)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
