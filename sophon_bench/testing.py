@@ -17,7 +17,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from traceback import extract_tb
@@ -408,7 +408,7 @@ class _Watched:
         self._updates = updates
         self._seconds = seconds
 
-    def run(self, model: Model, view: Any) -> Iterator[Any]:
+    def run(self, model: Model, view: Any) -> Generator[Any, None, Any]:
         self.view, self.yields = view, 0
         kind, given = type(model), _copies(view)
         begin, drawn_at_first = time.perf_counter(), 0
