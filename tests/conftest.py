@@ -9,6 +9,7 @@ import torch
 from sophon_bench import registry, stages
 from sophon_bench.backbones import Backbone
 from sophon_bench.records import Cell, Cost, DataId, PluginId, Point, Provenance, StageRecord
+from sophon_bench.selectors import parse, scalar
 
 TINY = Path(__file__).with_name("tiny_scenario.py")
 
@@ -58,7 +59,11 @@ MakeCell = Callable[..., Cell]
 
 @pytest.fixture
 def make_cell() -> MakeCell:
-    """A record by what a test cares about; curve points are (units, selection, test)."""
+    """A record by what a test cares about; curve points are (units, selection, test).
+
+    ``attack`` is a selector: its parameters are those of the record. ``released`` are changes of
+    the defended model's stage.
+    """
 
     def make(
         *,
@@ -67,6 +72,9 @@ def make_cell() -> MakeCell:
         seed: int = 0,
         curve: list[tuple[float, float, float]] | None = None,
         original: tuple[float, float] = (0.98, 0.98),
+        mechanism: str = "gradient",
+        fit: float = 1.0,
+        released: dict[str, object] | None = None,
         **changes: object,
     ) -> Cell:
         points = curve if curve is not None else [(100.0, 0.5, 0.5)]
@@ -81,12 +89,12 @@ def make_cell() -> MakeCell:
         )
         protect = cost.model_copy(update={"units": 1280.0})
         fields: dict[str, object] = {
-            "key": f"{defense}-{attack}-{seed}",
+            "key": f"{defense}-{attack}-{seed}-" + "-".join(map(str, changes.values())),
             "status": "ok",
             "scenario": DataId(name="s", label="s", parameters={}, revision="r"),
             "backbone": "b",
             "defense": _plugin(defense, control=defense == "none"),
-            "attack": _plugin(attack, control=attack == "scratch"),
+            "attack": _plugin(attack, control=attack.startswith("scratch"), mechanism=mechanism),
             "domain": "digits",
             "samples": 200,
             "test_examples": 500,
@@ -95,14 +103,16 @@ def make_cell() -> MakeCell:
             "budget": 12800,
             "curve": [
                 Point(
-                    steps=i + 1, units=u, seconds=1.0, fit=1.0, validation=s, selection=s, test=t,
+                    steps=i + 1, units=u, seconds=1.0, fit=fit, validation=s, selection=s, test=t,
                     second_test=t,
                 )
                 for i, (u, s, t) in enumerate(points)
             ],
             "cost": cost,
             "pretrained": stage,
-            "released": stage.model_copy(update={"original": after, "cost": protect}),
+            "released": stage.model_copy(
+                update={"original": after, "cost": protect, **(released or {})}
+            ),
             "provenance": provenance,
         }  # fmt: skip
         return Cell.model_validate({**fields, **changes})
@@ -110,8 +120,14 @@ def make_cell() -> MakeCell:
     return make
 
 
-def _plugin(label: str, *, control: bool) -> PluginId:
-    name = label.split("[")[0]
+def _plugin(label: str, *, control: bool, mechanism: str = "gradient") -> PluginId:
+    found = parse(label)
     return PluginId(
-        name=name, label=label, parameters={}, source="s", distribution="d", control=control
+        name=found.name,
+        label=label,
+        parameters={key: scalar(value) for key, value in found.parameters.items()},
+        source="s",
+        distribution="d",
+        control=control,
+        mechanism=mechanism,
     )
