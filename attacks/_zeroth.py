@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ def descend(
     held = Batch(view.validation.inputs, view.validation.targets)
     best, lowest = point.clone(), loss_at(point, held)
     for batch in view.batches(batch_size):
-        point.grad = estimate(lambda place, batch=batch: loss_at(place, batch), point)
+        point.grad = estimate(partial(loss_at, batch=batch), point)
         optimizer.step()
         loss = loss_at(point, held)
         best = torch.where(loss < lowest, point, best)

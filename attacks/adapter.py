@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Gt
 from torch import nn
 
@@ -47,9 +46,4 @@ class Adapter:
         model.head.requires_grad_(True)
         sample = view.train.inputs[:2]
         adapted = _bottleneck.Adapted(model, sample, rank=self.rank, form=self.form, rng=view.rng)
-        optimizer = torch.optim.Adam(_peft.trainable(adapted), lr=self.lr)
-        for batch in view.batches(self.batch_size):
-            optimizer.zero_grad()
-            view.task.loss(adapted, batch).backward()
-            optimizer.step()
-            yield adapted
+        yield from _peft.train(adapted, view, lr=self.lr, batch_size=self.batch_size)

@@ -36,5 +36,7 @@ class ProbeLogistic:
         from sklearn.linear_model import LogisticRegression
 
         values = (0.1, 0.01, 1.0, 0.001, 10.0) if self.strength is None else (self.strength,)
-        candidates = [lambda _rows, c=v: LogisticRegression(C=c, max_iter=1000) for v in values]
+        candidates = [
+            lambda _rows, _columns, c=v: LogisticRegression(C=c, max_iter=1000) for v in values
+        ]
         yield from _probing.probe(model, view, candidates, grid=self.grid)

@@ -36,5 +36,5 @@ class ProbeRidge:
         from sklearn.linear_model import RidgeClassifier
 
         values = (100.0, 10.0, 1000.0, 1.0, 10000.0) if self.alpha is None else (self.alpha,)
-        candidates = [lambda _rows, alpha=v: RidgeClassifier(alpha=alpha) for v in values]
+        candidates = [lambda _rows, _columns, alpha=v: RidgeClassifier(alpha=alpha) for v in values]
         yield from _probing.probe(model, view, candidates, grid=self.grid)

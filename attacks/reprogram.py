@@ -13,7 +13,7 @@ from annotated_types import Gt, Interval
 from torch import Tensor, nn
 
 from sophon_bench import training
-from sophon_bench.api import AttackView, Model
+from sophon_bench.api import AttackView, Model, Predictor
 from sophon_bench.registry import attacks
 
 
@@ -38,7 +38,7 @@ class Reprogram:
     head: training.HeadName = "fresh"
     batch_size: Annotated[int, Gt(0)] = 64
 
-    def run(self, model: Model, view: AttackView) -> Iterator[nn.Module]:
+    def run(self, model: Model, view: AttackView) -> Iterator[Predictor]:
         training.choose_head(model, self.head, outputs=view.task.num_outputs, rng=view.rng)
         model.eval().requires_grad_(False)
         model.head.requires_grad_(self.head == "fresh")
@@ -54,7 +54,8 @@ class Reprogram:
         optimizer = torch.optim.Adam(groups)
 
         def reprogrammed(inputs: Tensor) -> Tensor:
-            return model(inputs + frame * prompt)
+            logits: Tensor = model(inputs + frame * prompt)
+            return logits
 
         for batch in view.batches(self.batch_size):
             optimizer.zero_grad()
