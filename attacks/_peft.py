@@ -3,14 +3,15 @@
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
-from unittest import mock
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sophon_bench.api import AttackView, Incompatible, Model
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def is_linear(layer: nn.Module) -> bool:
@@ -40,10 +41,8 @@ def fan_in(layer: nn.Module) -> int:
     return weight[0].numel()
 
 
-def targets(model: Model, accepts: Callable[[nn.Module], bool], *, what: str) -> str:
-    """One anchored regular expression that matches the body's layers that ``accepts`` takes.
-
-    peft would match a list of names by suffix, and so adapt layers of the same name elsewhere.
+def sites(model: Model, accepts: Callable[[nn.Module], bool], *, what: str) -> dict[str, nn.Module]:
+    """The body's layers that ``accepts`` takes, by name.
 
     Args:
         what: The layers in words, for the error.
@@ -51,14 +50,22 @@ def targets(model: Model, accepts: Callable[[nn.Module], bool], *, what: str) ->
     Raises:
         Incompatible: If there is none.
     """
-    names = [
-        re.escape(name)
+    found = {
+        name: layer
         for name, layer in model.named_modules()
         if name.split(".")[0] != "head" and accepts(layer)
-    ]
-    if not names:
+    }
+    if not found:
         raise Incompatible(f"the model's body has no {what}")
-    return f"^(?:{'|'.join(names)})$"
+    return found
+
+
+def targets(model: Model, accepts: Callable[[nn.Module], bool], *, what: str) -> str:
+    """One anchored regular expression that matches the names of `sites`.
+
+    peft would match a list of names by suffix, and so adapt layers of the same name elsewhere.
+    """
+    return f"^(?:{'|'.join(map(re.escape, sites(model, accepts, what=what)))})$"
 
 
 def wrap(model: Model, view: AttackView, config: Any) -> Any:
@@ -67,12 +74,7 @@ def wrap(model: Model, view: AttackView, config: Any) -> Any:
 
     model.fresh_head(view.task.num_outputs, view.rng)
     seed = int(torch.randint(2**63 - 1, (), generator=view.rng))
-    with (
-        torch.random.fork_rng(devices=[]),
-        warnings.catch_warnings(),
-        # BOFT would build a CUDA extension, which one butterfly factor has no use for
-        mock.patch("peft.tuners.boft.layer._FBD_CUDA", False),
-    ):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         # peft remarks on layer types and backbones that it was not written for
         warnings.filterwarnings("ignore", module=r"peft\.")
         torch.default_generator.manual_seed(seed)
@@ -96,7 +98,11 @@ def tune(
         lr: Step size.
         batch_size: Examples per update; at most all of them.
     """
-    wrapped = wrap(model, view, config)
+    yield from train(wrap(model, view, config), view, lr=lr, batch_size=batch_size)
+
+
+def train(wrapped: Module, view: AttackView, *, lr: float, batch_size: int) -> Iterator[Module]:
+    """Move what is trainable with Adam; yields after every update."""
     optimizer = torch.optim.Adam(trainable(wrapped), lr=lr)
     for batch in view.batches(batch_size):
         optimizer.zero_grad()

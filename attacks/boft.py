@@ -1,30 +1,31 @@
 """Rotate the inputs of frozen linear and convolution layers, and rescale their outputs.
 
-Reference: Liu et al., BOFT, ICLR 2024, arXiv 2311.06243; with one butterfly factor, which is a
-block-diagonal rotation.
+Reference: Liu et al., BOFT, ICLR 2024, arXiv 2311.06243; with one butterfly factor, which is Qiu et
+al., OFT, NeurIPS 2023, arXiv 2306.07280. Own code: peft multiplies dense matrices as wide as a
+convolution's patch, which costs more than training the whole network.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Gt
 from torch import nn
+from torch.nn.utils import parametrize
 
 from sophon_bench.api import AttackView, Model
 from sophon_bench.registry import attacks
 
-from . import _peft
+from . import _peft, _rotation
 
 
 @attacks.register("boft")
 @dataclass(frozen=True, kw_only=True)
 class BOFT:
-    """Minimise the task's loss over block rotations, output scales and a fresh head.
+    """Minimise the task's loss over block rotations, output gains and a fresh head.
 
-    All linear and ungrouped convolution layers of the body that ``block`` fits are adapted;
-    BatchNorm adapts. The rotation is a dense product as wide as a layer's input patch.
+    All linear and convolution layers of the body that ``block`` fits are adapted, grouped ones too;
+    BatchNorm adapts.
 
     Args:
         block: Width of a rotation; layers whose input patch it does not divide are left alone.
@@ -37,13 +38,15 @@ class BOFT:
     batch_size: Annotated[int, Gt(0)] = 64
 
     def run(self, model: Model, view: AttackView) -> Iterator[nn.Module]:
-        sites = _peft.targets(
+        sites = _peft.sites(
             model,
-            lambda layer: _peft.is_dense(layer) and _peft.fan_in(layer) % self.block == 0,
-            what=f"linear or ungrouped convolution layer whose input is a multiple of {self.block}",
+            lambda layer: _peft.is_weighted(layer) and _peft.fan_in(layer) % self.block == 0,
+            what=f"linear or convolution layer whose input is a multiple of block={self.block}",
         )
-        from peft import BOFTConfig
-
-        config = BOFTConfig(boft_block_size=self.block, target_modules=sites)
-        model.to(memory_format=torch.contiguous_format)  # peft views weights as matrices
-        yield from _peft.tune(model, view, config, lr=self.lr, batch_size=self.batch_size)
+        model.fresh_head(view.task.num_outputs, view.rng)
+        model.requires_grad_(False)
+        for layer in sites.values():
+            rotation = _rotation.Rotation(layer.get_parameter("weight"), self.block)
+            parametrize.register_parametrization(layer, "weight", rotation)
+        model.head.requires_grad_(True)
+        yield from _peft.train(model, view, lr=self.lr, batch_size=self.batch_size)

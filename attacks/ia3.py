@@ -1,4 +1,4 @@
-"""Rescale the outputs of frozen layers.
+"""Rescale the inputs of frozen layers.
 
 Reference: Liu et al., Few-shot parameter-efficient fine-tuning is better and cheaper than
 in-context learning (IA3), NeurIPS 2022, arXiv 2205.05638.
@@ -20,9 +20,10 @@ from . import _peft
 @attacks.register("ia3")
 @dataclass(frozen=True, kw_only=True)
 class IA3:
-    """Minimise the task's loss over one factor per output channel and a fresh head.
+    """Minimise the task's loss over one factor per input channel and a fresh head.
 
-    All linear and convolution layers of the body are adapted, grouped ones too; BatchNorm adapts.
+    All linear and convolution layers of the body are adapted, grouped ones too: the inputs,
+    since BatchNorm behind a layer undoes a factor of its outputs. BatchNorm adapts.
 
     Args:
         lr: Step size of Adam.
@@ -36,5 +37,5 @@ class IA3:
         sites = _peft.targets(model, _peft.is_weighted, what="linear or convolution layer")
         from peft import IA3Config
 
-        config = IA3Config(target_modules=sites, feedforward_modules=[])
+        config = IA3Config(target_modules=sites, feedforward_modules=sites)
         yield from _peft.tune(model, view, config, lr=self.lr, batch_size=self.batch_size)
