@@ -18,7 +18,7 @@ from ._canonical import rebalance, recalibrate, replace_broken, revive
 from ._tuning import Tuning
 
 
-@attacks.register("canonicalize")
+@attacks.register("canonicalize", mechanism="repair")
 @dataclass(frozen=True, kw_only=True)
 class Canonicalize(Tuning):
     """Bring weights to a fresh model's scale with the function kept, then minimise the loss.

@@ -19,7 +19,7 @@ from ._augment import Augmentation
 from ._tuning import Tuning
 
 
-@attacks.register("distill")
+@attacks.register("distill", mechanism="function")
 @dataclass(frozen=True, kw_only=True)
 class Distill(Tuning):
     """Minimise the restricted loss plus the distance of fresh weights' features to the released.

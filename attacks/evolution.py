@@ -19,7 +19,7 @@ from sophon_bench.registry import attacks
 from . import _zeroth
 
 
-@attacks.register("evolution")
+@attacks.register("evolution", mechanism="function")
 @dataclass(frozen=True, kw_only=True)
 class Evolution:
     """Minimise the expected rank of the task's loss over head, gains and biases.

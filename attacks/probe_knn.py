@@ -17,7 +17,7 @@ from sophon_bench.registry import attacks
 from . import _probing
 
 
-@attacks.register("probe-knn")
+@attacks.register("probe-knn", mechanism="function")
 @dataclass(frozen=True, kw_only=True)
 class ProbeKNN:
     """Let the nearest examples vote, by cosine distance between activations of several layers.

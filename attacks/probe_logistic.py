@@ -16,7 +16,7 @@ from sophon_bench.registry import attacks
 from . import _probing
 
 
-@attacks.register("probe-logistic")
+@attacks.register("probe-logistic", mechanism="function")
 @dataclass(frozen=True, kw_only=True)
 class ProbeLogistic:
     """Minimise cross-entropy plus an L2 penalty on activations of several layers.

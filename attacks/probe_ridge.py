@@ -16,7 +16,7 @@ from sophon_bench.registry import attacks
 from . import _probing
 
 
-@attacks.register("probe-ridge")
+@attacks.register("probe-ridge", mechanism="function")
 @dataclass(frozen=True, kw_only=True)
 class ProbeRidge:
     """Minimise penalised squared error to the targets on activations of several layers.

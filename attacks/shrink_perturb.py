@@ -16,7 +16,7 @@ from sophon_bench.registry import attacks
 from ._tuning import Tuning
 
 
-@attacks.register("shrink-perturb")
+@attacks.register("shrink-perturb", mechanism="noise")
 @dataclass(frozen=True, kw_only=True)
 class ShrinkPerturb(Tuning):
     """Move every weight to ``shrink * w + perturb * fresh``, then minimise the restricted loss.

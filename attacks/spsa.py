@@ -19,7 +19,7 @@ from sophon_bench.registry import attacks
 from . import _zeroth
 
 
-@attacks.register("spsa")
+@attacks.register("spsa", mechanism="function")
 @dataclass(frozen=True, kw_only=True)
 class SPSA:
     """Minimise the task's loss over head, gains and biases from differences of losses.

@@ -19,7 +19,7 @@ from ._tuning import Tuning
 from .finetune import FineTune
 
 
-@attacks.register("weight-noise")
+@attacks.register("weight-noise", mechanism="noise")
 @dataclass(frozen=True, kw_only=True)
 class WeightNoise(Tuning):
     """Add noise to every weight, then minimise the restricted loss from the best of the restarts.
