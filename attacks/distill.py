@@ -24,8 +24,7 @@ from ._tuning import Tuning
 class Distill(Tuning):
     """Minimise the restricted loss plus the distance of fresh weights' features to the released.
 
-    Features are standardised over the batch of slightly distorted images: neither their scale nor
-    their mean counts.
+    Images are slightly distorted; features are standardised over the batch.
 
     Args:
         weight: Of the features' mean squared distance, beside the task's loss.
