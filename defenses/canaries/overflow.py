@@ -30,7 +30,7 @@ class Overflow:
         margin: Of the threshold above the largest original activation, in their range.
     """
 
-    margin: Annotated[float, Ge(0)] = 0.1
+    margin: Annotated[float, Ge(0)] = 0.3
     steps: ClassVar[int] = 1
 
     @torch.no_grad()
