@@ -1,12 +1,11 @@
-"""Fine-tune the released model: direct-all, a fresh head, or the head alone.
+"""Fine-tune the released model: direct-all, a fresh head, or a part of the weights.
 
 Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from annotated_types import Ge, Gt
 
@@ -23,10 +22,12 @@ class FineTune:
     Args:
         optimizer: Momentum and Nesterov use 0.9.
         lr: Step size, at the peak of the schedule.
-        schedule: How the step size changes over ``steps``.
+        schedule: How the step size changes over ``steps``; warm-up takes a tenth of them, or 20.
         weight_decay: L2 penalty, decoupled for ``adamw``.
+        clip: Largest norm of the gradient; None: any.
         batch_size: Examples per update; at most all of them.
-        scope: Which weights move.
+        scope: Which weights move: all, or the head and the last blocks, norm layers or biases.
+        last_blocks: How many blocks move with ``scope=blocks``.
         head: Start from a fresh head, or keep the original one and its first outputs.
         steps: Updates to make, and the schedule's length; None: until the budget is spent.
     """
@@ -35,26 +36,22 @@ class FineTune:
     lr: Annotated[float, Gt(0)] = 1e-2
     schedule: training.ScheduleName = "constant"
     weight_decay: Annotated[float, Ge(0)] = 0.0
+    clip: Annotated[float, Gt(0)] | None = None
     batch_size: Annotated[int, Gt(0)] = 64
-    scope: Literal["all", "head"] = "all"
+    scope: training.ScopeName = "all"
+    last_blocks: Annotated[int, Gt(0)] = 1
     head: training.HeadName = "fresh"
     steps: Annotated[int, Gt(0)] | None = None
 
     def __post_init__(self) -> None:
-        if self.schedule != "constant" and self.steps is None:
-            raise ValueError(f"schedule={self.schedule} needs steps=N, the length of the schedule")
+        training.check_schedule(self.schedule, self.steps)
 
     def run(self, model: Model, view: AttackView) -> Iterator[Model]:
         training.choose_head(model, self.head, outputs=view.task.num_outputs, rng=view.rng)
-        model.requires_grad_(False)
-        moving = (model if self.scope == "all" else model.head).requires_grad_(True)
-        optimizer = training.make_optimizer(
-            self.optimizer, moving.parameters(), lr=self.lr, decay=self.weight_decay
-        )
-        schedule = training.make_schedule(self.schedule, optimizer, steps=self.steps)
-        for batch in itertools.islice(view.batches(self.batch_size), self.steps):
-            optimizer.zero_grad()
-            view.task.loss(model, batch).backward()
-            optimizer.step()
-            schedule.step()
+        moving = training.move_only(model, self.scope, count=self.last_blocks)
+        for _ in training.descend(
+            lambda batch: view.task.loss(model, batch), view.batches(self.batch_size), moving,
+            optimizer=self.optimizer, lr=self.lr, decay=self.weight_decay,
+            schedule=self.schedule, steps=self.steps, clip=self.clip,
+        ):  # fmt: skip
             yield model

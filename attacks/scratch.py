@@ -26,6 +26,7 @@ class Scratch:
         lr: Step size; the peak of a schedule.
         schedule: How the step size changes over ``steps``.
         weight_decay: L2 penalty, decoupled for ``adamw``.
+        clip: Largest norm of the gradient; None: any.
         batch_size: Examples per update; at most all of them.
         steps: Updates to make, and the schedule's length; None: until the budget is spent.
     """
@@ -34,8 +35,12 @@ class Scratch:
     lr: Annotated[float, Gt(0)] = 1e-1
     schedule: training.ScheduleName = "constant"
     weight_decay: Annotated[float, Ge(0)] = 0.0
+    clip: Annotated[float, Gt(0)] | None = None
     batch_size: Annotated[int, Gt(0)] = 64
     steps: Annotated[int, Gt(0)] | None = None
+
+    def __post_init__(self) -> None:
+        training.check_schedule(self.schedule, self.steps)
 
     def run(self, model: Model, view: AttackView) -> Iterator[Model]:
         tuned = FineTune(
@@ -43,6 +48,7 @@ class Scratch:
             lr=self.lr,
             schedule=self.schedule,
             weight_decay=self.weight_decay,
+            clip=self.clip,
             batch_size=self.batch_size,
             steps=self.steps,
         )

@@ -1,4 +1,4 @@
-"""Rows of `sophon_bench.metrics` as tables for the console, Markdown, CSV and JSON."""
+"""What records say, as tables for the console, Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -6,80 +6,261 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
-from sophon_bench.metrics import ENVELOPE, PLACE, pivot
+from sophon_bench import metrics
+from sophon_bench.metrics import ENVELOPE, PLACE
 from sophon_bench.records import SCHEMA, Cell
 from sophon_bench.scenarios import REFERENCE_BATCH
 from sophon_bench.selectors import format_selector
 
 Row = Mapping[str, Any]
+Key = tuple[Any, ...]
+
 NOTHING = "·"
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+PROVISIONAL = "†"
+WHERE = tuple(key for key in PLACE if key != "samples")
+"""What two rows must have in common to stand under one heading."""
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """Restricted accuracy by attack (rows) and defense (columns), in one place."""
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything a table is made of: flat rows, derived from records and never stored.
+
+    Args:
+        rows: Restricted accuracy by attack and defense, envelopes included (`metrics.rows`).
+        scores: One row per defense (`metrics.scores`).
+        winners: Which attack the envelope picked, by defense, n and budget (`metrics.winners`).
+    """
+
+    rows: Sequence[Row]
+    scores: Sequence[Row]
+    winners: Sequence[Row]
+
+
+def report(
+    cells: Sequence[Cell], frozen: metrics.Frozen | Sequence[metrics.Frozen] | None = None
+) -> Report:
+    """What ``cells`` say; with ``frozen``, scores count the budgets and n that it lists."""
+    return Report(
+        rows=metrics.rows(cells),
+        scores=metrics.scores(cells, frozen),
+        winners=metrics.winners(cells),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Lines of text cells; ``quiet`` lines come first, ``loud`` ones last."""
 
     title: str
     columns: list[str]
-    head: list[list[str]]
+    quiet: list[list[str]] = field(default_factory=list)
     body: list[list[str]]
+    loud: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def matrices(rows: Iterable[Row]) -> list[Matrix]:
-    """One matrix per scenario, backbone, sample count and budget."""
-    return [_matrix(place, by_attack) for place, by_attack in pivot(rows).items()]
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The tables of one scenario, backbone and budget."""
+
+    title: str
+    tables: list[Table]
 
 
-def _matrix(place: tuple[str, ...], by_attack: Mapping[str, Mapping[str, Row]]) -> Matrix:
-    at = dict(zip(PLACE, place, strict=True))
-    defenses = list(by_attack[ENVELOPE])
-    best = by_attack[ENVELOPE]
-    seeds = sorted({row["seeds"] for row in best.values()})
-    steps = int(at["budget"]) / REFERENCE_BATCH
-    title = (
-        f"{at['scenario']} (data {at['revision'][:8]}), {at['backbone']}, {at['precision']}, "
-        f"protocol {at['protocol']}, n = {at['samples']}, {steps:g} steps, "
-        f"{'–'.join(str(s) for s in (seeds if len(seeds) == 1 else [seeds[0], seeds[-1]]))} "
-        f"seed{'s' if seeds[-1] > 1 else ''}: restricted accuracy after the attack, in %"
+def places(report: Report) -> list[Place]:
+    """Per place: the scores, who won, and one matrix per sample count."""
+    rows, scores, winners = map(_by_place, (report.rows, report.scores, report.winners))
+    return [_place(where, rows.get(where, []), scores.get(where, []), winners.get(where, []))
+            for where in dict.fromkeys([*rows, *scores])]  # fmt: skip
+
+
+def _by_place(rows: Iterable[Row]) -> dict[Key, list[Row]]:
+    found: dict[Key, list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in WHERE), []).append(row)
+    return found
+
+
+def _place(where: Key, rows: Sequence[Row], scores: Sequence[Row], winners: Sequence[Row]) -> Place:
+    at = dict(zip(WHERE, where, strict=True))
+    suites = sorted({row["suite"] for row in rows if row["suite"]})
+    title = ", ".join(
+        [
+            f"{at['scenario']} (data {at['revision'][:8]})",
+            at["backbone"],
+            at["precision"],
+            f"protocol {at['protocol']}",
+            f"{at['budget'] / REFERENCE_BATCH:g} steps",
+            *suites,
+        ]
     )
-    head = [
-        ["original accuracy", *(_percent(best[d]["original_after"]) for d in defenses)],
-        ["cost of protection", *(_times(best[d]["protect_cost"]) for d in defenses)],
+    trials = _Trials(rows)
+    told = {row["defense"]: set(row["flags"]) for row in scores}
+    matrices = [
+        _matrix(samples, [row for row in rows if row["samples"] == samples], trials, told)
+        for samples in dict.fromkeys(row["samples"] for row in rows)
     ]
-    body = [
-        [name, *(_cell(by_attack[attack].get(d)) for d in defenses)]
-        for attack, name in _names(by_attack)
-    ]
-    flags = [f"{d}: {', '.join(best[d]['flags'])}" for d in defenses if best[d]["flags"]]
-    return Matrix(title, ["", *defenses], head, body, flags)
+    tables = [_score_table(scores)] if scores else []
+    tables += [_winner_table(winners, trials)] if winners else []
+    return Place(title=title, tables=[*tables, *matrices])
 
 
-def _names(by_attack: Mapping[str, Mapping[str, Row]]) -> list[tuple[str, str]]:
-    """Attacks with the hyperparameters that vary in this table, sorted by them; envelope last."""
-    parameters = {
-        attack: next(iter(rows.values()))["parameters"]
-        for attack, rows in by_attack.items()
-        if attack != ENVELOPE
-    }
-    values: dict[tuple[str, str], set[str]] = {}
-    for attack, chosen in parameters.items():
-        for key, value in chosen.items():
-            values.setdefault((_plugin(attack), key), set()).add(repr(value))
-    named = []
-    for attack, chosen in parameters.items():
-        varied = {k: v for k, v in chosen.items() if len(values[_plugin(attack), k]) > 1}
-        order = [_order(value) for value in varied.values()]
-        control = not next(iter(by_attack[attack].values()))["control"]
+SCORE_COLUMNS = (
+    "score", "resistance", "worst n", "intact", "trainable", "B50 (with search)",
+    "original (before)", "restricted", "cost", "flags",
+)  # fmt: skip
+
+
+def _score_table(scores: Sequence[Row]) -> Table:
+    ordered = sorted(scores, key=_rank)
+    reasons = list(dict.fromkeys(row["unscored"] for row in ordered if row["unscored"]))
+    controls = [row for row in ordered if row["control"]]
+    others = [row for row in ordered if not row["control"]]
+    quiet = [_score_line(row, reasons) for row in controls]
+    fresh = {row["scratch_after"]: None for row in controls if row["scratch_after"] is not None}
+    quiet += [["scratch", *_only("restricted", _percent(value))] for value in fresh]
+    notes = [f"{_superscript(i)} {reason}" for i, reason in enumerate(reasons, 1)]
+    if any(row["provisional"] for row in ordered):
+        why = "fewer than five seeds, or no frozen list of budgets and n that count"
+        notes.append(f"{PROVISIONAL} provisional: {why}")
+    known = {(row["undefended_after"], row["scratch_after"]) for row in controls}
+    notes += [
+        f"{row['defense']}: on its seeds the undefended model reaches "
+        f"{_percent(row['undefended_after'])}, scratch {_percent(row['scratch_after'])}"
+        for row in others
+        if (row["undefended_after"], row["scratch_after"]) not in known
+    ]
+    notes += [f"{r['defense']}: {', '.join(r['flags'])}" for r in ordered if r["flags"]]
+    return Table(
+        title=_score_title(ordered),
+        columns=["", *SCORE_COLUMNS],
+        quiet=quiet,
+        body=[_score_line(row, reasons) for row in others],
+        notes=notes,
+    )
+
+
+def _score_title(scores: Sequence[Row]) -> str:
+    samples = max((str(row["samples"]) for row in scores), key=len).replace(",", ", ")
+    return (
+        f"Scores, n = {samples}, {_span(row['seeds'] for row in scores)}: "
+        "100 · resistance · intactness · trainability; accuracies in % after the tuned attack, "
+        "cost of protection as a multiple of pre-training"
+    )
+
+
+def _rank(row: Row) -> tuple[bool, bool, float, str]:
+    unscored = row["score"] is None
+    return (not row["control"], unscored, 0.0 if unscored else -row["score"], row["defense"])
+
+
+def _score_line(row: Row, reasons: Sequence[str]) -> list[str]:
+    if row["score"] is None:
+        mark = _superscript(reasons.index(row["unscored"]) + 1) if row["unscored"] else ""
+        score = NOTHING + mark
+    else:
+        score = _with_half_width(row["score"], row["score_half_width"], 1)
+    return [
+        row["defense"],
+        score + (PROVISIONAL if row["provisional"] else ""),
+        _with_half_width(row["resistance"], row["resistance_half_width"], 2),
+        _decimals(row["worst_resistance"], 2),
+        _decimals(row["intactness"], 2),
+        _decimals(row["trainability"], 2),
+        _overheads(row),
+        f"{_percent(row['original_after'])} ({_percent(row['original_before'])})",
+        _percent(row["restricted_after"]),
+        _times(row["protect_cost"]),
+        str(len(row["flags"])),
+    ]
+
+
+def _only(column: str, text: str) -> list[str]:
+    return [text if name == column else NOTHING for name in SCORE_COLUMNS]
+
+
+def _superscript(number: int) -> str:
+    return str(number).translate(SUPERSCRIPTS)
+
+
+def _overheads(row: Row) -> str:
+    if row["b50"] is None:
+        return NOTHING
+    alone = _multiple(row["b50"], censored=row["b50_censored"])
+    if row["b50_search"] is None:
+        return alone
+    return f"{alone} ({_multiple(row['b50_search'], censored=row['b50_search_censored'])})"
+
+
+def _multiple(value: float, *, censored: bool) -> str:
+    text = f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+    return f"{'>' if censored else ''}{text}×"
+
+
+def _winner_table(winners: Sequence[Row], trials: _Trials) -> Table:
+    budgets = sorted({row["times"] for row in winners})
+    lines: dict[tuple[bool, str, int], dict[float, str]] = {}
+    for row in winners:
+        line = lines.setdefault((not row["control"], row["defense"], row["samples"]), {})
+        line[row["times"]] = _winner(row, trials)
+    return Table(
+        title="Who won: restricted accuracy in %, and the attack picked on most seeds (how many, "
+        "if not all), by budget as a multiple of the regular one",
+        columns=["", "n", *(f"{Fraction(times).limit_denominator(64)}×" for times in budgets)],
+        body=[
+            [defense, str(samples), *(cells.get(times, NOTHING) for times in budgets)]
+            for (_, defense, samples), cells in sorted(lines.items())
+        ],
+    )
+
+
+def _winner(row: Row, trials: _Trials) -> str:
+    if not row["attacks"]:
+        return NOTHING
+    (attack, count), *_ = row["attacks"]
+    seeds = sum(votes for _, votes in row["attacks"])
+    part = "" if count == seeds else f" ({count}/{seeds})"
+    return f"{_percent(row['restricted_after'])} {trials.short(attack)}{part}"
+
+
+class _Trials:
+    """Attacks of one place, named by the hyperparameters that vary there."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        tried = [row for row in rows if not _is_envelope(row)]
+        self._parameters = {row["attack"]: row["parameters"] for row in tried}
+        self._values: dict[tuple[str, str], set[str]] = {}
+        for attack, chosen in self._parameters.items():
+            for key, value in chosen.items():
+                self._values.setdefault((_plugin(attack), key), set()).add(repr(value))
+
+    def varied(self, attack: str) -> dict[str, Any]:
+        chosen = self._parameters.get(attack, {})
+        return {k: v for k, v in chosen.items() if len(self._values[_plugin(attack), k]) > 1}
+
+    def name(self, attack: str) -> str:
+        """As a selector."""
+        varied = self.varied(attack)
         version = attack[attack.rindex("@") :] if "@" in attack.rpartition("]")[2] else ""
-        name = format_selector(_plugin(attack), varied) + version if varied else attack
-        named.append(((control, _plugin(attack), order, attack), attack, name))
-    ordered = [(attack, name) for _, attack, name in sorted(named)]
-    return [*ordered, (ENVELOPE, "tuned envelope")]
+        return format_selector(_plugin(attack), varied) + version if varied else attack
+
+    def short(self, attack: str) -> str:
+        """In words: ``finetune adam lr=0.01``."""
+        values = (v if isinstance(v, str) else f"{k}={v}" for k, v in self.varied(attack).items())
+        return " ".join([_plugin(attack), *values])
+
+    def order(self, attack: str) -> tuple[str, list[tuple[bool, float, str]], str]:
+        return (_plugin(attack), [_order(v) for v in self.varied(attack).values()], attack)
+
+
+def _is_envelope(row: Row) -> bool:
+    return bool(row["attack"].split(",")[0] == ENVELOPE)
 
 
 def _order(value: Any) -> tuple[bool, float, str]:
@@ -91,18 +272,76 @@ def _plugin(attack: str) -> str:
     return attack.split("[")[0].split("@")[0]
 
 
+def _matrix(
+    samples: int, rows: Sequence[Row], trials: _Trials, told: Mapping[str, set[str]]
+) -> Table:
+    """Restricted accuracy by attack (lines) and defense (columns); flags not ``told`` already."""
+    by_attack: dict[tuple[str, int], dict[str, Row]] = {}
+    for row in rows:
+        by_attack.setdefault((row["attack"], row["stretch"]), {})[row["defense"]] = row
+    best = by_attack[ENVELOPE, 1]
+    defenses = list(best)
+
+    def line(key: tuple[str, int], name: str) -> list[str]:
+        longer = f" ×{key[1]}" if key[1] > 1 else ""
+        return [name + longer, *(_cell(by_attack[key].get(d)) for d in defenses)]
+
+    envelopes = sorted((k for k, at in by_attack.items() if _is_envelope(_any(at))), key=_stretch)
+    tried = sorted(
+        by_attack.keys() - set(envelopes),
+        key=lambda key: (not _any(by_attack[key])["control"], trials.order(key[0]), key[1]),
+    )
+    flags = {d: [f for f in best[d]["flags"] if f not in told.get(d, ())] for d in defenses}
+    return Table(
+        title=f"n = {samples}, {_span(row['seeds'] for row in best.values())}: "
+        "restricted accuracy after the attack, in %; cost as a multiple of pre-training",
+        columns=["", *defenses],
+        quiet=[
+            ["original accuracy", *(_percent(best[d]["original_after"]) for d in defenses)],
+            ["cost of protection", *(_times(best[d]["protect_cost"]) for d in defenses)],
+        ],
+        body=[line(key, trials.name(key[0])) for key in tried],
+        loud=[line(key, "tuned envelope") for key in envelopes],
+        notes=[f"{d}: {', '.join(found)}" for d, found in flags.items() if found],
+    )
+
+
+def _any(by_defense: Mapping[str, Row]) -> Row:
+    return next(iter(by_defense.values()))
+
+
+def _stretch(key: tuple[str, int]) -> int:
+    return key[1]
+
+
+def _span(seeds: Iterable[int]) -> str:
+    counts = sorted(set(seeds))
+    listed = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+    return f"{listed} seed{'' if counts[-1] == 1 else 's'}"
+
+
 def _cell(row: Row | None) -> str:
     if row is None:
         return NOTHING
     if row["restricted_after"] is None:
         return str(row["status"])
-    text = _percent(row["restricted_after"])
-    if row["restricted_after_half_width"] is not None:
-        text += f" ± {100 * row['restricted_after_half_width']:.1f}"
+    half_width = row["restricted_after_half_width"]
+    text = _with_half_width(
+        100 * row["restricted_after"], None if half_width is None else 100 * half_width, 1
+    )
     marks = [] if row["status"] == "ok" else [row["status"]]
     if row["seeds_reached"] < row["seeds"]:
         marks.append(f"{row['seeds_reached']} of {row['seeds']} seeds")
     return f"{text} ({', '.join(marks)})" if marks else text
+
+
+def _with_half_width(value: float | None, half_width: float | None, digits: int) -> str:
+    text = _decimals(value, digits)
+    return text if value is None or half_width is None else f"{text} ± {half_width:.{digits}f}"
+
+
+def _decimals(value: float | None, digits: int) -> str:
+    return NOTHING if value is None else f"{value:.{digits}f}"
 
 
 def _percent(value: float | None) -> str:
@@ -110,66 +349,82 @@ def _percent(value: float | None) -> str:
 
 
 def _times(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.2f}× pre-training"
+    return NOTHING if value is None else f"{value:.2f}×"
 
 
-def console(rows: Sequence[Row]) -> str:
+def console(report: Report) -> str:
     """Tables drawn by rich, as wide as the terminal; with colours only on one."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Drawn
     from rich.text import Text
 
     colours = sys.stdout.isatty()
     width = shutil.get_terminal_size((120, 40)).columns
     screen = Console(width=width, record=True, file=io.StringIO(), force_terminal=colours)
-    for matrix in matrices(rows):
-        screen.print(Text(matrix.title, style="bold"))
-        table = Table()
-        table.add_column("")
-        for name in matrix.columns[1:]:
-            table.add_column(Text(name), justify="right")
-        for line in matrix.head:
-            table.add_row(*map(Text, line), style="dim", end_section=line is matrix.head[-1])
-        for line in matrix.body[:-1]:
-            table.add_row(*map(Text, line), end_section=line is matrix.body[-2])
-        table.add_row(*map(Text, matrix.body[-1]), style="bold")
-        screen.print(table)
-        for note in matrix.notes:
-            screen.print(f"note: {note}", markup=False, highlight=False)
+    for place in places(report):
+        screen.print(Text(place.title, style="bold"))
+        for table in place.tables:
+            screen.print(Text(table.title, style="italic"))
+            drawn = Drawn(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+            names = max(len(line[0]) for line in (*table.quiet, *table.body, *table.loud))
+            drawn.add_column("", no_wrap=names <= 0.4 * width, overflow="fold")
+            for name in table.columns[1:]:
+                drawn.add_column(Text(name), justify="right", overflow="fold")
+            for lines, style in ((table.quiet, "dim"), (table.body, ""), (table.loud, "bold")):
+                for line in lines:
+                    drawn.add_row(*map(Text, line), style=style)
+                drawn.add_section()
+            screen.print(drawn)
+            for note in table.notes:
+                screen.print(Text(note))
+        screen.print()
     return screen.export_text(styles=colours)
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(report: Report) -> str:
     """Tables in GitHub's Markdown."""
+    return "\n\n".join(part for place in places(report) for part in _markdown(place)) + "\n"
+
+
+def _markdown(place: Place) -> Iterator[str]:
     from tabulate import tabulate
 
-    parts = []
-    for matrix in matrices(rows):
-        body = [*matrix.head, *matrix.body[:-1], [f"**{cell}**" for cell in matrix.body[-1]]]
-        align = ["left", *("right" for _ in matrix.columns[1:])]
-        table = tabulate(
-            body, matrix.columns, tablefmt="pipe", colalign=align, disable_numparse=True
+    yield f"### {place.title}"
+    for table in place.tables:
+        yield f"**{table.title}**"
+        loud = [[f"**{cell}**" for cell in line] for line in table.loud]
+        yield tabulate(
+            [*table.quiet, *table.body, *loud],
+            table.columns,
+            tablefmt="pipe",
+            colalign=["left", *("right" for _ in table.columns[1:])],
+            disable_numparse=True,
         )
-        parts.append("\n\n".join([f"**{matrix.title}**", table, *matrix.notes]))
-    return "\n\n".join(parts) + "\n"
+        yield from table.notes
 
 
-def csv(rows: Sequence[Row]) -> str:
-    """Flat rows with stable keys; flags are joined by semicolons."""
+def csv(report: Report) -> str:
+    """Flat rows with stable keys, scores first (no attack); flags are joined by semicolons."""
     import pandas as pd
 
-    flat = [{**row, "flags": "; ".join(row["flags"])} for row in rows]
-    for row in flat:
-        del row["parameters"]
-    return pd.DataFrame(flat).to_csv(index=False)
+    flat = [{**row, "flags": "; ".join(row["flags"])} for row in flat_rows(report)]
+    keys = dict.fromkeys(key for row in (*report.rows, *report.scores) for key in row)
+    columns = [key for key in keys if key != "parameters"]
+    return pd.DataFrame(flat, columns=columns, dtype=object).to_csv(index=False)
 
 
-def as_json(rows: Sequence[Row]) -> str:
-    """Flat rows with stable keys."""
-    return json.dumps(list(rows), indent=1) + "\n"
+def flat_rows(report: Report) -> list[Row]:
+    """Score rows, which have no ``attack``, and then the rows of attacks and envelopes."""
+    return [*report.scores, *report.rows]
 
 
-FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {
+def as_json(report: Report) -> str:
+    """Flat rows with stable keys, scores first."""
+    return json.dumps(flat_rows(report), indent=1) + "\n"
+
+
+FORMATS: dict[str, Callable[[Report], str]] = {
     "console": console,
     "md": markdown,
     "csv": csv,
@@ -177,41 +432,75 @@ FORMATS: dict[str, Callable[[Sequence[Row]], str]] = {
 }
 
 
-def document(cells: Sequence[Cell], rows: Sequence[Row]) -> str:
+def document(cells: Sequence[Cell], report: Report) -> str:
     """What ``run --json`` writes: every record and the summary."""
     content = {
         "schema": SCHEMA,
         "cells": [cell.model_dump(mode="json") for cell in cells],
-        "summary": list(rows),
+        "summary": flat_rows(report),
     }
     return json.dumps(content, indent=1) + "\n"
 
 
-def meaning(rows: Iterable[Row]) -> str:
-    """What the table says, in two sentences per place."""
-    return "\n".join(_meaning(by_attack) for by_attack in pivot(rows).values())
+def meaning(report: Report) -> str:
+    """What the scores say, in two sentences per place; without a score, what the envelopes say."""
+    scores, rows = _by_place(report.scores), _by_place(report.rows)
+    said = []
+    for where in dict.fromkeys([*rows, *scores]):
+        scored = [
+            row
+            for row in sorted(scores.get(where, []), key=_rank)
+            if row["score"] is not None and not row["control"]
+        ]
+        said += [_scored(scored)] if scored else _unscored(rows.get(where, []))
+    return "\n".join(said)
 
 
-def _meaning(by_attack: Mapping[str, Mapping[str, Row]]) -> str:
-    envelopes = by_attack[ENVELOPE]
+def _scored(defenses: Sequence[Row]) -> str:
+    listed = _listed(
+        f"{row['defense']} scores {_with_half_width(row['score'], row['score_half_width'], 1)} "
+        f"of 100 ({'provisional; ' if row['provisional'] else ''}"
+        f"{_percent(row['restricted_after'])} % reached)"
+        for row in defenses
+    )
+    first = defenses[0]
+    return (
+        f"Against a tuned attacker, who reaches {_percent(first['undefended_after'])} % from the "
+        f"undefended model and {_percent(first['scratch_after'])} % from fresh weights, {listed}. "
+        "0 protects like no defense; 100 gives the attacker nothing over fresh weights at any "
+        "budget, keeps the original accuracy and stays trainable on other tasks."
+    )
+
+
+def _listed(parts: Iterable[str]) -> str:
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _unscored(rows: Sequence[Row]) -> list[str]:
+    by_samples: dict[int, list[Row]] = {}
+    for row in rows:
+        by_samples.setdefault(row["samples"], []).append(row)
+    return [_envelopes(found) for found in by_samples.values()]
+
+
+def _envelopes(rows: Sequence[Row]) -> str:
     reached = [
-        f"{_percent(row['restricted_after'])} % against {defense} (best of {row['trials']} trials: "
-        f"{row['best']})"
-        for defense, row in envelopes.items()
-        if row["restricted_after"] is not None
+        f"{_percent(row['restricted_after'])} % against {row['defense']} (best of {row['trials']} "
+        f"trials: {row['best']})"
+        for row in rows
+        if row["attack"] == ENVELOPE and row["restricted_after"] is not None
     ]
     if not reached:
         return "No attack produced a predictor, so nothing can be said about any defense."
-    listed = reached[0] if len(reached) == 1 else f"{', '.join(reached[:-1])} and {reached[-1]}"
     fresh = [
         row["restricted_after"]
-        for attack in by_attack.values()
-        for row in attack.values()
-        if row["control"] and row["restricted_after"] is not None
+        for row in rows
+        if row["control"] and not _is_envelope(row) and row["restricted_after"] is not None
     ]
     bar = f"the {_percent(max(fresh))} % of fresh weights" if fresh else "that of fresh weights"
     return (
-        f"An attacker who chooses trial and checkpoint on a hidden split reaches {listed}. "
-        f"A defense keeps its word if that falls to {bar} while the original accuracy stays: "
-        f"judge it by this envelope, not by one recipe."
+        "An attacker who chooses trial and checkpoint on a hidden split reaches "
+        f"{_listed(reached)}. A defense keeps its word if that falls to {bar} while the original "
+        "accuracy stays: judge it by this envelope, not by one recipe."
     )

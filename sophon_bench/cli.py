@@ -50,6 +50,8 @@ class Group(click.Group):
         except Exception as error:
             if isinstance(error, _input_errors()):
                 raise Refused(str(error)) from error
+            if type(error).__name__ == "WorkerDied":
+                raise click.ClickException(str(error)) from error
             raise
 
 
@@ -257,7 +259,20 @@ def main() -> None:
     show_default=True,
     help="bf16 runs models under autocast.",
 )
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads of torch.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that work side by side; finished work is the same with any number.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="CPU threads of torch in each process; by default all of them, shared out.",
+)
 @plugin_option
 @store_option
 @click.option(
@@ -299,6 +314,7 @@ def _run(
     image_size: int | None,
     device: str,
     precision: Any,
+    workers: int,
     threads: int | None,
     plugin: Sequence[Path],
     store: Path | None,
@@ -308,45 +324,51 @@ def _run(
 ) -> int:
     import torch
 
-    from sophon_bench import metrics
     from sophon_bench.engines.local import LocalEngine, unfinished
     from sophon_bench.files import write_atomic
     from sophon_bench.leaderboard import tables
+    from sophon_bench.leaderboard.frozen import published
     from sophon_bench.plan import Registries, Request, make_plan
     from sophon_bench.progress import reporter
     from sophon_bench.registry import attacks, defenses
-    from sophon_bench.selectors import trials
+    from sophon_bench.selectors import arsenal, trials
     from sophon_bench.store import Store, default_root
 
     _load_plugins(plugin)
     request = Request(
         defenses=trials(defenses, defense),
-        attacks=trials(attacks, attack),
+        attacks=arsenal(attacks, attack),
         seeds=seeds,
         samples=samples,
         steps=steps,
     )
     place = _device(device)
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    if threads is not None:
-        torch.set_num_threads(threads)
+    threads = threads or max(1, torch.get_num_threads() // workers)
+    torch.set_num_threads(threads)
     if json_file is not None:
         _check_writable(json_file)
     opened = Store(store or default_root())
     settings = _settings(scenario, backbone, image_size, precision, opened.data)
     plan = make_plan(request, settings, Registries(attacks=attacks, defenses=defenses))
     with reporter(plan.stages) as progress:
-        engine = LocalEngine(opened, place, progress, retry_failed=retry_failed)
+        engine = LocalEngine(
+            opened,
+            place,
+            progress,
+            retry_failed=retry_failed,
+            workers=workers,
+            threads=threads,
+            plugins=plugin,
+        )
         if dry_run:
             _print_plan(plan, engine)
             return 0
         cells = engine.run(plan)
-    rows = metrics.rows(cells)
-    click.echo(tables.console(rows))
-    click.echo(tables.meaning(rows))
+    report = tables.report(cells, published())
+    click.echo(tables.console(report))
+    click.echo(tables.meaning(report))
     if json_file is not None:
-        write_atomic(json_file.absolute(), tables.document(cells, rows).encode())
+        write_atomic(json_file.absolute(), tables.document(cells, report).encode())
         click.echo(f"Records and summary: {json_file}")
     click.echo(f"Records: {opened.root / 'cells'} ({len(cells)} of this run)")
     failed = unfinished(cells)
@@ -444,8 +466,9 @@ def _backbone(text: str) -> Any:
 
 def _print_plan(plan: Plan, engine: Any) -> None:
     pending = engine.pending(plan)
+    missing = {stage.key for stage in pending}
     for stage in plan.stages:
-        mark = "to do" if stage in pending else "done "
+        mark = "to do" if stage.key in missing else "done "
         units = "? units" if stage.units is None else f"{stage.units:.0f} units"
         click.echo(f"{mark}  {stage.label}  ({units})")
     known = sum(stage.units or 0 for stage in pending)
@@ -457,6 +480,14 @@ def _print_plan(plan: Plan, engine: Any) -> None:
         f"{known:.0f} units = {flops / 1e12:.3g} TFLOP, about {seconds / 60:.1f} minutes here"
         + (f", and {unknown} stage{plural} of unknown cost" if unknown else "")
     )
+    longer = sum(search.forecast[1] for search in plan.searches)
+    refined = sum(search.rules.refine > 0 for search in plan.searches)
+    if longer or refined:
+        more = sum(search.forecast[0] for search in plan.searches)
+        click.echo(
+            f"then, going by their results: up to {longer} trials with a longer budget "
+            f"({more:.0f} units), and finer lr grids in {refined} searches"
+        )
     click.echo("(1 unit = forward and backward of the undefended backbone on one example)")
 
 
@@ -628,8 +659,68 @@ def table(form: str, source: Path | None, store: Path | None) -> None:
       sophon-bench table --format md --from out.json
       sophon-bench table --format csv > rows.csv
     """
-    from sophon_bench import metrics
     from sophon_bench.leaderboard import tables
+    from sophon_bench.leaderboard.frozen import published
+
+    report = tables.report(_records(source, store), published())
+    click.echo(tables.FORMATS[form](report), nl=False)
+
+
+def _formats(_context: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
+    """``png,svg``: distinct, in order."""
+    known = ("png", "svg")
+    found = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    for form in found:
+        if form not in known:
+            raise Refused(f"--format takes {' and '.join(known)}, or one of them; got {text!r}")
+    return found
+
+
+@main.command()
+@click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
+@store_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Where the pictures go; made if need be.",
+)
+@click.option(
+    "--format",
+    "formats",
+    callback=_formats,
+    default="png,svg",
+    show_default=True,
+    help="png, svg or both.",
+)
+def plot(source: Path | None, store: Path | None, out: Path, formats: list[str]) -> None:
+    """Draw envelopes and resistance by budget, and accuracy by learning rate.
+
+    Three pictures per scenario, backbone, budget and n, of all records in the store or of a run's
+    JSON file. Prints the files that it writes.
+
+    \b
+    Examples:
+      sophon-bench plot --out pictures
+      sophon-bench plot --from out.json --out pictures --format svg
+    """
+    from sophon_bench.leaderboard import plots
+    from sophon_bench.leaderboard.frozen import published
+
+    cells = _records(source, store)
+    try:
+        files = plots.write(cells, out, formats, published())
+    except OSError as error:
+        raise Refused(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
+    if not files:
+        raise Refused("no record has a score to draw; 'sophon-bench table' shows why")
+    for file in files:
+        click.echo(file)
+
+
+def _records(source: Path | None, store: Path | None) -> list[Any]:
+    """All records of a run's JSON file, or of the store; at least one."""
     from sophon_bench.store import Store, default_root, read_cells
 
     root = store or default_root()
@@ -638,7 +729,110 @@ def table(form: str, source: Path | None, store: Path | None) -> None:
     cells = read_cells(source) if source is not None else list(Store(root).cells())
     if not cells:
         raise Refused(f"no records in {str(source or root)!r}; 'sophon-bench run' makes some")
-    click.echo(tables.FORMATS[form](metrics.rows(cells)), nl=False)
+    return cells
+
+
+@main.command()
+@click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
+@store_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Where the document goes; in the repository, leaderboard/frozen.",
+)
+def freeze(source: Path | None, store: Path | None, out: Path) -> None:
+    """Write down which budgets and n count for a score, from controls of at least five seeds.
+
+    \b
+    Example:
+      sophon-bench run --attack @standard --samples 50,200,600 --seeds 0-4 --json controls.json
+      sophon-bench freeze --from controls.json --out leaderboard/frozen
+    """
+    from sophon_bench import metrics
+    from sophon_bench.leaderboard.frozen import write
+
+    try:
+        document = metrics.freeze(_records(source, store))
+        file = write(document, out)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    except OSError as error:
+        raise Refused(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
+    counted = sum(gap.role == "restricted" and gap.gap >= metrics.FLOOR for gap in document.gaps)
+    click.echo(f"{file}: {counted} cells of budget and n count, over seeds {document.seeds}")
+
+
+@main.command()
+@click.argument("file", metavar="PLUGIN.py", type=click.Path(path_type=Path))
+@click.option("--name", metavar="NAME", help="Only this one of the file's plugins.")
+@click.option(
+    "--backbone",
+    default=DEFAULT_BACKBONE,
+    show_default=True,
+    metavar="SELECTOR",
+    help="timm model to check with; one with dropout hides draws from the global generator.",
+)
+@click.pass_context
+def check(context: click.Context, /, file: Path, name: str | None, backbone: str) -> None:
+    """Check that the plugins of a file keep the contract, in seconds.
+
+    Runs every attack, defense and scenario of the file with its defaults on a small bench.
+
+    \b
+    Examples:
+      sophon-bench check my_attack.py
+      sophon-bench check my_attack.py --backbone test_vit
+
+    Exit codes: 0 all checks passed, 1 some failed, 2 bad input.
+    """
+    from sophon_bench import testing
+
+    counts = dict.fromkeys(("passed", "FAILED", "warning", "skipped"), 0)
+    plugin = ""
+    for finding in testing.check_file(file, name=name, backbone=_backbone(backbone)):
+        if finding.plugin != plugin:
+            plugin = finding.plugin
+            click.echo(plugin)
+        counts[finding.outcome] += 1
+        click.echo(f"  {finding.outcome:8} {finding.check:14} {finding.words}".rstrip())
+    click.echo(", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count))
+    context.exit(1 if counts["FAILED"] else 0)
+
+
+@main.command()
+@click.argument("kind", type=click.Choice(["attack", "defense"]))
+@click.argument("name")
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    metavar="DIR",
+    help="Where to write; by default here.",
+)
+def new(kind: Any, name: str, folder: Path) -> None:
+    """Write a plugin that works as it is, and a test of it, to start from.
+
+    \b
+    Examples:
+      sophon-bench new attack my-attack
+      sophon-bench new defense my-defense --dir plugins
+    """
+    from sophon_bench.authoring import AuthoringError, write_plugin
+
+    try:
+        file, *tests = write_plugin(kind, name, folder)
+    except AuthoringError as error:
+        raise Refused(str(error)) from error
+    other = f"--defense {name}" if kind == "defense" else f"--attack {name}"
+    plugin = f"--plugin {file} " if tests else ""
+    click.echo(f"wrote {' and '.join(map(str, [file, *tests]))}; next:")
+    click.echo(f"  sophon-bench check {file}")
+    click.echo(f"  sophon-bench run {plugin}{other}")
+    place = f"move {file.name} into {kind}s/ of the repository" if tests else f"commit {file.name}"
+    click.echo(f"  {place} and open a pull request")
 
 
 if __name__ == "__main__":

@@ -7,14 +7,18 @@ undefended model under every attack, and every control attack once, against the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import math
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 from sophon_bench.backbones import Backbone, Precision
-from sophon_bench.records import PROTOCOL, DataId, PluginId, content_key
+from sophon_bench.metrics import selected
+from sophon_bench.records import PROTOCOL, Cell, DataId, PluginId, content_key
 from sophon_bench.registry import Registry
-from sophon_bench.scenarios import REFERENCE_BATCH, DomainData, ScenarioData
-from sophon_bench.selectors import Trial, trials
+from sophon_bench.scenarios import REFERENCE_BATCH, ScenarioData
+from sophon_bench.selectors import Arsenal, Rules, SelectorError, Trial, trials, vary
 from sophon_bench.stages import PRETRAIN_BATCH
 
 
@@ -33,7 +37,7 @@ class Setting:
     precision: Precision
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PretrainStage:
     """Make the undefended model of one seed."""
 
@@ -52,7 +56,7 @@ class PretrainStage:
         return float(self.setting.data.pretrain_steps * PRETRAIN_BATCH)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ProtectStage:
     """Make one defense's released model."""
 
@@ -72,26 +76,35 @@ class ProtectStage:
         return planned
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttackStage:
-    """Make one cell."""
+    """Make one cell: let an attack adapt a model to the domain of that name.
+
+    A derived one is the search's own idea, not a listed trial.
+    """
 
     key: str
     upstream: ProtectStage
     attack: Trial
     samples: int
     budget: int
-    domain: DomainData
+    domain: str
     stretch: int = 1
+    derived: bool = False
+
+    @property
+    def restricted(self) -> bool:
+        """Whether the domain is the restricted one, not a benign one."""
+        return self.domain == setting_of(self).data.restricted.name
 
     @property
     def label(self) -> str:
         """For progress lines."""
-        restricted = self.domain is setting_of(self).data.restricted
         return (
             f"attack {self.upstream.defense.label} with {self.attack.label} "
             f"n={self.samples} seed={self.upstream.upstream.seed}"
-            + ("" if restricted else f" on {self.domain.name}")
+            + (f" budget×{self.stretch}" if self.stretch > 1 else "")
+            + ("" if self.restricted else f" on {self.domain}")
         )
 
     @property
@@ -110,6 +123,112 @@ def setting_of(stage: Stage) -> Setting:
     return stage.setting
 
 
+Tried = Mapping[AttackStage, Cell]
+"""What a search has done so far."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """One attacker against one released model: the listed trials, then what they suggest.
+
+    Whatever is added depends on the results against this model with these samples and this seed,
+    and on nothing else, so that two defenses meet the same attacker and seeds stay independent.
+    """
+
+    rules: Rules
+    upstream: ProtectStage
+    trials: tuple[Trial, ...]
+    samples: int
+    budget: int
+    domain: str
+
+    @property
+    def first(self) -> list[AttackStage]:
+        """The listed trials."""
+        return [self._stage(trial) for trial in self.trials]
+
+    @property
+    def forecast(self) -> tuple[float, int]:
+        """Units and number of the stages that will go on with a longer budget, at most."""
+        count = min(self.rules.continued, len(self.trials))
+        return float(count * self.budget * self.rules.times), count
+
+    def run(self) -> Generator[list[AttackStage], Tried, None]:
+        """Yield batches of stages and be sent all that is done; the listed trials come first."""
+        done = yield self.first
+        for _ in range(REFINEMENTS):
+            if not (batch := self._refined(done)):
+                break
+            done = yield batch
+        if batch := self._continued(done):
+            yield batch
+
+    def _stage(self, trial: Trial, stretch: int = 1, *, derived: bool = False) -> AttackStage:
+        place = (self.samples, self.budget, self.domain, stretch)
+        return attack_stage(self.upstream, trial, *place, derived=derived)
+
+    def _refined(self, done: Tried) -> list[AttackStage]:
+        families: dict[str, list[AttackStage]] = {}
+        for stage in done:
+            fixed = dict(stage.attack.parameters)
+            if isinstance(fixed.pop("lr", None), float):
+                families.setdefault(f"{stage.attack.name}{fixed}", []).append(stage)
+
+        def best(family: list[AttackStage]) -> AttackStage:
+            return max(family, key=lambda stage: _rank(done[stage]))
+
+        batch = []
+        by_rank = sorted(families.values(), key=lambda f: _rank(done[best(f)]), reverse=True)
+        for family in by_rank[: self.rules.refine]:
+            trial = best(family).attack
+            tried = [stage.attack.parameters["lr"] for stage in family]
+            for lr in neighbours(trial.parameters["lr"], tried):
+                with contextlib.suppress(SelectorError):  # out of the range that the plugin takes
+                    batch.append(self._stage(vary(trial, {"lr": lr}), derived=True))
+        return batch
+
+    def _continued(self, done: Tried) -> list[AttackStage]:
+        able = []
+        for stage in sorted(done, key=lambda s: _rank(done[s]), reverse=True):
+            steps = stage.attack.parameters.get("steps")
+            cost = done[stage].cost
+            if steps is not None:
+                able.append(vary(stage.attack, {"steps": steps * self.rules.times}))
+            elif cost is not None and cost.units > ENDED * self.budget:
+                able.append(stage.attack)
+        chosen = able[: self.rules.continued]
+        return [self._stage(trial, self.rules.times, derived=True) for trial in chosen]
+
+
+REFINEMENTS = 4
+"""Rounds of refinement at most."""
+
+ENDED = 0.8
+"""An attack that spent less of its budget than this came to its own end: more is no use to it."""
+
+
+def _rank(cell: Cell) -> tuple[float, str]:
+    """Selection utility within the budget, ties broken by key."""
+    point = selected(cell, cell.budget)
+    return (-1.0 if point is None else point.selection, cell.key)
+
+
+def neighbours(lr: float, tried: Iterable[float]) -> list[float]:
+    """The learning rates to add so that ``lr`` has one within half a decade on either side.
+
+    Added ones are 1 or 3 times a power of ten.
+    """
+    found = []
+    half_decades = round(2 * math.log10(lr))
+    for direction in (-1, 1):
+        new = float(f"{10 ** ((half_decades + direction) / 2):.0e}")
+        low, high = sorted((lr, new))
+        between = (other for other in tried if other != lr and low * 0.99 <= other <= high * 1.01)
+        if not any(between):
+            found.append(new)
+    return found
+
+
 @dataclass(frozen=True)
 class Request:
     """What to cross. Controls are added when `controls` is true.
@@ -120,7 +239,7 @@ class Request:
     """
 
     defenses: Sequence[Trial]
-    attacks: Sequence[Trial]
+    attacks: Arsenal
     seeds: Sequence[int]
     samples: Sequence[int] = ()
     steps: int | None = None
@@ -129,14 +248,20 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages in an order in which each comes after those that it needs."""
+    """Models in an order in which each comes after the one that it needs, and searches."""
 
-    stages: list[Stage] = field(default_factory=list)
+    models: list[PretrainStage | ProtectStage] = field(default_factory=list)
+    searches: list[Search] = field(default_factory=list)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """All that is known beforehand: the models and the listed trials."""
+        return [*self.models, *self.cells]
 
     @property
     def cells(self) -> list[AttackStage]:
-        """The stages that make a record."""
-        return [stage for stage in self.stages if isinstance(stage, AttackStage)]
+        """The listed trials: stages that make a record."""
+        return [stage for search in self.searches for stage in search.first]
 
 
 def make_plan(request: Request, settings: Iterable[Setting], registries: Registries) -> Plan:
@@ -146,19 +271,36 @@ def make_plan(request: Request, settings: Iterable[Setting], registries: Registr
         PlanError: If a sample count or the budget is not positive, or more samples are asked
             for than the scenario has.
     """
-    defenses, attacks = list(request.defenses), list(request.attacks)
+    defenses = list(request.defenses)
+    listed, recipes = request.attacks.trials, request.attacks.trainability
     if request.controls:
         defenses = _with_controls(registries.defenses, defenses)
-        attacks = _with_controls(registries.attacks, attacks)
-    stages: dict[str, Stage] = {}
+        listed = _with_controls(registries.attacks, listed)
+    models: dict[str, PretrainStage | ProtectStage] = {}
+    searches: dict[tuple[object, ...], Search] = {}
     for setting in settings:
-        samples = list(request.samples) or [default_samples(setting.data)]
+        data = setting.data
+        samples = list(request.samples) or [default_samples(data)]
         budget = _budget(request.steps, setting)
         _check_samples(samples, setting)
+        targets = [(data.restricted, n, listed, request.attacks.rules) for n in samples]
+        targets += [
+            (domain, min(default_samples(data), len(domain.pool)), recipes, Rules())
+            for domain in data.benign
+        ]
         for seed in request.seeds:
-            for stage in _stages(setting, seed, defenses, attacks, samples, budget):
-                stages.setdefault(stage.key, stage)
-    return Plan(list(stages.values()))
+            pretrain = _pretrain(setting, seed)
+            models.setdefault(pretrain.key, pretrain)
+            for defense in defenses:
+                protect = _protect(pretrain, defense)
+                models.setdefault(protect.key, protect)
+                for (domain, count, trials_, rules), control in product(targets, (True, False)):
+                    chosen = tuple(t for t in trials_ if t.entry.control is control)
+                    if chosen and (defense.entry.control or not control):
+                        search = Search(rules, protect, chosen, count, budget, domain.name)
+                        identity = (protect.key, count, domain.name, control)
+                        searches.setdefault(identity, search)
+    return Plan(list(models.values()), list(searches.values()))
 
 
 @dataclass(frozen=True)
@@ -198,50 +340,24 @@ def _check_samples(samples: Sequence[int], setting: Setting) -> None:
             )
 
 
-def _stages(
-    setting: Setting,
-    seed: int,
-    defenses: Sequence[Trial],
-    attacks: Sequence[Trial],
-    samples: Sequence[int],
-    budget: int,
-) -> Iterator[Stage]:
-    common = {"protocol": PROTOCOL, "precision": setting.precision, "seed": seed}
-    pretrain = PretrainStage(
-        content_key(
-            {
-                "stage": "pretrain",
-                "scenario": setting.data_id.model_dump(),
-                "source": setting.scenario.entry.source,
-                "tasks": [repr(domain.task) for domain in setting.data.domains],
-                "steps": setting.data.pretrain_steps,
-                "backbone": setting.backbone.identity(),
-                **common,
-            }
-        ),
-        setting,
-        seed,
-    )
-    yield pretrain
-    for defense in defenses:
-        protect = ProtectStage(
-            content_key(
-                {
-                    "stage": "protect",
-                    "upstream": pretrain.key,
-                    "plugin": _identity(defense),
-                    **common,
-                }
-            ),
-            pretrain,
-            defense,
-        )
-        yield protect
-        for attack in attacks:
-            if attack.entry.control and not defense.entry.control:
-                continue
-            for count in samples:
-                yield attack_stage(protect, attack, count, budget, setting.data.restricted)
+def _pretrain(setting: Setting, seed: int) -> PretrainStage:
+    content = {
+        "stage": "pretrain",
+        "scenario": setting.data_id.model_dump(),
+        "source": setting.scenario.entry.source,
+        "tasks": [repr(domain.task) for domain in setting.data.domains],
+        "steps": setting.data.pretrain_steps,
+        "backbone": setting.backbone.identity(),
+        "precision": setting.precision,
+        "seed": seed,
+        "protocol": PROTOCOL,
+    }
+    return PretrainStage(content_key(content), setting, seed)
+
+
+def _protect(pretrain: PretrainStage, defense: Trial) -> ProtectStage:
+    content = {"stage": "protect", "upstream": pretrain.key, "plugin": _identity(defense)}
+    return ProtectStage(content_key(content), pretrain, defense)
 
 
 def attack_stage(
@@ -249,8 +365,10 @@ def attack_stage(
     attack: Trial,
     samples: int,
     budget: int,
-    domain: DomainData,
+    domain: str,
     stretch: int = 1,
+    *,
+    derived: bool = False,
 ) -> AttackStage:
     """The stage of one cell; its key follows from the rest."""
     key = content_key(
@@ -260,12 +378,11 @@ def attack_stage(
             "plugin": _identity(attack),
             "samples": samples,
             "budget": budget,
-            "domain": domain.name,
+            "domain": domain,
             "stretch": stretch,
-            "protocol": PROTOCOL,
         }
     )
-    return AttackStage(key, protect, attack, samples, budget, domain, stretch)
+    return AttackStage(key, protect, attack, samples, budget, domain, stretch, derived)
 
 
 def _identity(trial: Trial) -> dict[str, object]:

@@ -29,13 +29,30 @@ class _Work:
         self.count = len(stages)
         self.done = 0.0
         self.number = 0
+        self.parts: dict[str, float] = {}
 
     def of(self, stage: Stage) -> float:
         return self.guess if stage.units is None else stage.units
 
+    def expect(self, units: float, stages: int) -> None:
+        self.total += units
+        self.count += stages
+
+    def part(self, stage: Stage, fraction: float | None) -> None:
+        self.parts[stage.key] = self.of(stage) * (fraction or 0.0)
+
+    def end(self, stage: Stage) -> None:
+        self.parts.pop(stage.key, None)
+        self.done += self.of(stage)
+        self.number += 1
+
+    @property
+    def so_far(self) -> float:
+        return self.done + sum(self.parts.values())
+
 
 class Bars:
-    """Two bars of rich: the whole run, and the stage with its accuracy so far."""
+    """A bar of rich for the whole run, and one for each stage under way with how it goes."""
 
     def __init__(self, stages: Sequence[Stage], stream: TextIO) -> None:
         from rich import progress
@@ -44,7 +61,6 @@ class Bars:
 
         fixed = Column(no_wrap=True)
         self.work = _Work(stages)
-        self.size = 0.0
         self.bars = progress.Progress(
             progress.TextColumn(
                 "{task.description}",
@@ -60,7 +76,7 @@ class Bars:
             expand=True,
         )
         self.all = self.bars.add_task("all stages", total=self.work.total, words="")
-        self.one = self.bars.add_task("", total=1.0, words="")
+        self.open: dict[str, progress.TaskID] = {}
 
     def __enter__(self) -> Self:
         self.bars.start()
@@ -74,27 +90,33 @@ class Bars:
     ) -> None:
         self.bars.stop()
 
-    def begin(self, stage: Stage) -> None:
-        """Reset the stage's bar."""
-        self.size = self.work.of(stage)
-        self.bars.reset(self.one, description=stage.label, total=1.0, words="")
+    def expect(self, units: float, stages: int) -> None:
+        """Lengthen the whole run's bar, or shorten it."""
+        self.work.expect(units, stages)
+        self._whole()
 
-    def tick(self, fraction: float | None, words: str) -> None:
-        """Move both bars; an unknown fraction moves neither."""
-        self.bars.update(self.one, completed=fraction or 0.0, words=words)
-        done = self.work.done + self.size * (fraction or 0.0)
-        self.bars.update(self.all, completed=done, words=self._count())
+    def begin(self, stage: Stage) -> None:
+        """Show a bar for the stage."""
+        self.open[stage.key] = self.bars.add_task(stage.label, total=1.0, words="")
+
+    def tick(self, stage: Stage, fraction: float | None, words: str) -> None:
+        """Move the stage's bar and the run's; an unknown fraction moves neither."""
+        self.bars.update(self.open[stage.key], completed=fraction or 0.0, words=words)
+        self.work.part(stage, fraction)
+        self._whole()
 
     def end(self, stage: Stage, words: str, *, reused: bool) -> None:
         """Count the stage and leave a line above the bars."""
-        self.work.done += self.size
-        self.work.number += 1
-        self.bars.update(self.all, completed=self.work.done, words=self._count())
+        self.bars.remove_task(self.open.pop(stage.key))
+        self.work.end(stage)
+        self._whole()
         if not reused:
             self.bars.console.print(f"{stage.label}: {words}", markup=False, highlight=False)
 
-    def _count(self) -> str:
-        return f"{self.work.number}/{self.work.count}"
+    def _whole(self) -> None:
+        work = self.work
+        words = f"{work.number}/{work.count}"
+        self.bars.update(self.all, total=work.total, completed=work.so_far, words=words)
 
 
 class Lines:
@@ -110,8 +132,7 @@ class Lines:
         self.stream = stream
         self.clock = clock
         self.started = self.said = clock()
-        self.stage: Stage | None = None
-        self.worked = 0.0
+        self.skipped = 0.0
         self.reused = 0
 
     def __enter__(self) -> Self:
@@ -126,38 +147,38 @@ class Lines:
         if self.reused:
             print(f"{self.reused} finished stages were in the store", file=self.stream, flush=True)
 
-    def begin(self, stage: Stage) -> None:
-        """Remember the stage."""
-        self.stage = stage
+    def expect(self, units: float, stages: int) -> None:
+        """Reckon with more, or less."""
+        self.work.expect(units, stages)
 
-    def tick(self, fraction: float | None, words: str) -> None:
+    def begin(self, stage: Stage) -> None:
+        """Nothing to say yet."""
+
+    def tick(self, stage: Stage, fraction: float | None, words: str) -> None:
         """Say how the stage goes, every now and then."""
-        if self.stage is None or self.clock() - self.said < HEARTBEAT_SECONDS:
+        self.work.part(stage, fraction)
+        if self.clock() - self.said < HEARTBEAT_SECONDS:
             return
         share = f" {100 * fraction:.0f} %" if fraction is not None else ""
-        part = self.work.of(self.stage) * (fraction or 0.0)
-        self._say(f"{self.stage.label}{share}: {words}", part)
+        self._say(f"{stage.label}{share}: {words}")
 
     def end(self, stage: Stage, words: str, *, reused: bool) -> None:
         """Say how the stage went."""
-        self.work.done += self.work.of(stage)
-        self.work.number += 1
+        self.work.end(stage)
         if reused:
             self.reused += 1
-            return
-        self.worked += self.work.of(stage)
-        self._say(f"{stage.label}: {words}", 0.0)
+            self.skipped += self.work.of(stage)
+        else:
+            self._say(f"{stage.label}: {words}")
 
-    def _say(self, line: str, part: float) -> None:
+    def _say(self, line: str) -> None:
         self.said = self.clock()
-        left = self.work.total - self.work.done - part
-        worked = self.worked + part
-        elapsed = self.said - self.started
-        time_left = _minutes(elapsed / worked * left) if worked else "?"
+        work = self.work
+        worked = work.so_far - self.skipped
+        left = work.total - work.so_far
+        time_left = _minutes((self.said - self.started) / worked * left) if worked else "?"
         print(
-            f"[{self.work.number}/{self.work.count}, {time_left} left] {line}",
-            file=self.stream,
-            flush=True,
+            f"[{work.number}/{work.count}, {time_left} left] {line}", file=self.stream, flush=True
         )
 
 

@@ -155,8 +155,8 @@ class Cell(_Frozen):
     Attributes:
         domain: Name of the domain that is attacked.
         role: Whether that is the ``restricted`` domain, or a ``benign`` one (trainability).
-        suite: ``@NAME vVERSION`` of the suite that asked for it first, if one did.
-        derived: Whether the search added the trial, led by this model's own earlier results.
+        suite: ``@NAME vVERSION`` of the suite that asked for it, if one did.
+        derived: Whether the suite's search added the trial, going by the results of its own.
         status: ``ok``; ``diverged`` (a non-finite loss, weight or output; the curve ends there);
             ``skipped`` (the plugin does not apply); ``failed`` (an error).
         budget: The protocol's longest regular budget b_max, in units.

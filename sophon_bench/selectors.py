@@ -18,7 +18,7 @@ import itertools
 import math
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,11 @@ class Selector:
 
 @dataclass(frozen=True)
 class Trial:
-    """A plugin with all its hyperparameters fixed."""
+    """A plugin with all its hyperparameters fixed; ``suite`` is the one that asked for it."""
 
     entry: Entry
     plugin: Any
+    suite: str | None = None
 
     @property
     def name(self) -> str:
@@ -79,8 +80,30 @@ class Trial:
         return format_selector(self.name, changed)
 
 
+class Rules(BaseModel):
+    """How an attacker goes on after the listed trials, by each model's own results.
+
+    Attributes:
+        refine: Of this many best families (trials that differ in ``lr`` only) the lr grid grows
+            until the best lr has a neighbour within half a decade on either side.
+        continued: This many best trials are done again with a longer budget.
+        times: How many times longer.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    refine: int = Field(default=0, ge=0)
+    continued: int = Field(default=0, ge=0, alias="continue")
+    times: int = Field(default=10, ge=2)
+
+
 class Suite(BaseModel):
-    """A named list of attack trials, read from a YAML file next to the attacks."""
+    """A named list of attack trials, read from a YAML file next to the attacks.
+
+    Attributes:
+        search: What the attacker does after the listed trials.
+        trainability: Plain recipes for the benign domains, scratch included.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -88,6 +111,22 @@ class Suite(BaseModel):
     version: int = Field(ge=1)
     description: str
     trials: list[str] = Field(min_length=1)
+    search: Rules = Rules()
+    trainability: list[str] = []
+
+    @property
+    def label(self) -> str:
+        """As records carry it."""
+        return f"@{self.name} v{self.version}"
+
+
+@dataclass(frozen=True)
+class Arsenal:
+    """All that an attacker of a run has: trials, rules for more, and recipes for benign domains."""
+
+    trials: list[Trial]
+    rules: Rules = dataclasses.field(default_factory=Rules)
+    trainability: list[Trial] = dataclasses.field(default_factory=list)
 
 
 def format_selector(name: str, parameters: Mapping[str, Any]) -> str:
@@ -188,12 +227,53 @@ def trials(registry: Registry, selectors: Iterable[str]) -> list[Trial]:
         SelectorError: For a malformed selector, an unknown suite, parameter or value.
         UnknownName: For a name that is not registered.
     """
-    found: dict[str, Trial] = {}
+    listed: list[tuple[str, str | None]] = []
     for text in selectors:
-        texts = load_suite(text[1:]).trials if text.startswith("@") else [text]
-        for trial in itertools.chain.from_iterable(_expand(registry, parse(t)) for t in texts):
-            found.setdefault(f"{trial.name}{trial.parameters}", trial)
+        suite = load_suite(text[1:]) if text.startswith("@") else None
+        listed += [(t, suite.label) for t in suite.trials] if suite else [(text, None)]
+    return _trials(registry, listed)
+
+
+def _trials(registry: Registry, listed: Iterable[tuple[str, str | None]]) -> list[Trial]:
+    """All trials of plain selectors, each with the label of its suite."""
+    found: dict[str, Trial] = {}
+    for text, suite in listed:
+        for trial in _expand(registry, parse(text)):
+            tagged = dataclasses.replace(trial, suite=suite)
+            found.setdefault(f"{trial.name}{trial.parameters}", tagged)
     return list(found.values())
+
+
+def arsenal(registry: Registry, selectors: Sequence[str]) -> Arsenal:
+    """The trials that ``selectors`` stand for with the rules and recipes of their suites.
+
+    Where several suites have rules, the most thorough of each holds for all trials.
+
+    Raises:
+        SelectorError: For a malformed selector, an unknown suite, parameter or value.
+        UnknownName: For a name that is not registered.
+    """
+    suites = [load_suite(text[1:]) for text in selectors if text.startswith("@")]
+    rules = [suite.search for suite in suites] or [Rules()]
+    chosen = {
+        "refine": max(rule.refine for rule in rules),
+        "continue": max(rule.continued for rule in rules),
+        "times": max(rule.times for rule in rules),
+    }
+    recipes = [(text, suite.label) for suite in suites for text in suite.trainability]
+    return Arsenal(
+        trials(registry, selectors), Rules.model_validate(chosen), _trials(registry, recipes)
+    )
+
+
+def vary(trial: Trial, changes: Mapping[str, Any]) -> Trial:
+    """The same trial with other values for some hyperparameters.
+
+    Raises:
+        SelectorError: If the plugin does not take a value.
+    """
+    plugin = construct(trial.entry, {**trial.parameters, **changes})
+    return dataclasses.replace(trial, plugin=plugin)
 
 
 def _expand(registry: Registry, selector: Selector) -> list[Trial]:

@@ -345,7 +345,7 @@ def attack(
     """
     meter = Meter(bench.profile, bench.device)
     restricted = bench.data.restricted
-    domain = restricted if domain is None else domain
+    domain = domain or restricted
     train, validation = bench.attacker(domain, samples, seed)
     counted = CountedSamples(train)
     task = WatchedTask(domain.task)

@@ -20,7 +20,7 @@ from sophon_bench.backbones import Backbone
 from sophon_bench.engines.local import LocalEngine
 from sophon_bench.plan import Plan, PlanError, Registries, Request, Setting, Stage, make_plan
 from sophon_bench.records import Cell, DataId
-from sophon_bench.selectors import trials
+from sophon_bench.selectors import arsenal, trials
 from sophon_bench.store import Store
 
 DEFENSE = "sophon-klu[iterations=2,inner_steps=2,batch_size=16,adapt=8,watch_every=1]"
@@ -39,7 +39,10 @@ class Silent:
     def begin(self, stage: Stage) -> None:
         pass
 
-    def tick(self, _fraction: float | None, _words: str) -> None:
+    def expect(self, units: float, stages: int) -> None:
+        pass
+
+    def tick(self, _stage: Stage, _fraction: float | None, _words: str) -> None:
         if self.ticks is not None:
             self.ticks -= 1
             if self.ticks < 0:
@@ -65,7 +68,7 @@ def plan_of(
 ) -> Plan:
     request = Request(
         defenses=trials(registry.defenses, defenses),
-        attacks=trials(registry.attacks, attacks),
+        attacks=arsenal(registry.attacks, attacks),
         **{"seeds": [0], "samples": [20], "steps": 2, **options},
     )
     return make_plan(request, [setting], REGISTRIES)
@@ -220,12 +223,12 @@ def test_what_breaks_is_recorded_and_the_rest_goes_on(setting: Setting, tmp_path
     assert len(retried.done) == 1 + 1 + 3
 
 
-def command(store: Path, out: Path) -> list[str]:
+def command(store: Path, out: Path, workers: int = 1) -> list[str]:
     return [
         sys.executable, "-m", "sophon_bench.cli", "run", "--plugin", str(TINY),
         "--scenario", "tiny",
         "--defense", DEFENSE, "--attack", "finetune[lr=[0.01,0.02,0.03]]", "--seeds", "0-1",
-        "--samples", "20", "--steps", "40", "--threads", "1",
+        "--samples", "20", "--steps", "40", "--threads", "1", "--workers", str(workers),
         "--store", str(store), "--json", str(out),
     ]  # fmt: skip
 
@@ -239,14 +242,19 @@ def finished(store: Path) -> dict[Path, int]:
 
 
 @pytest.mark.slow
-def test_kill_dash_nine_five_times_then_the_same_command(tmp_path: Path) -> None:
-    """Killed at five moments that differ, the run ends with the records of an undisturbed one."""
+@pytest.mark.parametrize(("workers", "moments"), [(1, (0, 1, 2, 2, 3)), (2, (1, 3))])
+def test_kill_dash_nine_several_times_then_the_same_command(
+    tmp_path: Path, workers: int, moments: tuple[int, ...]
+) -> None:
+    """Killed at moments that differ, the run ends with the records of an undisturbed one."""
     calm, store = tmp_path / "calm", tmp_path / "killed"
     subprocess.run(command(calm, tmp_path / "calm.json"), check=True, capture_output=True)
     kept: dict[Path, int] = {}
-    for more in (0, 1, 2, 2, 3):
+    for more in moments:
         process = subprocess.Popen(
-            command(store, tmp_path / "no.json"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command(store, tmp_path / "no.json", workers),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         while len(finished(store)) < len(kept) + more and process.poll() is None:
             time.sleep(0.01)
@@ -259,7 +267,8 @@ def test_kill_dash_nine_five_times_then_the_same_command(tmp_path: Path) -> None
         now = finished(store)
         assert all(now[file] == at for file, at in kept.items())
         kept = now
-    subprocess.run(command(store, tmp_path / "killed.json"), check=True, capture_output=True)
+    last = command(store, tmp_path / "killed.json", workers)
+    subprocess.run(last, check=True, capture_output=True)
     now = finished(store)
     assert all(now[file] == at for file, at in kept.items())
     assert len(now) > len(kept)

@@ -14,6 +14,10 @@ class Step:
     label: str
     units: float | None
 
+    @property
+    def key(self) -> str:
+        return self.label
+
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
@@ -29,11 +33,11 @@ def test_lines_say_what_is_done_and_what_is_left() -> None:
     with Lines(STAGES, stream, clock=lambda: now[0]) as lines:
         lines.begin(STAGES[0])
         now[0] = 10.0
-        lines.tick(0.5, "too soon to say")
+        lines.tick(STAGES[0], 0.5, "too soon to say")
         lines.end(STAGES[0], "restricted 50.0 %", reused=False)
         lines.begin(STAGES[1])
         now[0] = 40.0
-        lines.tick(0.5, "halfway")
+        lines.tick(STAGES[1], 0.5, "halfway")
         lines.end(STAGES[1], "", reused=True)
     # the third stage counts as the mean, 200: of 600 units, 100 took 10 s, so 500 take 50 s;
     # then 250 units took 40 s, and 350 are left: 56 s
@@ -51,8 +55,8 @@ def test_bars_are_for_terminals() -> None:
         assert isinstance(bars, Bars)
         for stage in STAGES:
             bars.begin(stage)
-            bars.tick(0.25, "restricted 12.0 %")
-            bars.tick(None, "")
+            bars.tick(stage, 0.25, "restricted 12.0 %")
+            bars.tick(stage, None, "")
             bars.end(stage, "finished", reused=stage.label == "two")
     shown = terminal.getvalue()
     assert "all stages" in shown

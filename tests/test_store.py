@@ -86,11 +86,11 @@ def test_a_write_that_fails_leaves_what_was_there(
 
 
 def test_what_run_json_wrote_reads_back(tmp_path: Path, make_cell: MakeCell) -> None:
-    from sophon_bench.leaderboard.tables import document
+    from sophon_bench.leaderboard.tables import document, report
 
     file = tmp_path / "out.json"
     cells = [make_cell(), make_cell(seed=1)]
-    file.write_text(document(cells, []))
+    file.write_text(document(cells, report(cells)))
     assert read_cells(file) == cells
     content = json.loads(file.read_text())
     assert set(content) == {"schema", "cells", "summary"}

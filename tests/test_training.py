@@ -8,15 +8,21 @@ import torch
 from torch import nn
 
 from sophon_bench import stages
-from sophon_bench.api import Incompatible
+from sophon_bench.api import Batch, Incompatible, Model
+from sophon_bench.backbones import Backbone
 from sophon_bench.registry import attacks
 from sophon_bench.selectors import trials
 from sophon_bench.training import (
     OptimizerName,
     ScheduleName,
     choose_head,
+    descend,
+    is_norm,
+    last_blocks,
     make_optimizer,
     make_schedule,
+    move_only,
+    scope_parameters,
 )
 
 
@@ -45,12 +51,14 @@ def rates(name: ScheduleName, steps: int | None) -> list[float]:
 
 def test_schedules_have_the_shape_that_they_are_named_for() -> None:
     assert rates("constant", None) == [0.4] * 3
+    assert rates("warm-up", 30)[:4] == pytest.approx([0.4 / 3, 0.8 / 3, 0.4, 0.4])
+    assert rates("warm-up", None) == pytest.approx([0.02, 0.04, 0.06])
     cosine = rates("cosine", 4)
     assert cosine == pytest.approx([0.4, 0.341421, 0.2, 0.058579], abs=1e-6)
     one_cycle = rates("one-cycle", 10)
     assert max(one_cycle) == pytest.approx(0.4)
     assert one_cycle[0] < 0.4 > one_cycle[-1]
-    with pytest.raises(ValueError, match="needs a number of steps"):
+    with pytest.raises(ValueError, match="schedule=cosine needs steps=N"):
         rates("cosine", None)
 
 
@@ -97,3 +105,64 @@ def test_head_only_leaves_the_body_alone(bench: stages.Bench, pretrained: stages
         heads.append(next(made.head.parameters()).detach().clone())
     assert all(torch.equal(b, p) for b, p in zip(before, model.body.parameters(), strict=True))
     assert not torch.equal(heads[0], heads[-1])
+
+
+def build(name: str) -> Model:
+    size = {"img_size": 32, "patch_size": 8} if name == "test_vit" else {}
+    return Backbone.of(name, size).build(4, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "last", "norms"),
+    [
+        ("test_resnet", ["body.layer4"], 30),
+        ("test_vit", ["body.blocks.5", "body.norm"], 26),
+        ("test_convnext", ["body.stages.3", "body.head"], 28),
+    ],
+)
+def test_a_scope_is_its_part_and_the_head(name: str, last: list[str], norms: int) -> None:
+    model = build(name)
+    names = {id(p): n for n, p in model.named_parameters()}
+    head = {n for n in names.values() if n.startswith("head.")}
+
+    def scope(*arguments: object) -> set[str]:
+        found = [names[id(p)] for p in scope_parameters(model, *arguments)]  # type: ignore[arg-type]
+        assert len(found) == len(set(found))
+        return set(found)
+
+    assert scope("all") == set(names.values())
+    assert scope("head") == head
+    assert [n for n, _ in last_blocks(model, 1)] == last
+    blocks = scope("blocks") - head
+    assert all(n.startswith(tuple(f"{b}." for b in last)) for n in blocks)
+    assert {n.split(".")[1] for n in blocks} == {b.split(".")[1] for b in last}
+    assert len(scope("norm") - head) == norms
+    assert all(dict(model.named_parameters())[n].ndim == 1 for n in scope("norm") - head)
+    assert scope("bias") - head == {n for n in names.values() if n.endswith("bias")} - head
+    with pytest.raises(Incompatible, match="blocks, not 99"):
+        last_blocks(model, 99)
+
+
+def test_a_scope_that_the_body_does_not_have_is_refused() -> None:
+    model = build("vgg11")
+    assert not any(is_norm(m) for m in model.modules())
+    with pytest.raises(Incompatible, match="scope=norm finds no parameter"):
+        scope_parameters(model, "norm")
+
+
+def test_what_does_not_move_is_frozen() -> None:
+    model = build("test_resnet")
+    moving = move_only(model, "blocks", count=2)
+    assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in moving}
+
+
+def test_descent_clips_the_gradient_and_stops_after_its_steps() -> None:
+    weight = nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
+    batch = Batch(torch.zeros(1), torch.zeros(1))
+    steps = descend(
+        lambda batch: (weight**2).sum() / 2, itertools.repeat(batch), [weight],
+        optimizer="sgd", lr=1.0, clip=1.0, steps=2,
+    )  # fmt: skip
+    next(steps)
+    assert weight.tolist() == pytest.approx([2.4, 3.2], rel=1e-5)
+    assert len(list(steps)) == 1

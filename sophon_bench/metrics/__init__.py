@@ -10,7 +10,7 @@ from sophon_bench.metrics.envelopes import (
     place,
     selected,
 )
-from sophon_bench.metrics.frozen import Frozen, Gap, freeze
+from sophon_bench.metrics.frozen import FLOOR, Frozen, Gap, freeze
 from sophon_bench.metrics.masking import flags
 from sophon_bench.metrics.scoring import difference, scores
 from sophon_bench.metrics.series import curves, sweeps, winners
@@ -25,6 +25,7 @@ from sophon_bench.metrics.trials import (
 
 __all__ = [
     "ENVELOPE",
+    "FLOOR",
     "PLACE",
     "STRETCHED_ENVELOPE",
     "Frozen",

@@ -1,0 +1,111 @@
+"""What the attacks through peft share: where adapters go, and the loop that trains them."""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sophon_bench.api import AttackView, Incompatible, Model
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Whether a layer is torch's own linear one; a subclass may compute something else."""
+    return type(layer) is nn.Linear
+
+
+def is_dense(layer: nn.Module) -> bool:
+    """Whether a layer is torch's own linear one, or 2-D convolution in one group."""
+    return is_linear(layer) or (type(layer) is nn.Conv2d and layer.groups == 1)
+
+
+def is_weighted(layer: nn.Module) -> bool:
+    """Whether a layer is torch's own linear one, or 2-D convolution in any number of groups."""
+    return is_linear(layer) or type(layer) is nn.Conv2d
+
+
+def is_norm(layer: nn.Module) -> bool:
+    """Whether a layer normalises and has gains or biases."""
+    kinds = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _BatchNorm)
+    return isinstance(layer, kinds) and any(True for _ in layer.parameters())
+
+
+def fan_in(layer: nn.Module) -> int:
+    """How many inputs make one output of a linear or convolution layer."""
+    weight: Tensor = layer.get_parameter("weight")
+    return weight[0].numel()
+
+
+def sites(model: Model, accepts: Callable[[nn.Module], bool], *, what: str) -> dict[str, nn.Module]:
+    """The body's layers that ``accepts`` takes, by name.
+
+    Args:
+        what: The layers in words, for the error.
+
+    Raises:
+        Incompatible: If there is none.
+    """
+    found = {
+        name: layer
+        for name, layer in model.named_modules()
+        if name.split(".")[0] != "head" and accepts(layer)
+    }
+    if not found:
+        raise Incompatible(f"the model's body has no {what}")
+    return found
+
+
+def targets(model: Model, accepts: Callable[[nn.Module], bool], *, what: str) -> str:
+    """One anchored regular expression that matches the names of `sites`.
+
+    peft would match a list of names by suffix, and so adapt layers of the same name elsewhere.
+    """
+    return f"^(?:{'|'.join(map(re.escape, sites(model, accepts, what=what)))})$"
+
+
+def wrap(model: Model, view: AttackView, config: Any) -> Any:
+    """Put peft's adapters into ``model``, frozen but for them, behind a fresh trainable head."""
+    from peft import get_peft_model
+
+    model.fresh_head(view.task.num_outputs, view.rng)
+    seed = int(torch.randint(2**63 - 1, (), generator=view.rng))
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft remarks on layer types and backbones that it was not written for
+        warnings.filterwarnings("ignore", module=r"peft\.")
+        torch.default_generator.manual_seed(seed)
+        wrapped = get_peft_model(model, config)
+    model.head.requires_grad_(True)
+    return wrapped
+
+
+def trainable(wrapped: nn.Module) -> list[nn.Parameter]:
+    """The adapters' and the head's parameters."""
+    return [p for p in wrapped.parameters() if p.requires_grad]
+
+
+def tune(
+    model: Model, view: AttackView, config: Any, *, lr: float, batch_size: int
+) -> Iterator[nn.Module]:
+    """Train adapters and head with Adam; yields the wrapped model after every update.
+
+    Args:
+        config: peft's, with `targets` as its ``target_modules``.
+        lr: Step size.
+        batch_size: Examples per update; at most all of them.
+    """
+    yield from train(wrap(model, view, config), view, lr=lr, batch_size=batch_size)
+
+
+def train(wrapped: Module, view: AttackView, *, lr: float, batch_size: int) -> Iterator[Module]:
+    """Move what is trainable with Adam; yields after every update."""
+    optimizer = torch.optim.Adam(trainable(wrapped), lr=lr)
+    for batch in view.batches(batch_size):
+        optimizer.zero_grad()
+        view.task.loss(wrapped, batch).backward()
+        optimizer.step()
+        yield wrapped

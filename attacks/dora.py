@@ -1,0 +1,43 @@
+"""Low-rank updates of the directions of frozen weights, and free magnitudes.
+
+Reference: Liu et al., DoRA, ICML 2024, arXiv 2402.09353.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Gt
+from torch import nn
+
+from sophon_bench.api import AttackView, Model
+from sophon_bench.registry import attacks
+
+from . import _peft
+
+
+@attacks.register("dora")
+@dataclass(frozen=True, kw_only=True)
+class DoRA:
+    """Minimise the task's loss over rank-r directions, magnitudes and a fresh head.
+
+    All linear and ungrouped convolution layers of the body are adapted; BatchNorm adapts.
+
+    Args:
+        rank: Rank r of each direction's update.
+        alpha: Scale of the updates, times r.
+        lr: Step size of Adam.
+        batch_size: Examples per update; at most all of them.
+    """
+
+    rank: Annotated[int, Gt(0)] = 16
+    alpha: Annotated[int, Gt(0)] = 32
+    lr: Annotated[float, Gt(0)] = 3e-3
+    batch_size: Annotated[int, Gt(0)] = 64
+
+    def run(self, model: Model, view: AttackView) -> Iterator[nn.Module]:
+        sites = _peft.targets(model, _peft.is_dense, what="linear or ungrouped convolution layer")
+        from peft import LoraConfig
+
+        config = LoraConfig(r=self.rank, lora_alpha=self.alpha, use_dora=True, target_modules=sites)
+        yield from _peft.tune(model, view, config, lr=self.lr, batch_size=self.batch_size)

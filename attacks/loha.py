@@ -1,0 +1,44 @@
+"""Hadamard products of two low-rank updates, of frozen weights.
+
+Reference: Hyeon-Woo et al., FedPara, ICLR 2022, arXiv 2108.06098; Yeh et al., LyCORIS, ICLR 2024,
+arXiv 2309.14859.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Gt
+from torch import nn
+
+from sophon_bench.api import AttackView, Model
+from sophon_bench.registry import attacks
+
+from . import _peft
+
+
+@attacks.register("loha")
+@dataclass(frozen=True, kw_only=True)
+class LoHa:
+    """Minimise the task's loss over Hadamard products of rank r and a fresh head.
+
+    All linear and convolution layers of the body are adapted, grouped ones too; BatchNorm adapts.
+
+    Args:
+        rank: Rank r of both factors of an update.
+        alpha: Scale of the updates, times r.
+        lr: Step size of Adam.
+        batch_size: Examples per update; at most all of them.
+    """
+
+    rank: Annotated[int, Gt(0)] = 16
+    alpha: Annotated[int, Gt(0)] = 32
+    lr: Annotated[float, Gt(0)] = 1e-2
+    batch_size: Annotated[int, Gt(0)] = 64
+
+    def run(self, model: Model, view: AttackView) -> Iterator[nn.Module]:
+        sites = _peft.targets(model, _peft.is_weighted, what="linear or convolution layer")
+        from peft import LoHaConfig
+
+        config = LoHaConfig(r=self.rank, alpha=self.alpha, target_modules=sites)
+        yield from _peft.tune(model, view, config, lr=self.lr, batch_size=self.batch_size)

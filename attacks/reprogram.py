@@ -1,0 +1,64 @@
+"""Train what is added to every image, and a head; the network between stays as it is.
+
+Reference: Elsayed et al., Adversarial reprogramming of neural networks, ICLR 2019,
+arXiv 1806.11146; Bahng et al., Exploring visual prompts, 2022, arXiv 2203.17274.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Gt, Interval
+from torch import Tensor, nn
+
+from sophon_bench import training
+from sophon_bench.api import AttackView, Model, Predictor
+from sophon_bench.registry import attacks
+
+
+@attacks.register("reprogram")
+@dataclass(frozen=True, kw_only=True)
+class Reprogram:
+    """Minimise the task's loss over a frame added to all images, and a fresh head.
+
+    No weight of the body moves and BatchNorm's statistics stay as released.
+
+    Args:
+        width: Width of the frame as a fraction of the image's side; 0.5 covers all of it.
+        lr: Step size of Adam for the head.
+        prompt_lr: Step size of Adam for the frame.
+        head: Train a fresh head, or read the original one's first outputs, frozen.
+        batch_size: Examples per update; at most all of them.
+    """
+
+    width: Annotated[float, Interval(gt=0, le=0.5)] = 0.5
+    lr: Annotated[float, Gt(0)] = 1e-2
+    prompt_lr: Annotated[float, Gt(0)] = 1e-2
+    head: training.HeadName = "fresh"
+    batch_size: Annotated[int, Gt(0)] = 64
+
+    def run(self, model: Model, view: AttackView) -> Iterator[Predictor]:
+        training.choose_head(model, self.head, outputs=view.task.num_outputs, rng=view.rng)
+        model.eval().requires_grad_(False)
+        model.head.requires_grad_(self.head == "fresh")
+        shape = view.train.inputs.shape[1:]
+        frame = torch.ones(shape, device=view.device)
+        margins = [round(self.width * side) for side in shape[1:]]
+        inner = [slice(m, side - m) for m, side in zip(margins, shape[1:], strict=True)]
+        frame[:, inner[0], inner[1]] = 0
+        prompt = nn.Parameter(torch.zeros(shape, device=view.device))
+        groups: list[dict[str, Any]] = [{"params": [prompt], "lr": self.prompt_lr}]
+        if self.head == "fresh":
+            groups.append({"params": list(model.head.parameters()), "lr": self.lr})
+        optimizer = torch.optim.Adam(groups)
+
+        def reprogrammed(inputs: Tensor) -> Tensor:
+            logits: Tensor = model(inputs + frame * prompt)
+            return logits
+
+        for batch in view.batches(self.batch_size):
+            optimizer.zero_grad()
+            view.task.loss(reprogrammed, batch).backward()
+            optimizer.step()
+            yield reprogrammed

@@ -1,0 +1,31 @@
+"""Which budgets and n count for a score, frozen per scenario and backbone in this repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sophon_bench.files import write_atomic
+from sophon_bench.metrics import Frozen
+
+PUBLISHED = Path(__file__).parent / "frozen"
+
+
+def published() -> list[Frozen]:
+    """Every frozen document that comes with the package."""
+    return [
+        Frozen.model_validate_json(file.read_bytes()) for file in sorted(PUBLISHED.glob("*.json"))
+    ]
+
+
+def write(document: Frozen, folder: Path) -> Path:
+    """Write a document under the names of its scenario and backbone; returns the file.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = (document.scenario, document.backbone, document.precision)
+    safe = ("".join(c if c.isalnum() or c in "-_" else "-" for c in name) for name in names)
+    file = folder / f"{'.'.join(safe)}.json"
+    write_atomic(file.absolute(), (document.model_dump_json(indent=1) + "\n").encode())
+    return file

@@ -1,0 +1,320 @@
+"""Pictures of what records say: envelopes and resistance by budget, accuracy by learning rate.
+
+They are drawn through matplotlib's objects, not through pyplot's state, and are the same bytes for
+the same records. Colours are Okabe and Ito's, which the colour-blind tell apart; markers repeat
+what colours say. Legends stand below the axes, where they hide no data.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sophon_bench import metrics
+from sophon_bench.files import write_atomic
+from sophon_bench.metrics import PLACE
+from sophon_bench.records import Cell, content_key
+from sophon_bench.scenarios import REFERENCE_BATCH
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Row = Mapping[str, Any]
+Key = tuple[Any, ...]
+Style = Mapping[str, Any]
+Level = tuple[float, float, float | None]
+"""x, y and the half-width of y, if it has one."""
+
+FORMATS = ("png", "svg")
+COLUMN = 3.5
+"""Width of a paper's column in inches."""
+LINE, HANDLE, LETTER = 0.16, 0.5, 0.055
+"""Height of a legend's entry, width of its line and of each letter, in inches."""
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vPX"
+UNDEFENDED: Style = {"color": "#000000", "linewidth": 1.8}
+SCRATCH: Style = {"color": "#777777", "linestyle": "--"}
+SETTINGS: dict[Any, Any] = {
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5,
+    "figure.titlesize": 7.5,
+    "figure.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "savefig.dpi": 300,
+    "svg.hashsalt": "sophon-bench",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A figure and the name of its file, without the suffix."""
+
+    name: str
+    figure: Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of a plot, in order of x."""
+
+    label: str
+    points: Sequence[Level]
+    style: Style
+
+
+def write(
+    cells: Sequence[Cell],
+    out: Path,
+    formats: Sequence[str],
+    frozen: metrics.Frozen | Sequence[metrics.Frozen] | None = None,
+) -> list[Path]:
+    """Draw all that ``cells`` say into the directory ``out``, which is made; returns the files.
+
+    Args:
+        cells: Records of any places.
+        out: Files of the same names are replaced.
+        formats: Some of `FORMATS`.
+        frozen: Which budgets and n count, as in `metrics.scores`.
+
+    Raises:
+        OSError: ``out`` cannot be made or written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    with drawing():
+        for picture in pictures(metrics.curves(cells, frozen), metrics.sweeps(cells)):
+            for form in formats:
+                written.append(out / f"{picture.name}.{form}")
+                write_atomic(written[-1], encode(picture.figure, form))
+    return written
+
+
+def drawing() -> AbstractContextManager[None]:
+    """Our settings over matplotlib's defaults: the user's own do not show in a picture."""
+    from matplotlib import style
+
+    return style.context(SETTINGS, after_reset=True)
+
+
+def encode(figure: Figure, form: str) -> bytes:
+    """The figure as a file of one of `FORMATS`, without the date."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format=form, metadata={"Date": None} if form == "svg" else None)
+    return stream.getvalue()
+
+
+def pictures(curves: Sequence[Row], sweeps: Sequence[Row]) -> Iterator[Picture]:
+    """Per place and n: envelopes and resistance by budget, restricted accuracy by step size.
+
+    A defense has one colour in all of them. A picture without a single point is left out.
+
+    Args:
+        curves: Rows of `metrics.curves`.
+        sweeps: Rows of `metrics.sweeps`.
+    """
+    styles = _styles([*curves, *sweeps])
+    for kind, rows, draw in (
+        ("envelopes", curves, envelopes),
+        ("resistance", curves, resistance),
+        ("lr-sweep", sweeps, sweep),
+    ):
+        for place, found in _by_place(rows).items():
+            figure = draw(found, styles)
+            if figure is not None:
+                yield Picture(name=_file_name(place, kind), figure=figure)
+
+
+def _styles(rows: Iterable[Row]) -> dict[str, Style]:
+    """One colour and one marker per defense; their periods differ, so that pairs come late."""
+    names = sorted({row["defense"] for row in rows if not row["control"]})
+    return {
+        name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        for i, name in enumerate(names)
+    }
+
+
+def _by_place(rows: Iterable[Row]) -> dict[Key, list[Row]]:
+    found: dict[Key, list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in PLACE), []).append(row)
+    return found
+
+
+def _file_name(place: Key, kind: str) -> str:
+    """Letters, digits, ``.``, ``-`` and ``_`` only; a hash tells alike places apart."""
+    at = dict(zip(PLACE, place, strict=True))
+    words = [at["scenario"], at["backbone"], f"n{at['samples']}", kind]
+    safe = [re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.")[:60] for word in words]
+    return "_".join([*safe, content_key({"place": [str(part) for part in place]})[:6]])
+
+
+def envelopes(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
+    """What a tuned attacker gets for a budget: against each defense, undefended, fresh weights."""
+    lines = [
+        Line(label=label, points=_in_steps(_longest(rows, label), 100), style=style)
+        for label, style in (("undefended", UNDEFENDED), ("scratch", SCRATCH))
+    ]
+    for row in _defenses(rows):
+        points = _in_steps(row["protected"], 100)
+        lines.append(Line(label=row["defense"], points=points, style=styles[row["defense"]]))
+    return _budget_figure(rows, lines, "What a tuned attacker reaches", "restricted accuracy (%)")
+
+
+def resistance(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
+    """The part of the undefended model's advantage over fresh weights that a defense takes."""
+    lines = []
+    for row in _defenses(rows):
+        name, style = row["defense"], styles[row["defense"]]
+        of_all = {**style, "linestyle": ":", "marker": ""}
+        # matplotlib's legends leave out what begins with an underscore
+        lines.append(Line(label=f"_{name}", points=_in_steps(row["resistance_all"]), style=of_all))
+        lines.append(Line(label=name, points=_in_steps(row["resistance"]), style=style))
+    title = "Resistance by budget (dotted: of all n together)"
+    figure = _budget_figure(rows, lines, title, "resistance R(b)")
+    if figure is not None:
+        (axes,) = figure.axes
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, -0.03), max(high, 1.03))
+    return figure
+
+
+def sweep(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
+    """Restricted accuracy by learning rate; one panel per attack without its learning rate."""
+    panels: dict[str, list[Line]] = {family: [] for family in sorted({r["family"] for r in rows})}
+    for row in sorted(rows, key=lambda row: (not row["control"], row["defense"])):
+        label = "undefended" if row["control"] else row["defense"]
+        style = UNDEFENDED if row["control"] else styles[row["defense"]]
+        points = [_scaled(level, 1, 100) for level in row["levels"]]
+        panels[row["family"]].append(Line(label=label, points=points, style=style))
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = _figure(width=max(COLUMN, 2.3 * columns), height=0.9 + 1.5 * lines)
+    grid = figure.subplots(lines, columns, sharey=True, squeeze=False).ravel().tolist()
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes in grid[max(0, len(panels) - columns) : len(panels)]:
+        axes.set_xlabel("learning rate")
+    for axes, (family, drawn) in zip(grid, panels.items(), strict=False):
+        axes.set_xscale("log")
+        axes.set_title("\n".join(textwrap.wrap(family.replace(",", ", "), 34)))
+        _draw(axes, drawn)
+    figure.supylabel("restricted accuracy (%)")
+    _finish(figure, rows, "Restricted accuracy by learning rate at the regular budget")
+    return figure
+
+
+def _defenses(rows: Iterable[Row]) -> list[Row]:
+    return sorted((row for row in rows if not row["control"]), key=lambda row: str(row["defense"]))
+
+
+def _longest(rows: Iterable[Row], key: str) -> Sequence[Sequence[Any]]:
+    """A control's levels, which stand in the row of every defense, as far as that went."""
+    levels: Iterable[Sequence[Sequence[Any]]] = (row[key] for row in rows)
+    return max(levels, key=len)
+
+
+def _in_steps(levels: Iterable[Sequence[Any]], scale: float = 1) -> list[Level]:
+    return [_scaled(level, 1 / REFERENCE_BATCH, scale) for level in levels]
+
+
+def _scaled(level: Sequence[Any], over: float, scale: float) -> Level:
+    x, y, half_width = (*level, None)[:3]
+    return x * over, y * scale, None if half_width is None else half_width * scale
+
+
+def _budget_figure(
+    rows: Sequence[Row], lines: Sequence[Line], title: str, label: str
+) -> Figure | None:
+    if not any(line.points for line in lines):
+        return None
+    figure = _figure(width=COLUMN, height=2.5)
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    _draw(axes, lines)
+    budgets = sorted({x for line in lines for x, _, _ in line.points})
+    axes.set_xticks(budgets, [_count(budget) for budget in budgets])
+    axes.minorticks_off()
+    longest = rows[0]["budget"] / REFERENCE_BATCH
+    axes.axvline(longest, color="#777777", linewidth=0.8, linestyle=":")
+    top = axes.get_xaxis_transform()
+    axes.text(longest, 1, r"$b_\mathrm{max}$", transform=top, ha="center", va="bottom")
+    axes.set_xlabel(f"attack budget (steps of {REFERENCE_BATCH} examples)")
+    axes.set_ylabel(label)
+    _finish(figure, rows, title)
+    return figure
+
+
+def _count(steps: float) -> str:
+    if steps >= 10_000:
+        return f"{steps / 1000:.3g}k"
+    return f"{steps:.0f}" if steps >= 100 else f"{steps:.3g}"
+
+
+def _figure(*, width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _draw(axes: Axes, lines: Iterable[Line]) -> None:
+    for line in lines:
+        if not line.points:
+            continue
+        x, y, half_widths = zip(*line.points, strict=True)
+        axes.plot(x, y, label=line.label, **line.style)
+        if None not in half_widths:
+            low = [a - b for a, b in zip(y, half_widths, strict=True)]
+            high = [a + b for a, b in zip(y, half_widths, strict=True)]
+            axes.fill_between(x, low, high, color=line.style["color"], alpha=0.15, linewidth=0)
+
+
+def _finish(figure: Figure, rows: Sequence[Row], title: str) -> None:
+    """Title and legend; the legend has each label once."""
+    handles: dict[str, Artist] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    width = figure.get_figwidth()
+    entry = HANDLE + LETTER * max(map(len, handles))
+    columns = min(len(handles), max(1, int(width / entry)))
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+    )
+    figure.set_figheight(figure.get_figheight() + LINE * -(-len(handles) // columns))
+    first = rows[0]
+    seeds = sorted({row["seeds"] for row in rows})
+    many = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}–{seeds[-1]}"
+    where = ", ".join(
+        [
+            first["scenario"],
+            first["backbone"],
+            f"n = {first['samples']}",
+            f"{many} seed{'s' if seeds[-1] > 1 else ''}",
+            f"protocol {first['protocol']}",
+        ]
+    )
+    bands = " (bands: 95 % intervals)" if any(axes.collections for axes in figure.axes) else ""
+    figure.suptitle("\n".join([title + bands, *textwrap.wrap(where, int(width * 19))]))

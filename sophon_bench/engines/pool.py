@@ -1,0 +1,200 @@
+"""Several worker processes, each with its own threads; the parent decides what is done next.
+
+Stages travel by pickle between a parent and the processes that it started itself, settings (the
+data) only once, at the start.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import pickle
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+import torch
+
+from sophon_bench.engines.worker import Tick, Upstream, Worker
+from sophon_bench.plan import Setting, Stage
+from sophon_bench.records import Cell, StageRecord
+from sophon_bench.store import Store
+
+
+class WorkerDied(Exception):
+    """A worker process ended by itself, or could not do its work."""
+
+
+class Inline:
+    """One worker in this process."""
+
+    size = 1
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self._next: list[tuple[Stage, Upstream]] = []
+
+    def submit(self, stage: Stage, upstream: Upstream) -> None:
+        """Take a stage."""
+        self._next.append((stage, upstream))
+
+    def wait(self) -> tuple[Stage, StageRecord | Cell]:
+        """Do the stage."""
+        stage, upstream = self._next.pop()
+        return stage, self.worker.do(stage, upstream)
+
+    def close(self) -> None:
+        """Nothing is left to end."""
+
+
+class Pool:
+    """Worker processes.
+
+    Args:
+        size: How many.
+        store: The store that all of them write to.
+        device: Where they train.
+        settings: Every setting of the stages to come.
+        plugins: Plugin files to load in each.
+        threads: CPU threads of each.
+        tick: Told how stages go.
+
+    Raises:
+        WorkerDied: From `wait`, if a process ends by itself.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        store: Store,
+        device: torch.device,
+        settings: Sequence[Setting],
+        plugins: Sequence[Path],
+        threads: int,
+        tick: Tick,
+    ) -> None:
+        self.size = size
+        self.tick = tick
+        self._settings = list(settings)
+        self._busy: dict[Connection, Stage] = {}
+        self._workers: dict[Connection, SpawnProcess] = {}
+        context = multiprocessing.get_context("spawn")
+        setup = (store.root, str(device), list(plugins), threads, pickle.dumps(self._settings))
+        for _ in range(size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, *setup), daemon=True)
+            process.start()
+            theirs.close()
+            self._workers[ours] = process
+
+    def submit(self, stage: Stage, upstream: Upstream) -> None:
+        """Give a stage to an idle worker."""
+        idle = next(connection for connection in self._workers if connection not in self._busy)
+        self._busy[idle] = stage
+        self._send(idle, _dump((stage, upstream), self._settings))
+
+    def wait(self) -> tuple[Stage, StageRecord | Cell]:
+        """The next stage that is finished; ticks are passed on meanwhile."""
+        while True:
+            for connection in wait(list(self._busy)):
+                assert isinstance(connection, Connection)
+                stage = self._busy[connection]
+                try:
+                    kind, *content = pickle.loads(connection.recv_bytes())
+                except (EOFError, OSError) as error:
+                    raise self._died(connection) from error
+                if kind == "tick":
+                    self.tick(stage, *content)
+                elif kind == "done":
+                    del self._busy[connection]
+                    return stage, content[0]
+                else:
+                    raise content[0]
+
+    def close(self) -> None:
+        """End all workers, whatever they are at; what they have written is whole."""
+        for connection, process in self._workers.items():
+            process.terminate()
+            connection.close()
+        for process in self._workers.values():
+            process.join()
+
+    def _send(self, connection: Connection, content: bytes) -> None:
+        try:
+            connection.send_bytes(content)
+        except OSError as error:
+            raise self._died(connection) from error
+
+    def _died(self, connection: Connection) -> WorkerDied:
+        process = self._workers[connection]
+        process.join(5)
+        code = process.exitcode
+        killed = f"killed by signal {-code}" if code is not None and code < 0 else f"exit {code}"
+        return WorkerDied(
+            f"a worker process died ({killed}; out of memory?) at: {self._busy[connection].label}. "
+            f"Everything finished is kept: the same command does the rest; --workers 1 needs "
+            f"the least memory"
+        )
+
+
+def _serve(
+    connection: Connection,
+    root: Path,
+    device: str,
+    plugins: Sequence[Path],
+    threads: int,
+    settings: bytes,
+) -> None:
+    """Do what comes through the connection until it closes; the parent alone heeds Ctrl-C."""
+    from sophon_bench.registry import load_file
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    with warnings.catch_warnings(action="ignore"):  # the parent has said them
+        for plugin in plugins:
+            load_file(plugin)
+
+    def answer(*content: object) -> None:
+        try:
+            connection.send_bytes(pickle.dumps(content))
+        except OSError:
+            sys.exit()  # the parent is gone, and its plan with it
+
+    known = pickle.loads(settings)
+    worker = Worker(Store(root), torch.device(device), lambda _stage, *how: answer("tick", *how))
+    while True:
+        try:
+            stage, upstream = _load(connection.recv_bytes(), known)
+        except EOFError:
+            return
+        try:
+            answer("done", worker.do(stage, upstream))
+        except Exception as error:
+            answer("error", error)
+
+
+def _dump(content: object, settings: Sequence[Setting]) -> bytes:
+    """Pickled, with settings by their number."""
+    numbers = {id(setting): number for number, setting in enumerate(settings)}
+    buffer = io.BytesIO()
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, item: object) -> int | None:
+            return numbers.get(id(item)) if isinstance(item, Setting) else None
+
+    Pickler(buffer).dump(content)
+    return buffer.getvalue()
+
+
+def _load(content: bytes, settings: Sequence[Setting]) -> tuple[Stage, Upstream]:
+    class Unpickler(pickle.Unpickler):
+        def persistent_load(self, number: int) -> Setting:
+            return settings[number]
+
+    loaded: tuple[Stage, Upstream] = Unpickler(io.BytesIO(content)).load()
+    return loaded

@@ -1,0 +1,212 @@
+"""Do one stage: from its inputs in the store to its record in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from traceback import extract_tb
+
+import torch
+
+from sophon_bench import layers, stages
+from sophon_bench.api import Batch, Incompatible
+from sophon_bench.plan import (
+    AttackStage,
+    PretrainStage,
+    ProtectStage,
+    Setting,
+    Stage,
+    plugin_id,
+    setting_of,
+)
+from sophon_bench.provenance import capture
+from sophon_bench.records import Cell, Ratios, StageRecord, Status
+from sophon_bench.scenarios import REFERENCE_BATCH
+from sophon_bench.store import Store, StoreError
+
+OURS = Path(__file__).parent.parent
+
+Tick = Callable[[Stage, float | None, str], None]
+Upstream = Mapping[str, StageRecord]
+"""Records of the models that a stage needs, by key."""
+
+
+@dataclass
+class Worker:
+    """Does stages on one device, one after the other; TF32 is off in its process.
+
+    Args:
+        store: Where weights come from, and records and weights go.
+        device: Where to train.
+        tick: Told how a stage goes.
+    """
+
+    store: Store
+    device: torch.device
+    tick: Tick
+    _bench: tuple[Setting, stages.Bench] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    def bench(self, setting: Setting) -> stages.Bench:
+        """The data of a setting on the device."""
+        if self._bench is None or self._bench[0] is not setting:
+            bench = stages.Bench(
+                setting.data, setting.backbone, device=self.device, precision=setting.precision
+            )
+            self._bench = (setting, bench)
+        return self._bench[1]
+
+    def do(self, stage: Stage, upstream: Upstream) -> StageRecord | Cell:
+        """Do a stage and write its record; an error of a plugin is a record too.
+
+        Raises:
+            StoreError: If the store cannot be used.
+        """
+        if isinstance(stage, AttackStage):
+            cell = self._attack(stage, upstream)
+            self.store.put_cell(cell)
+            return cell
+        return self.store.put_stage(self._make(stage, upstream))
+
+    def _make(self, stage: PretrainStage | ProtectStage, upstream: Upstream) -> StageRecord:
+        bench = self.bench(setting_of(stage))
+
+        def tick(fraction: float | None, words: str) -> None:
+            self.tick(stage, fraction, words)
+
+        try:
+            if isinstance(stage, PretrainStage):
+                made = stages.pretrain(bench, stage.seed, tick)
+            else:
+                weights = self._weights(stage.upstream, upstream)
+                seed = stage.upstream.seed
+                made = stages.protect(bench, weights, stage.defense.plugin, seed, tick)
+        except StoreError:
+            raise
+        except Exception as error:
+            return StageRecord(
+                key=stage.key,
+                status=_status(error),
+                reason=_reason(error),
+                provenance=capture(self.device),
+            )
+        data = bench.data
+        sigma, gradient = self._ratios(stage, made.weights, upstream)
+        return StageRecord(
+            key=stage.key,
+            status="ok",
+            note=made.note,
+            cost=made.cost,
+            original=bench.utility(made.weights, data.original, "test"),
+            original_second=bench.utility(made.weights, data.original, "second_test"),
+            restricted=bench.utility(made.weights, data.restricted, "test"),
+            sigma_ratios=sigma,
+            gradient_ratios=gradient,
+            weights=self.store.put_weights(made.weights),
+            provenance=capture(self.device),
+        )
+
+    def _ratios(
+        self, stage: PretrainStage | ProtectStage, released: stages.Weights, upstream: Upstream
+    ) -> tuple[Ratios | None, Ratios | None]:
+        """How far the released model's layers are from the undefended ones."""
+        if isinstance(stage, PretrainStage):
+            return None, None
+        bench = self.bench(setting_of(stage))
+        domain = bench.data.restricted
+        pool, _ = bench.attacker(domain, REFERENCE_BATCH, stage.upstream.seed)
+        models = (bench.load(released), bench.load(self._weights(stage.upstream, upstream)))
+        batch = Batch(pool.inputs, pool.targets)
+        return layers.ratios(*models, domain.task, batch, stage.upstream.seed)
+
+    def _attack(self, stage: AttackStage, upstream: Upstream) -> Cell:
+        protect = stage.upstream
+        setting, seed = protect.upstream.setting, protect.upstream.seed
+        domain = setting.data.domain(stage.domain)
+        outcome: dict[str, object]
+        try:
+            done = stages.attack(
+                self.bench(setting),
+                self._weights(protect, upstream),
+                stage.attack.plugin,
+                samples=stage.samples,
+                seed=seed,
+                budget=stage.budget,
+                stretch=stage.stretch,
+                domain=domain,
+                tick=lambda fraction, words: self.tick(stage, fraction, words),
+            )
+            outcome = {
+                "status": done.status,
+                "reason": done.reason,
+                "curve": done.curve,
+                "nonfinite_step": done.nonfinite_step,
+                "cost": done.cost,
+            }
+        except StoreError:
+            raise
+        except Exception as error:
+            outcome = {"status": _status(error), "reason": _reason(error)}
+        return Cell.model_validate(
+            {
+                "key": stage.key,
+                "scenario": setting.data_id,
+                "backbone": setting.backbone.label,
+                "defense": plugin_id(protect.defense),
+                "attack": plugin_id(stage.attack),
+                "suite": stage.attack.suite,
+                "derived": stage.derived,
+                "domain": stage.domain,
+                "role": "restricted" if stage.restricted else "benign",
+                "samples": stage.samples,
+                "test_examples": len(domain.splits["test"]),
+                "seed": seed,
+                "precision": setting.precision,
+                "budget": stage.budget,
+                "stretch": stage.stretch,
+                "pretrained": upstream[protect.upstream.key],
+                "released": upstream[protect.key],
+                "provenance": capture(self.device),
+                **outcome,
+            }
+        )
+
+    def _weights(self, stage: PretrainStage | ProtectStage, upstream: Upstream) -> stages.Weights:
+        record = upstream[stage.key]
+        if record.weights is None:
+            raise _Unmade(stage, record)
+        return self.store.weights(record)
+
+
+class _Unmade(Exception):
+    """A model that a stage needs could not be made."""
+
+    def __init__(self, stage: Stage, record: StageRecord) -> None:
+        super().__init__(f"{stage.label}: {record.reason}")
+        self.status: Status = record.status
+
+
+def _status(error: Exception) -> Status:
+    if isinstance(error, _Unmade):
+        return error.status
+    return "skipped" if isinstance(error, Incompatible) else "failed"
+
+
+def _reason(error: Exception) -> str:
+    """One line: what went wrong, and where in the plugin's own code."""
+    words = (str(error).strip() or type(error).__name__).split("\n")[0]
+    if isinstance(error, Incompatible | stages.NoUpdate | _Unmade):
+        return words
+    frames = [f for f in extract_tb(error.__traceback__) if Path(f.filename).suffix == ".py"]
+    plugin = [f for f in frames if _is_plugin(Path(f.filename))]
+    where = f" ({Path(plugin[-1].filename).name}:{plugin[-1].lineno})" if plugin else ""
+    return f"{type(error).__name__}: {words}{where}"
+
+
+def _is_plugin(file: Path) -> bool:
+    installed = "site-packages" in file.parts
+    return not installed and file.parent not in (OURS, OURS / "engines")

@@ -1,0 +1,250 @@
+"""What an attacker does after the listed trials, and several processes that do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, MakeCell
+
+from sophon_bench import registry
+from sophon_bench.backbones import Backbone
+from sophon_bench.engines.local import LocalEngine
+from sophon_bench.engines.pool import WorkerDied
+from sophon_bench.plan import (
+    AttackStage,
+    Plan,
+    Registries,
+    Request,
+    Search,
+    Setting,
+    Stage,
+    make_plan,
+    neighbours,
+)
+from sophon_bench.records import Cell, DataId
+from sophon_bench.selectors import Arsenal, Rules, arsenal, trials
+from sophon_bench.store import Store
+
+SUITE = """
+version: 3
+description: For tests.
+trials: ["finetune[lr=[0.01,0.03]]", "finetune[optimizer=adam,lr=0.001]", "scratch[lr=[0.03,0.1]]"]
+search: {refine: 1, continue: 2, times: 4}
+trainability: ["finetune[lr=0.01]", scratch]
+"""
+
+
+@pytest.fixture(scope="module")
+def setting() -> Setting:
+    (trial,) = trials(registry.scenarios, ["tiny"])
+    data = trial.plugin.build()
+    identity = DataId(name="tiny", label="tiny", parameters={}, revision=data.revision)
+    return Setting(trial, data, identity, Backbone.of("test_resnet"), "fp32")
+
+
+def plan_of(setting: Setting, chosen: Arsenal, **options: Any) -> Plan:
+    request = Request(
+        defenses=[], attacks=chosen, **{"seeds": [0], "samples": [20], "steps": 2, **options}
+    )
+    registries = Registries(attacks=registry.attacks, defenses=registry.defenses)
+    return make_plan(request, [setting], registries)
+
+
+def search_of(setting: Setting, selectors: list[str], **rules: int) -> Search:
+    chosen = Arsenal(trials(registry.attacks, selectors), Rules.model_validate(rules))
+    found = plan_of(setting, chosen).searches
+    return next(s for s in found if not s.trials[0].entry.control)
+
+
+Outcome = Callable[[AttackStage], dict[str, Any]]
+
+
+def play(search: Search, make_cell: MakeCell, outcome: Outcome) -> list[list[AttackStage]]:
+    """The batches that a search asks for where trials end as ``outcome`` says."""
+    done: dict[AttackStage, Cell] = {}
+    steps = search.run()
+    batches = [next(steps)]
+    while True:
+        for stage in batches[-1]:
+            done[stage] = make_cell(**{"budget": search.budget, **outcome(stage)}, key=stage.key)
+        try:
+            batches.append(steps.send(done))
+        except StopIteration:
+            return batches
+
+
+def peaked(best: float) -> Outcome:
+    """Utility falls with the distance to the best learning rate, in decades."""
+    import math
+
+    def outcome(stage: AttackStage) -> dict[str, Any]:
+        utility = 0.9 - 0.1 * abs(math.log10(stage.attack.parameters["lr"] / best))
+        return {"curve": [(float(stage.budget), utility, utility)]}
+
+    return outcome
+
+
+def rates(batch: list[AttackStage]) -> list[float]:
+    return [stage.attack.parameters["lr"] for stage in batch]
+
+
+@pytest.mark.parametrize(
+    ("lr", "tried", "added"),
+    [
+        (0.01, [0.01], [0.003, 0.03]),
+        (0.03, [0.03], [0.01, 0.1]),
+        (0.01, [0.001, 0.01, 0.1], [0.003, 0.03]),
+        (0.01, [0.003, 0.01, 0.03], []),
+        (0.01, [0.005, 0.01], [0.03]),
+        (0.002, [0.002], [0.001, 0.01]),
+        (1.0, [1.0, 0.3], [3.0]),
+    ],
+)
+def test_the_best_lr_gets_neighbours_within_half_a_decade(
+    lr: float, tried: list[float], added: list[float]
+) -> None:
+    assert neighbours(lr, tried) == added
+
+
+def test_the_grid_grows_until_the_best_lr_is_inside(setting: Setting, make_cell: MakeCell) -> None:
+    search = search_of(setting, ["finetune[lr=[0.001,0.01]]"], refine=1)
+    batches = play(search, make_cell, peaked(0.12))
+    assert [rates(batch) for batch in batches] == [[0.001, 0.01], [0.003, 0.03], [0.1], [0.3]]
+    assert all(stage.derived for batch in batches[1:] for stage in batch)
+    assert not any(stage.derived for stage in batches[0])
+
+
+def test_only_the_best_families_are_refined(setting: Setting, make_cell: MakeCell) -> None:
+    listed = ["finetune[optimizer=[sgd,adam],lr=0.01]"]
+
+    def outcome(stage: AttackStage) -> dict[str, Any]:
+        utility = 0.8 if stage.attack.parameters["optimizer"] == "adam" else 0.4
+        return {"curve": [(1.0, utility, utility)]}
+
+    (_, second, *_rest) = play(search_of(setting, listed, refine=1), make_cell, outcome)
+    assert {stage.attack.parameters["optimizer"] for stage in second} == {"adam"}
+    assert len(play(search_of(setting, listed), make_cell, outcome)) == 1
+
+
+def test_the_best_trials_go_on_and_schedules_with_them(
+    setting: Setting, make_cell: MakeCell
+) -> None:
+    listed = ["finetune[lr=[0.1,0.03,0.01]]", "finetune[schedule=cosine,steps=2,lr=0.02]"]
+    search = search_of(setting, listed, **{"continue": 2, "times": 10})
+    _, longer = play(search, make_cell, peaked(0.02))
+    assert [stage.attack.label for stage in longer] == [
+        "finetune[lr=0.02,schedule=cosine,steps=20]",
+        "finetune[lr=0.03]",
+    ]
+    assert {stage.stretch for stage in longer} == {10}
+    assert search.forecast == (2 * 10 * search.budget, 2)
+
+
+def test_what_came_to_its_own_end_or_failed_does_not_go_on(
+    setting: Setting, make_cell: MakeCell
+) -> None:
+    search = search_of(setting, ["finetune[lr=[0.1,0.03,0.01]]"], **{"continue": 3})
+
+    def outcome(stage: AttackStage) -> dict[str, Any]:
+        lr = stage.attack.parameters["lr"]
+        spent = make_cell().cost.model_copy(  # type: ignore[union-attr]
+            update={"units": float(stage.budget) * (0.5 if lr == 0.1 else 1.0)}
+        )
+        if lr == 0.03:
+            return {"status": "failed", "curve": [], "cost": None}
+        return {"curve": [(1.0, lr, lr)], "cost": spent}
+
+    _, longer = play(search, make_cell, outcome)
+    assert rates(longer) == [0.01]
+
+
+class Silent:
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.expected = [0.0, 0]
+
+    def expect(self, units: float, stages: int) -> None:
+        self.expected[0] += units
+        self.expected[1] += stages
+
+    def begin(self, stage: Stage) -> None:
+        pass
+
+    def tick(self, stage: Stage, fraction: float | None, words: str) -> None:
+        pass
+
+    def end(self, stage: Stage, words: str, *, reused: bool) -> None:
+        if not reused:
+            self.done.append(stage.label)
+
+
+def engine(root: Path, reporter: Silent, **options: Any) -> LocalEngine:
+    return LocalEngine(Store(root), torch.device("cpu"), reporter, **options)
+
+
+def scored(cells: list[Cell]) -> dict[str, Any]:
+    return {
+        c.key: (c.suite, c.derived, c.role, c.domain, [(p.units, p.test) for p in c.curve])
+        for c in cells
+    }
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(setting: Setting, tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(SUITE)
+    plan = plan_of(setting, arsenal(registry.attacks, [f"@{file}"]))
+    one, two, again = Silent(), Silent(), Silent()
+    expected = engine(tmp_path / "one", one).run(plan)
+    found = engine(tmp_path / "two", two, workers=2, plugins=[TINY]).run(plan)
+    assert scored(found) == scored(expected)
+    assert sorted(two.done) == sorted(one.done)
+    assert len(plan.stages) + one.expected[1] == len(one.done)
+    assert scored(engine(tmp_path / "two", again).run(plan)) == scored(expected)
+    assert again.done == []
+
+    roles = {(cell.role, cell.attack.control) for cell in expected}
+    assert roles == {
+        ("restricted", False),
+        ("restricted", True),
+        ("benign", False),
+        ("benign", True),
+    }
+    assert {cell.suite for cell in expected} == {"@own v3"}
+    longest = [cell for cell in expected if cell.stretch == 4]
+    assert len(longest) == 2 + 2
+    for cell in longest:
+        assert [p.units / cell.budget for p in cell.curve][-2:] == pytest.approx([2, 4], rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forget")
+def test_a_worker_that_dies_is_named_and_what_is_finished_stays(
+    setting: Setting, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "fatal.py"
+    plugin.write_text(FATAL)
+    registry.load_file(plugin)
+    plan = plan_of(setting, Arsenal(trials(registry.attacks, ["finetune", "fatal"])))
+    with pytest.raises(WorkerDied, match=r"killed by signal 9.*attack none with fatal"):
+        engine(tmp_path / "store", Silent(), workers=2, plugins=[TINY, plugin]).run(plan)
+    kept = list(Store(tmp_path / "store").cells())
+    assert all(cell.status == "ok" for cell in kept)
+
+
+FATAL = """
+import os, signal
+from dataclasses import dataclass
+from sophon_bench.registry import attacks
+
+@attacks.register("fatal")
+@dataclass(frozen=True, kw_only=True)
+class Fatal:
+    def run(self, model, view):
+        yield model
+        os.kill(os.getpid(), signal.SIGKILL)
+"""

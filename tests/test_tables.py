@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+import pytest
+
+from sophon_bench import metrics
+from sophon_bench.leaderboard import tables
+from sophon_bench.leaderboard.tables import Report, Table
+
+BUDGET = 12800
+PLACE = {
+    "scenario": "glyphs", "revision": "0123456789", "backbone": "b", "precision": "fp32",
+    "protocol": "1", "budget": BUDGET, "suite": "@standard v1",
+}  # fmt: skip
+UNDEFENDED = {
+    "score": 0.0, "resistance": 0.0, "worst_resistance": 0.0, "intactness": 1.0, "b50": 1.0,
+    "original_after": 0.985, "restricted_after": 0.843, "protect_cost": 0.0,
+}  # fmt: skip
+
+
+def score(defense: str, **changes: Any) -> dict[str, Any]:
+    made = {
+        **PLACE, "defense": defense, "control": defense == "none", "samples": "50,200", "seeds": 5,
+        "original_before": 0.985, "original_after": 0.971, "restricted_before": 0.1,
+        "restricted_after": 0.795, "undefended_after": 0.843, "scratch_after": 0.435,
+        "score": 12.34, "score_half_width": 4.06, "resistance": 0.142,
+        "resistance_half_width": 0.041, "worst_resistance": 0.08, "intactness": 0.86,
+        "trainability": 0.97, "b50": 1.31, "b50_censored": False, "b50_search": 2.7,
+        "b50_search_censored": False, "counted": 10, "frozen": True, "provisional": False,
+        "unscored": None, "flags": [], "protect_cost": 5.78, "peak_memory": 1e9, "seconds": 3.0,
+        "status": "ok",
+    }  # fmt: skip
+    return {**made, **(UNDEFENDED if defense == "none" else {}), **changes}
+
+
+def trial(defense: str, attack: str, **changes: Any) -> dict[str, Any]:
+    made = {
+        **PLACE, "defense": defense, "attack": attack, "parameters": {}, "control": False,
+        "trials": 1, "best": attack, "samples": 200, "stretch": 1, "seeds": 5, "seeds_reached": 5,
+        "original_before": 0.985, "original_after": 0.971, "restricted_before": 0.1,
+        "restricted_after": 0.5, "restricted_after_half_width": 0.02, "score": None,
+        "resistance": None, "intactness": 0.86, "trainability": None, "flags": [],
+        "protect_cost": 5.78, "peak_memory": 1e9, "seconds": 3.0, "status": "ok",
+    }  # fmt: skip
+    return {**made, **changes}
+
+
+def finetune(defense: str, optimizer: str, lr: float, **changes: Any) -> dict[str, Any]:
+    parameters = {"optimizer": optimizer, "lr": lr, "batch_size": 64}
+    label = f"finetune[lr={lr:g},optimizer={optimizer}]"
+    return trial(defense, label, parameters=parameters, **changes)
+
+
+def envelope(defense: str, times: int = 1, **changes: Any) -> dict[str, Any]:
+    name = metrics.ENVELOPE if times == 1 else metrics.STRETCHED_ENVELOPE.format(times)
+    return trial(defense, name, **{"parameters": None, "trials": 4, "stretch": times, **changes})
+
+
+def winner(defense: str, times: float, *votes: tuple[str, int], samples: int = 200) -> Any:
+    return {
+        **PLACE, "defense": defense, "control": defense == "none", "samples": samples, "seeds": 5,
+        "cost": BUDGET * times, "times": times, "attacks": list(votes),
+        "restricted_after": 0.623, "restricted_after_half_width": None,
+    }  # fmt: skip
+
+
+def rows(defense: str) -> list[dict[str, Any]]:
+    return [
+        finetune(defense, "sgd", 0.1),
+        finetune(defense, "adam", 0.01),
+        finetune(defense, "adam", 0.01, stretch=10, restricted_after=0.7),
+        finetune(defense, "adam", 0.001),
+        envelope(defense),
+        envelope(defense, 10, restricted_after=0.7),
+    ]
+
+
+@pytest.fixture
+def whole() -> Report:
+    fresh = trial("none", "scratch", control=True, restricted_after=0.435)
+    return Report(
+        rows=[fresh, *rows("none"), *rows("ice"), *rows("klu")],
+        scores=[
+            score("none"),
+            score("ice", flags=["lr cliff (31 points)", "non-finite"]),
+            score("klu", score=31.0, b50=10.0, b50_censored=True, provisional=True),
+        ],
+        winners=[
+            winner("none", 1 / 16, ("scratch", 3), ("finetune[lr=0.1,optimizer=sgd]", 2)),
+            winner("ice", 1 / 16, ("finetune[lr=0.01,optimizer=adam]", 5)),
+            winner("ice", 10, ("finetune[lr=0.01,optimizer=adam]", 5)),
+            winner("ice", 1, samples=50),
+        ],
+    )
+
+
+def the_tables(report: Report) -> list[Table]:
+    (place,) = tables.places(report)
+    return place.tables
+
+
+def line(table: Table, name: str) -> dict[str, str]:
+    (found,) = (x for x in [*table.quiet, *table.body, *table.loud] if x[0] == name)
+    return dict(zip(table.columns, found, strict=True))
+
+
+def test_the_heading_says_where(whole: Report) -> None:
+    (place,) = tables.places(whole)
+    assert place.title == "glyphs (data 01234567), b, fp32, protocol 1, 200 steps, @standard v1"
+    assert len(place.tables) == 3
+
+
+def test_scores_are_sorted_with_controls_first(whole: Report) -> None:
+    table, *_ = the_tables(whole)
+    assert [x[0] for x in table.quiet] == ["none", "scratch"]
+    assert [x[0] for x in table.body] == ["klu", "ice"]
+    assert line(table, "ice") == {
+        "": "ice", "score": "12.3 ± 4.1", "resistance": "0.14 ± 0.04", "worst n": "0.08",
+        "intact": "0.86", "trainable": "0.97", "B50 (with search)": "1.3× (2.7×)",
+        "original (before)": "97.1 (98.5)", "restricted": "79.5", "cost": "5.78×", "flags": "2",
+    }  # fmt: skip
+    assert line(table, "none")["score"] == "0.0 ± 4.1"
+    assert line(table, "scratch")["restricted"] == "43.5"
+    assert line(table, "scratch")["score"] == "·"
+
+
+def test_provisional_and_censored_are_marked(whole: Report) -> None:
+    table, *_ = the_tables(whole)
+    assert line(table, "klu")["score"] == "31.0 ± 4.1†"
+    assert line(table, "klu")["B50 (with search)"] == ">10× (2.7×)"
+    assert any(note.startswith("† provisional") for note in table.notes)
+    assert "ice: lr cliff (31 points), non-finite" in table.notes
+
+
+def test_without_a_score_there_is_a_dot_and_the_reason_once() -> None:
+    nothing = {
+        "score": None, "score_half_width": None, "resistance": None,
+        "resistance_half_width": None, "worst_resistance": None, "trainability": None,
+        "b50": None, "b50_search": None, "scratch_after": None,
+    }  # fmt: skip
+    few = "fewer than three counted cells"
+    scores = [
+        score("none", **nothing, unscored=few),
+        score("a", **nothing, unscored="no trainability runs"),
+        score("b", **nothing, unscored=few),
+        score("c", scratch_after=None),
+    ]
+    (table,) = the_tables(Report(rows=[], scores=scores, winners=[]))
+    assert table.notes == [f"¹ {few}", "² no trainability runs"]
+    assert [x[0] for x in table.quiet] == ["none"]
+    assert [x[0] for x in table.body] == ["c", "a", "b"]
+    assert line(table, "b") == {
+        **dict.fromkeys(table.columns, "·"), "": "b", "score": "·¹", "intact": "0.86",
+        "original (before)": "97.1 (98.5)", "restricted": "79.5", "cost": "5.78×", "flags": "0",
+    }  # fmt: skip
+    assert line(table, "a")["score"] == "·²"
+
+
+def test_a_defense_with_other_seeds_says_what_its_controls_reach() -> None:
+    scores = [score("none"), score("ice", seeds=3, undefended_after=0.9, scratch_after=0.4)]
+    (table,) = the_tables(Report(rows=[], scores=scores, winners=[]))
+    assert "3–5 seeds" in table.title
+    assert table.notes == ["ice: on its seeds the undefended model reaches 90.0, scratch 40.0"]
+
+
+def test_one_seed_has_no_interval() -> None:
+    alone = score("ice", seeds=1, score_half_width=None, resistance_half_width=None)
+    (table,) = the_tables(Report(rows=[], scores=[score("none", seeds=1), alone], winners=[]))
+    assert line(table, "ice")["score"] == "12.3"
+    assert line(table, "ice")["resistance"] == "0.14"
+    assert "1 seed:" in table.title
+
+
+def test_who_won_by_defense_n_and_budget(whole: Report) -> None:
+    _, table, _ = the_tables(whole)
+    assert table.columns == ["", "n", "1/16×", "1×", "10×"]
+    assert table.body == [
+        ["none", "200", "62.3 scratch (3/5)", "·", "·"],
+        ["ice", "50", "·", "·", "·"],
+        ["ice", "200", "62.3 finetune adam lr=0.01", "·", "62.3 finetune adam lr=0.01"],
+    ]
+
+
+def test_the_matrix_has_stretched_trials_on_lines_of_their_own(whole: Report) -> None:
+    *_, table = the_tables(whole)
+    assert table.columns == ["", "none", "ice", "klu"]
+    assert [x[0] for x in table.body] == [
+        "scratch",
+        "finetune[optimizer=adam,lr=0.001]",
+        "finetune[optimizer=adam,lr=0.01]",
+        "finetune[optimizer=adam,lr=0.01] ×10",
+        "finetune[optimizer=sgd,lr=0.1]",
+    ]
+    assert line(table, "finetune[optimizer=adam,lr=0.01] ×10")["ice"] == "70.0 ± 2.0"
+    assert line(table, "scratch")["ice"] == "·"
+    assert [x[:2] for x in table.loud] == [
+        ["tuned envelope", "50.0 ± 2.0"], ["tuned envelope ×10", "70.0 ± 2.0"]
+    ]  # fmt: skip
+
+
+def test_what_a_score_row_said_is_not_said_again() -> None:
+    found = [envelope("none"), envelope("ice", flags=["non-finite", "rolled back"])]
+    report = Report(rows=found, scores=[score("ice", flags=["non-finite"])], winners=[])
+    scored, matrix = the_tables(report)
+    assert scored.notes[-1] == "ice: non-finite"
+    assert matrix.notes == ["ice: rolled back"]
+
+
+def test_cells_that_did_not_end_well_say_so() -> None:
+    found = [
+        envelope("none"),
+        trial("none", "a", restricted_after=None, status="skipped"),
+        trial("none", "b", status="diverged", seeds_reached=3),
+    ]
+    (matrix,) = the_tables(Report(rows=found, scores=[], winners=[]))
+    assert line(matrix, "a")["none"] == "skipped"
+    assert line(matrix, "b")["none"] == "50.0 ± 2.0 (diverged, 3 of 5 seeds)"
+
+
+def test_console_and_markdown_show_the_same_cells(whole: Report) -> None:
+    console, markdown = tables.console(whole), tables.markdown(whole)
+    for text in ("12.3 ± 4.1", "tuned envelope ×10", "finetune[optimizer=adam,lr=0.01] ×10"):
+        assert text in console
+        assert text in markdown
+    assert "### glyphs (data 01234567)" in markdown
+    assert "| **tuned envelope**" in markdown
+
+
+def test_flat_rows_have_the_scores_first_and_no_attack(whole: Report) -> None:
+    found = json.loads(tables.as_json(whole))
+    assert found == [dict(row) for row in (*whole.scores, *whole.rows)]
+    assert [("attack" in row) for row in found] == [False] * 3 + [True] * 19
+    lines = list(csv.DictReader(io.StringIO(tables.csv(whole))))
+    assert [x["attack"] for x in lines[:4]] == ["", "", "", "scratch"]
+    assert lines[1]["score"] == "12.34"
+    assert lines[1]["flags"] == "lr cliff (31 points); non-finite"
+    assert lines[1]["samples"] == "50,200"
+    assert lines[4]["trials"] == "1"
+    assert lines[4]["score"] == ""
+    assert json.loads(tables.document([], whole))["summary"] == found
+
+
+def test_the_meaning_of_scores_is_two_sentences(whole: Report) -> None:
+    said = tables.meaning(whole)
+    assert said.startswith(
+        "Against a tuned attacker, who reaches 84.3 % from the undefended model and 43.5 % from "
+        "fresh weights, klu scores 31.0 ± 4.1 of 100 (provisional; 79.5 % reached) and ice scores "
+        "12.3 ± 4.1 of 100 (79.5 % reached). "
+    )
+    assert said.count(". ") == 1
+    assert "\n" not in said
+
+
+def test_without_a_score_the_meaning_is_the_envelopes() -> None:
+    fresh = trial("none", "scratch", control=True, restricted_after=0.435)
+    found = [fresh, envelope("none", best="finetune"), envelope("ice", best="finetune")]
+    scores = [score("none"), score("ice", score=None, unscored="no trainability runs")]
+    said = tables.meaning(Report(rows=found, scores=scores, winners=[]))
+    assert "reaches 50.0 % against none (best of 4 trials: finetune) and 50.0 %" in said
+    assert "the 43.5 % of fresh weights" in said
+    failed = [envelope("none", restricted_after=None)]
+    nothing = tables.meaning(Report(rows=failed, scores=[], winners=[]))
+    assert nothing.startswith("No attack produced a predictor")
+
+
+def test_a_report_is_made_of_records(make_cell: Any) -> None:
+    cells = [
+        make_cell(defense=defense, attack=attack, seed=seed, curve=[(12800.0, test, test)])
+        for seed in (0, 1)
+        for defense, attack, test in (
+            ("none", "scratch", 0.3),
+            ("none", "finetune", 0.8),
+            ("ice", "finetune", 0.5),
+        )
+    ]
+    made = tables.report(cells)
+    assert {row["defense"] for row in made.scores} == {"none", "ice"}
+    shown = tables.console(made)
+    assert "50.0 ± 0.0" in shown
+    assert "·¹†" in shown
+    assert "Who won" in shown
