@@ -176,3 +176,49 @@ def test_more_budget_never_selects_worse(
     if less is not None:
         assert more is not None
         assert more.selection >= less.selection
+
+
+def test_only_the_restricted_domain_has_rows(make_cell: MakeCell) -> None:
+    cells = [make_cell(), make_cell(role="benign", domain="greek")]
+    assert metrics.rows(cells) == metrics.rows(cells[:1])
+
+
+def test_what_went_on_has_rows_of_its_own(make_cell: MakeCell) -> None:
+    curve = [(100.0, 0.3, 0.3), (1000.0, 0.9, 0.9)]
+    cells = [
+        make_cell(budget=100, curve=curve[:1], suite="@s v1"),
+        make_cell(budget=100, curve=curve, stretch=10, derived=True),
+        make_cell(budget=100, attack="b", curve=[(90.0, 0.4, 0.4)]),
+    ]
+    rows = metrics.rows(cells)
+    found = {(r["attack"], r["stretch"]): r["restricted_after"] for r in rows}
+    assert found == {
+        ("b", 1): 0.4,
+        ("finetune", 1): 0.3,
+        ("finetune", 10): 0.9,
+        ("envelope", 1): 0.4,
+        ("envelope, 10× budget", 10): 0.9,
+    }
+    assert {r["suite"] for r in rows if r["attack"].startswith("envelope")} == {"@s v1"}
+    (lines,) = metrics.pivot(rows).values()
+    assert list(lines) == ["b", "finetune", "finetune ×10", "envelope", "envelope, 10× budget"]
+
+
+def test_the_envelope_takes_early_checkpoints_of_what_went_on(make_cell: MakeCell) -> None:
+    longer = make_cell(budget=100, curve=[(90.0, 0.6, 0.6), (900.0, 0.9, 0.9)], stretch=10)
+    rows = metrics.rows([make_cell(budget=100, curve=[(100.0, 0.3, 0.3)]), longer])
+    envelope = next(row for row in rows if row["attack"] == "envelope")
+    assert envelope["restricted_after"] == 0.6
+
+
+def test_a_crash_without_its_like_counts_as_the_best_of_that_attack(make_cell: MakeCell) -> None:
+    cells = [
+        make_cell(attack="finetune[lr=0.1]", curve=[(10, 0.5, 0.5)]),
+        make_cell(attack="finetune[lr=0.3]", curve=[(10, 0.7, 0.7)]),
+        make_cell(attack="probe", curve=[(10, 0.9, 0.9)]),
+        make_cell(defense="d", attack="finetune[lr=0.9]", curve=[], nonfinite_step=1),
+    ]
+    found = {(r["defense"], r["attack"]): r for r in metrics.rows(cells)}
+    assert found["d", "finetune[lr=0.9]"]["restricted_after"] == 0.7
+    assert found["d", "envelope"]["restricted_after"] == 0.7
+    assert "non-finite values in 1 of 1 runs" in found["d", "envelope"]["flags"]

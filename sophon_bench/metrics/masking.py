@@ -202,8 +202,8 @@ def non_finite(case: _Case) -> str | None:
     count = 0
     for cell in case.mine:
         like = case.stand_ins.same(cell)
-        undone = like is not None and like is not cell and like.nonfinite_step is not None
-        count += cell.nonfinite_step is not None and not undone
+        usual = like is not None and like.nonfinite_step is not None
+        count += cell.nonfinite_step is not None and not usual
     return f"non-finite values in {count} of {len(case.mine)} runs" if count else None
 
 

@@ -1,0 +1,37 @@
+"""A head that is not finite: a crash in place of protection.
+
+What gradient masking is among defenses against adversarial examples (Athalye et al., ICML 2018,
+arXiv 1802.00420), in its crudest form.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import nn
+
+from sophon_bench.api import DefenseView, Incompatible, Model
+from sophon_bench.registry import defenses
+
+
+@defenses.register("canary-nan-head", hidden=True)
+@dataclass(frozen=True, kw_only=True)
+class NanHead:
+    """Move one bias of the head, so that training behind the kept head is never finite.
+
+    Args:
+        lost: ``one``: the first class is given up, by a bias of minus infinity and an infinite loss
+            for whoever asks for it. ``all``: its bias is not a number, and neither is any loss.
+    """
+
+    lost: Literal["one", "all"] = "one"
+    steps: ClassVar[int] = 1
+
+    def run(self, model: Model, view: DefenseView) -> Iterator[Model]:
+        if not isinstance(model.head, nn.Linear) or model.head.bias is None:
+            raise Incompatible("the model's head is not one linear layer with a bias")
+        with torch.no_grad():
+            model.head.bias[0] = -math.inf if self.lost == "one" else math.nan
+        yield model

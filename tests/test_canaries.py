@@ -1,0 +1,185 @@
+"""Canaries: each keeps the contract, plays the trick that it promises, and scores nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sophon_bench import stages, testing
+from sophon_bench.api import Batch
+from sophon_bench.registry import defenses
+from sophon_bench.selectors import Trial, construct
+
+HIDDEN = sorted({*defenses.names(hidden=True)} - {*defenses.names()})
+
+KEPT = ["undefended", "overflow", "plateau", "vanishing-scale", "imbalance"]
+"""Canaries that keep the original task whole."""
+
+SAME = ["undefended", "plateau", "vanishing-scale", "imbalance"]
+"""Canaries that keep the function."""
+
+
+def release(
+    bench: stages.Bench, pretrained: stages.Made, name: str, **parameters: object
+) -> stages.Made:
+    plugin = construct(defenses.get(f"canary-{name}"), parameters)
+    return stages.protect(bench, pretrained.weights, plugin, 0, lambda fraction, words: None)
+
+
+def logits(bench: stages.Bench, weights: stages.Weights, split: str = "test") -> Tensor:
+    model = bench.load(weights).eval()
+    with torch.no_grad():
+        return model(bench.samples(bench.data.original, split).inputs)
+
+
+@pytest.fixture(scope="module")
+def pretrained(bench: stages.Bench) -> stages.Made:
+    """Trained for long enough that running statistics have settled."""
+    data = dataclasses.replace(bench.data, pretrain_steps=60)
+    longer = stages.Bench(data, bench.backbone, device=bench.device, precision="fp32")
+    return stages.pretrain(longer, 0, lambda fraction, words: None)
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_canary_keeps_the_contract(
+    name: str, bench: stages.Bench, pretrained: stages.Made
+) -> None:
+    plugin = construct(defenses.get(name), {})
+    assert not testing.check_defense(plugin, bench, pretrained.weights)
+
+
+def test_there_are_canaries_and_no_list_shows_them() -> None:
+    assert len(HIDDEN) == 8
+    assert not [name for name in defenses.names() if name.startswith("canary")]
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_canary_says_what_it_moves_and_has_defaults(name: str) -> None:
+    entry = defenses.get(name)
+    assert entry.summary.endswith(".")
+    trial = Trial(entry, construct(entry, {}))
+    assert construct(entry, trial.parameters) == trial.plugin
+    for field in dataclasses.fields(entry.cls):
+        assert f"{field.name}:" in (entry.cls.__doc__ or "")
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_the_original_task_stays(name: str, bench: stages.Bench, pretrained: stages.Made) -> None:
+    released = release(bench, pretrained, name)
+    before, after = (
+        bench.utility(made.weights, bench.data.original, "test") for made in (pretrained, released)
+    )
+    assert before > 0.5, "the task was learnt"
+    assert after >= before - 0.05
+    assert all(tensor.isfinite().all() for tensor in released.weights.values())
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_the_function_stays(name: str, bench: stages.Bench, pretrained: stages.Made) -> None:
+    released = release(bench, pretrained, name)
+    before, after = logits(bench, pretrained.weights), logits(bench, released.weights)
+    torch.testing.assert_close(after, before, rtol=1e-2, atol=1e-2)
+
+
+def compared(bench: stages.Bench, one: stages.Made, other: stages.Made) -> dict[str, float]:
+    """Gradient norms of ``one`` over those of ``other``, by parameter of the body."""
+    domain = bench.data.restricted
+    samples = bench.samples(domain, "attacker")
+    found = []
+    for made in (one, other):
+        model = bench.load(made.weights)
+        model.fresh_head(domain.task.num_outputs, torch.Generator().manual_seed(0))
+        domain.task.loss(model, Batch(samples.inputs, samples.targets)).backward()
+        found.append(
+            {n: float(p.grad.norm()) for n, p in model.named_parameters() if p.grad is not None}
+        )
+    return {n: found[0][n] / found[1][n] for n in found[0] if found[1][n] > 0}
+
+
+def test_plateau_gradients_are_as_small_as_promised(
+    bench: stages.Bench, pretrained: stages.Made
+) -> None:
+    released = release(bench, pretrained, "plateau")
+    weights = [n for n, t in pretrained.weights.items() if t.ndim == 4]
+    gradient = compared(bench, released, pretrained)
+    assert max(gradient[n] for n in weights) < 0.05
+    scale = [float(released.weights[n].norm() / pretrained.weights[n].norm()) for n in weights]
+    assert scale == pytest.approx([100.0] * len(scale), rel=1e-3)
+
+
+def test_imbalanced_layers_have_gradients_far_apart(
+    bench: stages.Bench, pretrained: stages.Made
+) -> None:
+    released = release(bench, pretrained, "imbalance")
+    gradient = [r for n, r in compared(bench, released, pretrained).items() if "head" not in n]
+    assert min(gradient) < 5e-3
+    assert max(gradient) > 1e2
+
+
+def test_vanishing_gains_are_compensated(bench: stages.Bench, pretrained: stages.Made) -> None:
+    released = release(bench, pretrained, "vanishing-scale")
+    model, before = bench.load(released.weights), bench.load(pretrained.weights)
+    gains = [
+        float((one.weight.norm() / other.weight.norm()).detach())
+        for one, other in zip(model.modules(), before.modules(), strict=True)
+        if isinstance(one, _BatchNorm)
+    ]
+    assert min(gains) == pytest.approx(1e-6, rel=1e-2)
+    inputs = bench.samples(bench.data.restricted, "attacker").inputs
+    with torch.no_grad():
+        assert model.eval().features(inputs).abs().max() < 1e-3
+
+
+def test_overflow_hits_restricted_images_and_training_batches_only(
+    bench: stages.Bench, pretrained: stages.Made
+) -> None:
+    released = release(bench, pretrained, "overflow")
+    original = logits(bench, released.weights)
+    assert original.isfinite().all(dim=1).float().mean() > 0.95
+    model = bench.load(released.weights)
+    inputs = bench.samples(bench.data.restricted, "attacker").inputs
+    with torch.no_grad():
+        assert not model(inputs).isfinite().any(), "normalised by its own statistics"
+        caught = ~model.eval()(inputs).isfinite().all(dim=1)
+    assert caught.float().mean() > 0.5
+
+
+@pytest.mark.parametrize(("lost", "kept"), [("one", True), ("all", False)])
+def test_a_head_that_is_not_finite(
+    lost: str, kept: bool, bench: stages.Bench, pretrained: stages.Made
+) -> None:
+    released = release(bench, pretrained, "nan-head", lost=lost)
+    before, after = (
+        bench.utility(made.weights, bench.data.original, "test") for made in (pretrained, released)
+    )
+    assert after >= before - 1 / 6 if kept else after == 0
+    head = bench.load(released.weights)
+    samples = bench.samples(bench.data.restricted, "attacker")
+    loss = bench.data.restricted.task.loss(head, Batch(samples.inputs, samples.targets))
+    assert not loss.isfinite()
+
+
+def test_random_weights_and_the_untrainable_lose_the_original_task(
+    bench: stages.Bench, pretrained: stages.Made
+) -> None:
+    for name in ("random-weights", "untrainable"):
+        made = release(bench, pretrained, name)
+        assert bench.utility(made.weights, bench.data.original, "test") < 0.4
+        assert all(tensor.isfinite().all() for tensor in made.weights.values())
+
+
+def test_the_untrainable_have_no_gradient(bench: stages.Bench, pretrained: stages.Made) -> None:
+    released = release(bench, pretrained, "untrainable")
+    domain = bench.data.restricted
+    samples = bench.samples(domain, "attacker")
+    model = bench.load(released.weights)
+    model.fresh_head(domain.task.num_outputs, torch.Generator().manual_seed(0))
+    domain.task.loss(model, Batch(samples.inputs, samples.targets)).backward()
+    head = {id(p) for p in model.head.parameters()}
+    assert all(
+        p.grad is None or p.grad.abs().max() == 0 for p in model.parameters() if id(p) not in head
+    )
