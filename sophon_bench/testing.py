@@ -410,6 +410,8 @@ class _Watched:
 
     def run(self, model: Model, view: Any) -> Generator[Any, None, Any]:
         self.view, self.yields = view, 0
+        # of the last run alone: a library that the first one imports may draw while it is imported
+        self.moved = set()
         kind, given = type(model), _copies(view)
         begin, drawn_at_first = time.perf_counter(), 0
         steps = self.plugin.run(model, view)

@@ -272,6 +272,13 @@ def cached_table(model: Model, view: AttackView) -> Iterator[Predictor]:
     yield from train(model, view)
 
 
+def importing(model: Model, view: AttackView) -> Iterator[Predictor]:
+    if "drawn" not in TABLE:
+        TABLE["drawn"] = torch.rand(1)
+        random.random()
+    yield from train(model, view)
+
+
 def sharpness_aware(model: Model, view: AttackView) -> Iterator[Predictor]:
     steps = train(model, view)
     while True:
@@ -288,7 +295,17 @@ def augmented(model: Model, view: AttackView) -> Iterator[Predictor]:
 
 @pytest.mark.parametrize(
     "function",
-    [train, probe, sign_flip, dropout, seeded_layer, cached_table, sharpness_aware, augmented],
+    [
+        train,
+        probe,
+        sign_flip,
+        dropout,
+        seeded_layer,
+        cached_table,
+        importing,
+        sharpness_aware,
+        augmented,
+    ],
 )
 def test_conforming_attacks_pass(
     function: Run, bench: stages.Bench, pretrained: stages.Made
