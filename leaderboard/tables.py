@@ -147,11 +147,11 @@ def _score_table(scores: Sequence[Row]) -> Table:
 
 
 def _score_title(scores: Sequence[Row]) -> str:
-    samples = max((str(row["samples"]) for row in scores), key=len).replace(",", ", ")
+    samples = max((row["samples"] for row in scores), key=len).replace(",", ", ")
+    over = f", n = {samples}, {_span(row['seeds'] for row in scores)}" if samples else ""
     return (
-        f"Scores, n = {samples}, {_span(row['seeds'] for row in scores)}: "
-        "100 · resistance · intactness · trainability; accuracies in % after the tuned attack, "
-        "cost of protection as a multiple of pre-training"
+        f"Scores{over}: 100 · resistance · intactness · trainability; accuracies in % after the "
+        "tuned attack, cost of protection as a multiple of pre-training"
     )
 
 
@@ -242,7 +242,12 @@ class _Trials:
 
     def varied(self, attack: str) -> dict[str, Any]:
         chosen = self._parameters.get(attack, {})
-        return {k: v for k, v in chosen.items() if len(self._values[_plugin(attack), k]) > 1}
+        values = self._values
+        return {
+            key: value
+            for key, value in chosen.items()
+            if value is not None and len(values[_plugin(attack), key]) > 1
+        }
 
     def name(self, attack: str) -> str:
         """As a selector."""
@@ -251,8 +256,9 @@ class _Trials:
         return format_selector(_plugin(attack), varied) + version if varied else attack
 
     def short(self, attack: str) -> str:
-        """In words: ``finetune adam lr=0.01``."""
-        values = (v if isinstance(v, str) else f"{k}={v}" for k, v in self.varied(attack).items())
+        """In words, defaults left out as in the label: ``finetune adam lr=0.01``."""
+        told = {k: v for k, v in self.varied(attack).items() if f"{k}=" in attack}
+        values = (v if isinstance(v, str) else f"{k}={v}" for k, v in told.items())
         return " ".join([_plugin(attack), *values])
 
     def order(self, attack: str) -> tuple[str, list[tuple[bool, float, str]], str]:

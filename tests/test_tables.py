@@ -175,6 +175,28 @@ def test_one_seed_has_no_interval() -> None:
     assert "1 seed:" in table.title
 
 
+def test_names_leave_out_what_is_not_set() -> None:
+    found = [
+        trial("none", f"finetune[lr={lr}]", parameters={"lr": lr, "steps": steps, "by": "sgd"})
+        for lr, steps in ((0.1, None), (0.2, 7))
+    ]
+    found += [trial("none", "finetune[by=adam]", parameters={"lr": 1, "steps": None, "by": "adam"})]
+    won = winner("none", 1, ("finetune[lr=0.1]", 1))
+    who, matrix = the_tables(Report(rows=[*found, envelope("none")], scores=[], winners=[won]))
+    assert who.body == [["none", "200", "62.3 finetune lr=0.1"]]
+    assert [x[0] for x in matrix.body] == [
+        "finetune[lr=0.1,by=sgd]",
+        "finetune[lr=0.2,steps=7,by=sgd]",
+        "finetune[lr=1,by=adam]",
+    ]
+
+
+def test_no_seed_at_all_is_no_number() -> None:
+    nothing = score("ice", samples="", seeds=0, score=None, unscored="no controls")
+    (table,) = the_tables(Report(rows=[], scores=[nothing], winners=[]))
+    assert table.title.startswith("Scores: 100")
+
+
 def test_who_won_by_defense_n_and_budget(whole: Report) -> None:
     _, table, _ = the_tables(whole)
     assert table.columns == ["", "n", "1/16×", "1×", "10×"]
