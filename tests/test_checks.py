@@ -556,6 +556,7 @@ def test_check_finds_an_installed_plugin_by_its_file() -> None:
         (None, "does not exist"),
         ("def broken(:\n", "SyntaxError at line"),
         ("x = 1\n", "registers nothing"),
+        ("raise SystemExit(0)\n", "leaves Python while it is loaded"),
         (GOOD.replace("made-up", "finetune"), "'finetune' is registered twice"),
     ],
 )
