@@ -274,7 +274,7 @@ def load_file(path: Path) -> None:
     except DuplicateName:
         del sys.modules[name]
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         where = f" at line {error.lineno}" if isinstance(error, SyntaxError) else ""
         reason = (error.msg if isinstance(error, SyntaxError) else str(error)).split("\n")[0]

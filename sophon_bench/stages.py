@@ -223,8 +223,17 @@ def _generator(*parts: str | int) -> torch.Generator:
 
 def _lazily(start: Callable[[], Iterator[T]]) -> Generator[T, None, object]:
     """A generator that does nothing until asked: what ``start`` does is on the meter too."""
-    steps: Any = start()
-    return (yield from steps)
+    try:
+        started = start()
+        if not isinstance(started, Iterator):
+            raise TypeError(
+                f"run returned {type(started).__name__}; make it a generator that yields after "
+                f"every update"
+            )
+        steps: Any = started
+        return (yield from steps)
+    except SystemExit as error:
+        raise RuntimeError("the plugin called sys.exit; raise an exception instead") from error
 
 
 def _copy(samples: Samples) -> Samples:
@@ -329,6 +338,7 @@ def attack(
     score_at: Sequence[float] = SCORE_AT,
     stretch: int = 1,
     domain: DomainData | None = None,
+    scored: list[Point] | None = None,
 ) -> Attacked:
     """Let an attack adapt the released weights, and score it at log-spaced costs.
 
@@ -338,10 +348,12 @@ def attack(
         score_at: Fractions of the budget to score at; looking never changes the run.
         stretch: Go on to this many budgets, scored at 2, 5 and 10 of them besides.
         domain: What to adapt the weights to; None: the restricted domain.
+        scored: An empty list that becomes the curve, there also for whom an error stops.
 
     Raises:
         Incompatible: If the attack says that it cannot apply.
-        NoUpdate: If it yields nothing, draws no sample, or never changes a weight.
+        NoUpdate: If it yields nothing, draws no sample, or never changes a weight, or yields the
+            released model's function as it is.
     """
     meter = Meter(bench.profile, bench.device)
     restricted = bench.data.restricted
@@ -360,7 +372,7 @@ def attack(
         rng=_generator("attack", seed),
     )
     judge = _Judge(bench, domain, task, train, validation, meter, view.rng)
-    curve: list[Point] = []
+    curve = [] if scored is None else scored
     longer = [times for times in STRETCHED_AT if times < stretch]
     goals = sorted({budget * at for at in (*score_at, *longer, stretch) if at <= stretch})
     last = goals[-1]
@@ -400,8 +412,10 @@ def attack(
         raise NoUpdate("the attack yielded nothing; yield the predictor after every update")
     if not counted.touched:
         raise NoUpdate("the attack drew no sample of view.train")
-    if nonfinite is None:
+    if nonfinite is None and isinstance(predictor, nn.Module):
         changes.check(predictor, went_backward=meter.went_backward)
+    elif nonfinite is None and judge.same(predictor, bench.load(weights)):
+        raise NoUpdate("the attack yields what the released model computes, unchanged")
     return Attacked(
         status="ok" if nonfinite is None else "diverged",
         reason=None if nonfinite is None else f"non-finite values at or before update {nonfinite}",
@@ -456,6 +470,12 @@ class _Judge:
             **utilities,
         )
 
+    def same(self, one: Predictor, other: Predictor) -> bool:
+        """Whether two predictors agree to the last bit on examples of the selection split."""
+        inputs = self.splits["selection"].inputs[:REFERENCE_BATCH]
+        with self.meter.looking():
+            return torch.equal(*(self.task.predict(p, inputs) for p in (one, other)))
+
     def words(self, curve: Sequence[Point]) -> str:
         return f"accuracy {100 * curve[-1].test:.1f} %" if curve else "…"
 
@@ -472,7 +492,7 @@ class _Changes:
         if step == 1 and isinstance(predictor, nn.Module):
             self.first = {n: t.detach().clone() for n, t in predictor.state_dict().items()}
 
-    def check(self, predictor: Predictor, *, went_backward: bool) -> None:
+    def check(self, predictor: nn.Module, *, went_backward: bool) -> None:
         """Compare the last yield with the first one and with what was released.
 
         Statistics alone count as a change only if no gradient was ever taken: where one was, they
@@ -481,8 +501,6 @@ class _Changes:
         Raises:
             NoUpdate: If all weights are what they were.
         """
-        if not isinstance(predictor, nn.Module):
-            return
         parameters = dict(predictor.named_parameters())
         now = parameters if went_backward else predictor.state_dict()
         for name, tensor in now.items():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import subprocess
@@ -183,13 +184,25 @@ def test_an_interrupted_run_is_finished_by_the_same_command(
     assert last.done
 
 
+def sgd(model: Model, view: AttackView) -> Iterator[Model]:
+    """Four updates of 16 examples: a budget of two of 64 is half spent."""
+    model.fresh_head(view.task.num_outputs, view.rng)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for batch in itertools.islice(view.batches(16), 4):
+        optimizer.zero_grad()
+        view.task.loss(model, batch).backward()
+        optimizer.step()
+        yield model
+
+
 @pytest.mark.usefixtures("forget")
 def test_what_breaks_is_recorded_and_the_rest_goes_on(setting: Setting, tmp_path: Path) -> None:
     @registry.attacks.register("raises")
     @dataclass(frozen=True, kw_only=True)
     class Raises:
         def run(self, model: Model, view: AttackView) -> Iterator[Model]:
-            yield model
+            for _ in sgd(model, view):
+                yield model
             raise RuntimeError("boom\nand more")
 
     @registry.attacks.register("refuses")
@@ -210,6 +223,7 @@ def test_what_breaks_is_recorded_and_the_rest_goes_on(setting: Setting, tmp_path
     found = {(c.defense.name, c.attack.name): c for c in engine(tmp_path).run(plan)}
     assert found["none", "raises"].status == "failed"
     assert "RuntimeError: boom (test_engine.py:" in str(found["none", "raises"].reason)
+    assert [p.steps for p in found["none", "raises"].curve] == [1, 2, 4], "what was scored is kept"
     assert found["none", "refuses"].status == "skipped"
     assert found["none", "refuses"].reason == "wants attention"
     assert found["none", "finetune"].status == "ok"

@@ -176,6 +176,11 @@ def one_idle_yield(model: Model, view: AttackView) -> Iterator[Model]:
     yield model
 
 
+def idle_function(model: Model, view: AttackView) -> Iterator[Predictor]:
+    next(view.batches(16))
+    yield lambda inputs: model(inputs)
+
+
 @pytest.mark.parametrize(
     ("idle", "message"),
     [
@@ -184,6 +189,7 @@ def one_idle_yield(model: Model, view: AttackView) -> Iterator[Model]:
         (no_step, "never changed a weight"),
         (zero_lr, "never changed a weight"),
         (one_idle_yield, "never changed a weight"),
+        (idle_function, "what the released model computes"),
     ],
 )
 def test_an_attack_that_does_nothing_is_an_error_not_protection(
@@ -206,6 +212,20 @@ def test_a_function_predictor_is_scored_as_it_is(bench: Bench, pretrained: Made)
     assert found.status == "ok"
     assert len(found.curve) == 1
     assert found.cost.units == pytest.approx(32 / 3, rel=0.1)
+
+
+def test_a_run_that_is_no_generator_says_so(bench: Bench, pretrained: Made) -> None:
+    def returns(model: Model, view: AttackView) -> Any:
+        return None
+
+    def leaves(model: Model, view: AttackView) -> Iterator[Model]:
+        yield model
+        raise SystemExit(0)
+
+    with pytest.raises(TypeError, match="run returned NoneType; make it a generator"):
+        attack(bench, pretrained, returns)
+    with pytest.raises(RuntimeError, match=r"called sys\.exit"):
+        attack(bench, pretrained, leaves)
 
 
 def test_a_non_finite_first_update_is_recorded_as_such(bench: Bench, pretrained: Made) -> None:

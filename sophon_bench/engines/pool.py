@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import os
 import pickle
 import signal
-import sys
 import warnings
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
@@ -163,7 +163,7 @@ def _serve(
         try:
             connection.send_bytes(pickle.dumps(content))
         except OSError:
-            sys.exit()  # the parent is gone, and its plan with it
+            os._exit(1)  # the parent is gone, and its plan with it
 
     known = pickle.loads(settings)
     worker = Worker(Store(root), torch.device(device), lambda _stage, *how: answer("tick", *how))

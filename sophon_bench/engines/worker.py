@@ -21,7 +21,7 @@ from sophon_bench.plan import (
     setting_of,
 )
 from sophon_bench.provenance import capture
-from sophon_bench.records import Cell, Ratios, StageRecord, Status
+from sophon_bench.records import Cell, Point, Ratios, StageRecord, Status
 from sophon_bench.scenarios import REFERENCE_BATCH
 from sophon_bench.store import Store, StoreError
 
@@ -128,6 +128,7 @@ class Worker:
         setting, seed = protect.upstream.setting, protect.upstream.seed
         domain = setting.data.domain(stage.domain)
         outcome: dict[str, object]
+        scored: list[Point] = []
         try:
             done = stages.attack(
                 self.bench(setting),
@@ -138,6 +139,7 @@ class Worker:
                 budget=stage.budget,
                 stretch=stage.stretch,
                 domain=domain,
+                scored=scored,
                 tick=lambda fraction, words: self.tick(stage, fraction, words),
             )
             outcome = {
@@ -150,7 +152,7 @@ class Worker:
         except StoreError:
             raise
         except Exception as error:
-            outcome = {"status": _status(error), "reason": _reason(error)}
+            outcome = {"status": _status(error), "reason": _reason(error), "curve": scored}
         return Cell.model_validate(
             {
                 "key": stage.key,
