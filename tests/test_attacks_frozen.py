@@ -141,7 +141,7 @@ def test_adalora_prunes_to_the_mean_rank_that_was_asked_for() -> None:
 
 def test_a_rotation_keeps_lengths_and_angles() -> None:
     weight = torch.randn(5, 4, 3, 3, dtype=torch.float64)
-    rotation = _rotation.Rotation(weight, 6)
+    rotation = _rotation.Rotation(weight, block=6, factors=3, gains=True)
     assert torch.equal(rotation(weight), weight)
     nn.init.normal_(rotation.free)
     before, after = weight.flatten(1), rotation(weight).flatten(1)
