@@ -101,11 +101,36 @@ def tune(
     yield from train(wrap(model, view, config), view, lr=lr, batch_size=batch_size)
 
 
-def train(wrapped: Module, view: AttackView, *, lr: float, batch_size: int) -> Iterator[Module]:
-    """Move what is trainable with Adam; yields after every update."""
+def train(
+    wrapped: Module,
+    view: AttackView,
+    *,
+    lr: float,
+    batch_size: int,
+    penalty: Callable[[], Tensor] | None = None,
+) -> Iterator[Module]:
+    """Move what is trainable with Adam; yields after every update, gradients still in place.
+
+    Args:
+        lr: Step size.
+        batch_size: Examples per update; at most all of them.
+        penalty: What to add to the task's loss.
+    """
     optimizer = torch.optim.Adam(trainable(wrapped), lr=lr)
     for batch in view.batches(batch_size):
         optimizer.zero_grad()
-        view.task.loss(wrapped, batch).backward()
+        loss = view.task.loss(wrapped, batch)
+        (loss if penalty is None else loss + penalty()).backward()
         optimizer.step()
         yield wrapped
+
+
+def skewness(wrapped: nn.Module, *, weight: float) -> Tensor:
+    """Mean distance of the factors of AdaLoRA's updates from orthonormal ones, times ``weight``."""
+    factors = [
+        p if "lora_A" in name else p.T
+        for name, p in wrapped.named_parameters()
+        if "lora_A" in name or "lora_B" in name
+    ]
+    apart = [torch.dist(f @ f.T, torch.eye(len(f), device=f.device)) for f in factors]
+    return weight * torch.stack(apart).mean()

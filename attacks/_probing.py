@@ -169,7 +169,7 @@ def probe(
     highest = -1.0
     for layers, candidate in itertools.product(subsets(len(seen)), candidates):
         # columns that are all alike, as a released model may make them, have no inverse
-        with contextlib.suppress(np.linalg.LinAlgError):
+        with contextlib.suppress(np.linalg.LinAlgError), np.errstate(all="ignore"):
             fitted = fit(candidate, layers)
             right = fitted.scores(held).argmax(1) == validation.targets.cpu()
             if (accuracy := float(right.float().mean())) > highest:

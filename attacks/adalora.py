@@ -5,9 +5,9 @@ Reference: Zhang et al., AdaLoRA, ICLR 2023, arXiv 2303.10512.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
-import torch
 from annotated_types import Ge, Gt
 from torch import nn
 
@@ -27,16 +27,14 @@ class AdaLoRA:
     Args:
         initial_rank: Rank of each update at first; more than ``rank``.
         rank: Mean rank of the updates after pruning.
-        alpha: Scale of the updates, times their rank.
         orthogonality: Weight of the mean distance of the factors from orthonormal ones.
-        steps: Updates by which pruning is over; it begins after a tenth of them.
+        steps: Updates by which pruning is over; it begins with the first.
         lr: Step size of Adam.
         batch_size: Examples per update; at most all of them.
     """
 
     initial_rank: Annotated[int, Gt(1)] = 16
     rank: Annotated[int, Gt(0)] = 8
-    alpha: Annotated[int, Gt(0)] = 32
     orthogonality: Annotated[float, Ge(0)] = 0.1
     steps: Annotated[int, Gt(1)] = 100
     lr: Annotated[float, Gt(0)] = 1e-2
@@ -53,22 +51,13 @@ class AdaLoRA:
         config = AdaLoraConfig(
             init_r=self.initial_rank,
             target_r=self.rank,
-            lora_alpha=self.alpha,
-            tinit=self.steps // 10,
+            lora_alpha=2 * self.initial_rank,
             total_step=self.steps,
             target_modules=sites,
         )
         wrapped = _peft.wrap(model, view, config)
-        named = list(wrapped.named_parameters())
-        rows = [p for name, p in named if "lora_A" in name]
-        columns = [p for name, p in named if "lora_B" in name]
-        optimizer = torch.optim.Adam(_peft.trainable(wrapped), lr=self.lr)
-        for step, batch in enumerate(view.batches(self.batch_size), 1):
-            optimizer.zero_grad()
-            products = [a @ a.T for a in rows] + [b.T @ b for b in columns]
-            apart = [torch.dist(p, torch.eye(len(p), device=p.device)) for p in products]
-            loss = view.task.loss(wrapped, batch)
-            (loss + self.orthogonality * torch.stack(apart).mean()).backward()
-            optimizer.step()
+        penalty = partial(_peft.skewness, wrapped, weight=self.orthogonality)
+        run = _peft.train(wrapped, view, lr=self.lr, batch_size=self.batch_size, penalty=penalty)
+        for step, _ in enumerate(run, 1):
             wrapped.base_model.update_and_allocate(step)
             yield wrapped

@@ -34,7 +34,7 @@ class Evolution:
         batch_size: Examples per generation; at most all of them.
     """
 
-    lr: Annotated[float, Gt(0)] = 1e-2
+    lr: Annotated[float, Gt(0)] = 3e-3
     sigma: Annotated[float, Gt(0)] = 3e-2
     pairs: Annotated[int, Gt(0)] = 8
     batch_size: Annotated[int, Gt(0)] = 32

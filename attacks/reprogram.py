@@ -6,7 +6,7 @@ arXiv 1806.11146; Bahng et al., Exploring visual prompts, 2022, arXiv 2203.17274
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import Gt, Interval
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from sophon_bench import training
 from sophon_bench.api import AttackView, Model, Predictor
 from sophon_bench.registry import attacks
+
+from . import _peft
 
 
 @attacks.register("reprogram")
@@ -34,7 +36,7 @@ class Reprogram:
 
     width: Annotated[float, Interval(gt=0, le=0.5)] = 0.5
     lr: Annotated[float, Gt(0)] = 1e-2
-    prompt_lr: Annotated[float, Gt(0)] = 1e-2
+    prompt_lr: Annotated[float, Gt(0)] = 1e-3
     head: training.HeadName = "fresh"
     batch_size: Annotated[int, Gt(0)] = 64
 
@@ -44,14 +46,11 @@ class Reprogram:
         model.head.requires_grad_(self.head == "fresh")
         shape = view.train.inputs.shape[1:]
         frame = torch.ones(shape, device=view.device)
-        margins = [round(self.width * side) for side in shape[1:]]
-        inner = [slice(m, side - m) for m, side in zip(margins, shape[1:], strict=True)]
-        frame[:, inner[0], inner[1]] = 0
+        top, left = (round(self.width * side) for side in shape[1:])
+        frame[:, top : shape[1] - top, left : shape[2] - left] = 0
         prompt = nn.Parameter(torch.zeros(shape, device=view.device))
-        groups: list[dict[str, Any]] = [{"params": [prompt], "lr": self.prompt_lr}]
-        if self.head == "fresh":
-            groups.append({"params": list(model.head.parameters()), "lr": self.lr})
-        optimizer = torch.optim.Adam(groups)
+        optimizer = torch.optim.Adam([prompt], lr=self.prompt_lr)
+        optimizer.add_param_group({"params": _peft.trainable(model), "lr": self.lr})
 
         def reprogrammed(inputs: Tensor) -> Tensor:
             logits: Tensor = model(inputs + frame * prompt)
