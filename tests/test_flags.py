@@ -164,6 +164,16 @@ def test_failures_and_notes_of_stages_are_shown(trial: Any) -> None:
     assert raised(mine, theirs) == ["1 of 2 runs failed", "rolled back to iteration 3"]
 
 
+def test_what_is_skipped_on_the_defense_alone_is_shown(trial: Any) -> None:
+    def skipped(defense: str) -> Cell:
+        return trial(defense, "b", 0.4, status="skipped", curve=[])
+
+    mine = [trial("d", "a", 0.4), skipped("d")]
+    theirs = [trial("none", "a", 0.8), trial("none", "b", 0.8)]
+    assert raised(mine, theirs) == ["1 of 2 runs skipped, but not undefended"]
+    assert raised(mine, [theirs[0], skipped("none")]) == []
+
+
 def test_unequal_trials_are_flagged_but_for_what_the_search_added(trial: Any) -> None:
     theirs = [trial("none", "a", 0.8), trial("none", "b", 0.8)]
     mine = [trial("d", "a", 0.4), trial("d", "b", 0.4)]

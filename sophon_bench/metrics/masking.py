@@ -207,10 +207,18 @@ def non_finite(case: _Case) -> str | None:
     return f"non-finite values in {count} of {len(case.mine)} runs" if count else None
 
 
-def failed(case: _Case) -> str | None:
-    """Trials that ended in an error: they protect nothing, and say nothing."""
+def unfinished(case: _Case) -> str | None:
+    """Trials that ended in an error, or only here did not apply: they protect nothing."""
+    found = []
     count = sum(cell.status == "failed" for cell in case.mine)
-    return f"{count} of {len(case.mine)} runs failed" if count else None
+    if count:
+        found.append(f"{count} of {len(case.mine)} runs failed")
+    skipped = [cell for cell in case.mine if cell.status == "skipped"]
+    like = [case.stand_ins.same(cell) for cell in skipped]
+    count = sum(other is not None and other.status == "ok" for other in like)
+    if count:
+        found.append(f"{count} of {len(case.mine)} runs skipped, but not undefended")
+    return " and ".join(found) or None
 
 
 def falling(case: _Case) -> str | None:
@@ -260,7 +268,7 @@ FLAGS: tuple[Callable[[_Case], str | None], ...] = (
     cliff,
     cannot_overfit,
     non_finite,
-    failed,
+    unfinished,
     falling,
     scales,
     unequal,
