@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from test_engine import Silent
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sophon_bench import stages, testing
+from sophon_bench import metrics, stages, testing
 from sophon_bench.api import Batch
-from sophon_bench.registry import defenses
-from sophon_bench.selectors import Trial, construct
+from sophon_bench.backbones import Backbone
+from sophon_bench.engines.local import LocalEngine
+from sophon_bench.plan import Registries, Request, Setting, make_plan
+from sophon_bench.records import DataId
+from sophon_bench.registry import attacks, defenses, scenarios
+from sophon_bench.selectors import Trial, arsenal, construct, trials
+from sophon_bench.store import Store
 
 HIDDEN = sorted({*defenses.names(hidden=True)} - {*defenses.names()})
 
@@ -183,3 +190,43 @@ def test_the_untrainable_have_no_gradient(bench: stages.Bench, pretrained: stage
     assert all(
         p.grad is None or p.grad.abs().max() == 0 for p in model.parameters() if id(p) not in head
     )
+
+
+TRIALS = (
+    "finetune[optimizer=momentum,lr=[1e-2,3e-2,1e-1,3e-1]]",
+    "finetune[optimizer=adam,lr=[1e-3,3e-3,1e-2,3e-2]]",
+    "canonicalize",
+    "scratch[optimizer=adam,lr=[3e-3,1e-2]]",
+)
+"""What is left of `@standard` where time is short: the optimizers that count, and a repair."""
+
+
+@pytest.fixture(scope="module")
+def worth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Score rows by defense, on the embedded scenario with a quarter of its budget."""
+    root = tmp_path_factory.mktemp("canaries")
+    trial = trials(scenarios, ["glyphs-digits"])[0]
+    data = trial.plugin.build(root)
+    identity = DataId(
+        name=trial.name, label=trial.label, parameters=trial.parameters, revision=data.revision
+    )
+    setting = Setting(trial, data, identity, Backbone.of("test_resnet"), "fp32")
+    request = Request(
+        defenses=trials(defenses, HIDDEN),
+        attacks=arsenal(attacks, TRIALS),
+        seeds=[0],
+        samples=[200],
+        steps=50,
+    )
+    plan = make_plan(request, [setting], Registries(attacks, defenses))
+    cells = LocalEngine(Store(root / "store"), torch.device("cpu"), Silent()).run(plan)
+    return {row["defense"]: row for row in metrics.scores(cells)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HIDDEN)
+def test_a_canary_scores_nothing(name: str, worth: dict[str, dict[str, Any]]) -> None:
+    row = worth[name]
+    assert row["seeds"] == 1
+    # without trainability runs, what the score would be if all of it were kept
+    assert 100 * row["resistance"] * row["intactness"] <= 5
