@@ -274,7 +274,13 @@ def load_file(path: Path) -> None:
     except DuplicateName:
         del sys.modules[name]
         raise
-    except (Exception, SystemExit) as error:
+    except SystemExit as error:
+        del sys.modules[name]
+        raise BrokenPlugin(
+            f"plugin file {str(path)!r} leaves Python while it is loaded (sys.exit at its top "
+            f"level); move that under 'if __name__ == \"__main__\"'"
+        ) from error
+    except Exception as error:
         del sys.modules[name]
         where = f" at line {error.lineno}" if isinstance(error, SyntaxError) else ""
         reason = (error.msg if isinstance(error, SyntaxError) else str(error)).split("\n")[0]

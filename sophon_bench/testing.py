@@ -649,13 +649,7 @@ def _entries_of(path: Path) -> list[Entry]:
     registry.discover()
     entries = list(_registered_in(path))
     if not entries:
-        try:
-            registry.load_file(path)
-        except SystemExit as error:
-            raise BrokenPlugin(
-                f"plugin file {str(path)!r} leaves Python while it is loaded (sys.exit at its top "
-                f"level); move that under 'if __name__ == \"__main__\"'"
-            ) from error
+        registry.load_file(path)
         entries = list(_registered_in(path))
     if not entries:
         raise BrokenPlugin(

@@ -64,7 +64,7 @@ def model(bench: stages.Bench, pretrained: stages.Made) -> Model:
 
 @pytest.fixture
 def view(bench: stages.Bench) -> AttackView:
-    train, validation = bench.attacker(40, 0)
+    train, validation = bench.attacker(bench.data.restricted, 40, 0)
     return AttackView(
         task=bench.data.restricted.task, train=train, validation=validation,
         auxiliary=bench.auxiliary(), device=bench.device, rng=rng(0),

@@ -50,7 +50,11 @@ def test_an_attack_keeps_the_contract(
     name: str, bench: stages.Bench, pretrained: stages.Made
 ) -> None:
     plugin = small(attacks.get(name))
-    assert not testing.check_attack(plugin, bench, pretrained.weights, samples=40, budget=BUDGET)
+    try:
+        found = testing.check_attack(plugin, bench, pretrained.weights, samples=40, budget=BUDGET)
+    except Incompatible as reason:
+        pytest.skip(f"does not apply to this backbone: {reason}")
+    assert not found
 
 
 @pytest.mark.parametrize("name", defenses.names())
