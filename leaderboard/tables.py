@@ -23,6 +23,12 @@ Key = tuple[Any, ...]
 NOTHING = "·"
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 PROVISIONAL = "†"
+SHORT = 16
+"""Cells up to this width are numbers, which the console does not fold."""
+
+MARGIN = 2
+"""Width that rich puts between columns."""
+
 WHERE = tuple(key for key in PLACE if key != "samples")
 """What two rows must have in common to stand under one heading."""
 
@@ -112,8 +118,8 @@ def _place(where: Key, rows: Sequence[Row], scores: Sequence[Row], winners: Sequ
 
 
 SCORE_COLUMNS = (
-    "score", "resistance", "worst n", "intact", "trainable", "B50 (with search)",
-    "original (before)", "restricted", "cost", "flags",
+    "score", "resistance", "worst n", "intact", "trainable", "B50 (search)",
+    "original (was)", "restricted", "cost", "flags",
 )  # fmt: skip
 
 
@@ -359,7 +365,10 @@ def _times(value: float | None) -> str:
 
 
 def console(report: Report) -> str:
-    """Tables drawn by rich, as wide as the terminal; with colours only on one."""
+    """Tables drawn by rich, as wide as the terminal, or as numbers need; colours only on one.
+
+    Names and attacks fold where the terminal is narrow; a number with its interval never does.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table as Drawn
@@ -367,23 +376,29 @@ def console(report: Report) -> str:
 
     colours = sys.stdout.isatty()
     width = shutil.get_terminal_size((120, 40)).columns
-    screen = Console(width=width, record=True, file=io.StringIO(), force_terminal=colours)
+    screen = Console(record=True, file=io.StringIO(), force_terminal=colours)
     for place in places(report):
-        screen.print(Text(place.title, style="bold"))
+        screen.print(Text(place.title, style="bold"), width=width)
         for table in place.tables:
-            screen.print(Text(table.title, style="italic"))
+            screen.print(Text(table.title, style="italic"), width=width)
             drawn = Drawn(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-            names = max(len(line[0]) for line in (*table.quiet, *table.body, *table.loud))
-            drawn.add_column("", no_wrap=names <= 0.4 * width, overflow="fold")
-            for name in table.columns[1:]:
-                drawn.add_column(Text(name), justify="right", overflow="fold")
+            first, *others = zip(*table.quiet, *table.body, *table.loud, strict=True)
+            names = min(max(map(len, first)), int(0.4 * width))
+            drawn.add_column("", max_width=names, overflow="fold")
+            needed = names + MARGIN
+            for name, cells in zip(table.columns[1:], others, strict=True):
+                widest = max(map(len, cells))
+                whole = widest <= SHORT
+                drawn.add_column(Text(name), justify="right", overflow="fold", no_wrap=whole)
+                needed += (max(len(name), widest) if whole else SHORT) + MARGIN
             for lines, style in ((table.quiet, "dim"), (table.body, ""), (table.loud, "bold")):
                 for line in lines:
                     drawn.add_row(*map(Text, line), style=style)
                 drawn.add_section()
+            screen.width = max(width, needed)
             screen.print(drawn)
             for note in table.notes:
-                screen.print(Text(note))
+                screen.print(Text(note), width=width)
         screen.print()
     return screen.export_text(styles=colours)
 

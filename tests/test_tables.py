@@ -120,8 +120,8 @@ def test_scores_are_sorted_with_controls_first(whole: Report) -> None:
     assert [x[0] for x in table.body] == ["klu", "ice"]
     assert line(table, "ice") == {
         "": "ice", "score": "12.3 ± 4.1", "resistance": "0.14 ± 0.04", "worst n": "0.08",
-        "intact": "0.86", "trainable": "0.97", "B50 (with search)": "1.3× (2.7×)",
-        "original (before)": "97.1 (98.5)", "restricted": "79.5", "cost": "5.78×", "flags": "2",
+        "intact": "0.86", "trainable": "0.97", "B50 (search)": "1.3× (2.7×)",
+        "original (was)": "97.1 (98.5)", "restricted": "79.5", "cost": "5.78×", "flags": "2",
     }  # fmt: skip
     assert line(table, "none")["score"] == "0.0 ± 4.1"
     assert line(table, "scratch")["restricted"] == "43.5"
@@ -131,7 +131,7 @@ def test_scores_are_sorted_with_controls_first(whole: Report) -> None:
 def test_provisional_and_censored_are_marked(whole: Report) -> None:
     table, *_ = the_tables(whole)
     assert line(table, "klu")["score"] == "31.0 ± 4.1†"
-    assert line(table, "klu")["B50 (with search)"] == ">10× (2.7×)"
+    assert line(table, "klu")["B50 (search)"] == ">10× (2.7×)"
     assert any(note.startswith("† provisional") for note in table.notes)
     assert "ice: lr cliff (31 points), non-finite" in table.notes
 
@@ -155,7 +155,7 @@ def test_without_a_score_there_is_a_dot_and_the_reason_once() -> None:
     assert [x[0] for x in table.body] == ["c", "a", "b"]
     assert line(table, "b") == {
         **dict.fromkeys(table.columns, "·"), "": "b", "score": "·¹", "intact": "0.86",
-        "original (before)": "97.1 (98.5)", "restricted": "79.5", "cost": "5.78×", "flags": "0",
+        "original (was)": "97.1 (98.5)", "restricted": "79.5", "cost": "5.78×", "flags": "0",
     }  # fmt: skip
     assert line(table, "a")["score"] == "·²"
 
@@ -243,7 +243,29 @@ def test_cells_that_did_not_end_well_say_so() -> None:
     assert line(matrix, "b")["none"] == "50.0 ± 2.0 (diverged, 3 of 5 seeds)"
 
 
-def test_console_and_markdown_show_the_same_cells(whole: Report) -> None:
+@pytest.mark.parametrize("columns", [40, 80, 120])
+def test_the_console_never_breaks_a_number(
+    columns: int, whole: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    shown = tables.console(whole)
+    for text in (
+        "12.3 ± 4.1",
+        "31.0 ± 4.1†",
+        "0.14 ± 0.04",
+        "50.0 ± 2.0",
+        "1.3×",
+        "5.78×",
+        "flags",
+    ):
+        assert text in shown
+    assert max(map(len, shown.splitlines())) <= max(columns, 120)
+
+
+def test_console_and_markdown_show_the_same_cells(
+    whole: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     console, markdown = tables.console(whole), tables.markdown(whole)
     for text in ("12.3 ± 4.1", "tuned envelope ×10", "finetune[optimizer=adam,lr=0.01] ×10"):
         assert text in console
