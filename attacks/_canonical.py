@@ -1,20 +1,19 @@
 """Undo what changes how weights train but hardly what they compute.
 
-Scales are judged against a freshly drawn model. Whether a change of scale matters is not deduced
-from the architecture but tried: it is kept if the features of a few images stay the same when
-BatchNorm normalises with those images' own statistics.
+Scales are judged against a freshly drawn model. Whether a change matters is not deduced from the
+architecture but tried: it is kept if the features of the attacker's images stay the same.
 """
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
-from sophon_bench.api import Batch, Model
+from sophon_bench.api import Model
 from sophon_bench.training import is_norm
 
 OUTLIER = 1e4
@@ -24,131 +23,237 @@ EXPLODED = 1e3
 """So many times the fresh norm is too large if the features overflow."""
 
 DEAD = 1e-3
-"""A gain below this, or above its inverse, lets nothing else of its channel through."""
+"""A gain of so little of its layer's largest may be dead."""
+
+TINY = 1e-30
+"""Keeps zero out of denominators."""
+
+SWEEPS = 20
+"""Alternations of rows and columns; a few do for weights that nobody scaled."""
+
+DROWNED = 10
+"""A running variance of no more than so many times BatchNorm's eps hardly matters beside it."""
 
 SAME = 1e-2
 """Relative change of features that rounding and the eps of normalisation layers explain."""
 
 
 @torch.no_grad()
-def replace_broken(model: Model, fresh: Model) -> None:
-    """Put the fresh value where an entry is not finite, or an outlier of its tensor."""
-    drawn = fresh.state_dict()
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point():
-            size = torch.where(tensor.isfinite(), tensor, 0).abs()
-            usual = torch.stack([size.median(), drawn[name].abs().max()]).max().clamp_min(1e-2)
-            keep = tensor.isfinite() & (size <= OUTLIER * usual)
-            tensor.copy_(torch.where(keep, tensor, drawn[name]))
+def replace_broken(model: Model, fresh: Model, inputs: Tensor) -> Iterator[None]:
+    """Put the fresh value where an entry is not finite, or an outlier of its tensor.
 
-
-@dataclass(frozen=True)
-class _Layer:
-    """A layer of the body, and the norm that its weight would have in a fresh model."""
-
-    module: nn.Module
-    usual: float
-
-    @property
-    def excess(self) -> float:
-        """Binary logarithm of the weight's norm over the usual one."""
-        norm = float(self.module.get_parameter("weight").detach().double().norm())
-        return math.log2(norm / self.usual) if 0 < norm < math.inf else 0.0
-
-    @torch.no_grad()
-    def scale(self, power: int, *, bias: bool = True) -> None:
-        """Multiply by ``2 ** power``, which rounds nothing."""
-        self.module.get_parameter("weight").mul_(2.0**power)
-        if bias and isinstance(self.module.bias, nn.Parameter):
-            self.module.bias.mul_(2.0**power)
-
-
-def rebalance(model: Model, fresh: Model, inputs: Tensor) -> Iterator[None]:
-    """Bring weights to the scale of fresh ones where the features of ``inputs`` do not change.
-
-    One by one (what feeds a normalisation has no scale), between neighbours (one times c, the next
-    over c), and one by one again, where the neighbours were in the way. What is within a factor of
-    two is left alone. Yields after every look; BatchNorm's running statistics are spoiled.
+    An outlier may be half of a scale that another layer makes up for, so a tensor keeps its own if
+    the features of ``inputs`` change without them. If the features overflow, all outliers go, and
+    what is still exploded is brought to the fresh norm. Yields after every look.
     """
-    layers = list(_layers(model, fresh))
-    before = _features(model, inputs)
+    drawn = fresh.state_dict()
+    tensors = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
+    for name, tensor in tensors.items():
+        tensor.copy_(torch.where(tensor.isfinite(), tensor, drawn[name]))
+    traps = {name: found for name, t in tensors.items() if (found := _outliers(t)).any()}
+    before = model.eval().features(inputs)
     yield
-    if not before.isfinite().all():
-        for layer in layers:
-            if layer.excess > math.log2(EXPLODED):
-                layer.scale(-round(layer.excess))
-        before = _features(model, inputs)
+    finite = bool(before.isfinite().all())
+    for name, trap in traps.items():
+        kept = tensors[name].clone()
+        tensors[name].copy_(torch.where(trap, drawn[name], kept))
+        if finite and not _same(model.features(inputs), before):
+            tensors[name].copy_(kept)
         yield
-    pairs: list[tuple[_Layer, _Layer | None]] = list(itertools.pairwise(layers))
-    alone: list[tuple[_Layer, _Layer | None]] = [(layer, None) for layer in layers]
-    for one, other in [*alone, *pairs, *alone]:
-        power = _power((other.excess - one.excess) / 2 if other else -one.excess)
-        if power:
-            _shift(one, other, power)
-            if not _same(_features(model, inputs), before):
-                _shift(one, other, -power)
-            yield
+    if finite or model.features(inputs).isfinite().all():
+        return
+    for name, weight in model.named_parameters():
+        ratio = float(weight.double().norm() / usual(fresh, name).norm().clamp_min(TINY))
+        if EXPLODED < ratio < math.inf:
+            weight.mul_(2.0 ** -round(math.log2(ratio)))
+    yield
+
+
+def _outliers(tensor: Tensor) -> Tensor:
+    size = tensor.abs()
+    return size > OUTLIER * size.median().clamp_min(1e-2)
 
 
 @torch.no_grad()
-def revive(model: Model) -> None:
-    """Set gains of normalisation layers to 1 where they are dead or exploded."""
+def restate(model: Model, inputs: Tensor) -> Iterator[None]:
+    """Give BatchNorm the statistics of ``inputs``, and gains and biases that keep what it computes.
+
+    Released statistics may differ from those of any data, with gains and biases that make up for it
+    in eval mode alone; in train mode the model is then another one.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    handles = [norm.register_forward_pre_hook(_restate) for norm in norms]
+    model.eval().features(inputs)
+    for handle in handles:
+        handle.remove()
+    yield
+
+
+def _restate(norm: nn.Module, arguments: tuple[Tensor]) -> None:
+    """In eval mode the output stays, so one pass does for all layers."""
+    assert isinstance(norm, _BatchNorm)
+    (inputs,) = arguments
+    over = [d for d in range(inputs.ndim) if d != 1]
+    mean, variance = inputs.mean(over), inputs.var(over, correction=0)
+    if norm.running_mean is None or norm.running_var is None or not norm.affine:
+        return
+    slope = norm.weight / (norm.running_var + norm.eps).sqrt()
+    norm.bias.add_(slope * (mean - norm.running_mean))
+    norm.weight.copy_(slope * (variance + norm.eps).sqrt())
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+
+
+@torch.no_grad()
+def lift(model: Model, inputs: Tensor) -> Iterator[None]:
+    """Give channels that BatchNorm's eps drowns out a variance of one, and the gain what it makes.
+
+    Where the running variance is no more than eps, normalising divides by a constant: the layer
+    before trains at whatever scale it was left. Kept if the features of ``inputs``, under running
+    statistics, stay the same; yields after every look.
+    """
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear | _BatchNorm)]
+    before = model.eval().features(inputs)
+    yield
+    for layer, norm in itertools.pairwise(layers):
+        if not isinstance(norm, _BatchNorm) or isinstance(layer, _BatchNorm):
+            continue
+        mean, variance, weight = norm.running_mean, norm.running_var, layer.weight
+        if mean is None or variance is None or norm.weight is None or len(weight) != len(mean):
+            continue
+        drowned = (variance > 0) & (variance <= DROWNED * norm.eps)
+        if not drowned.any():
+            continue
+        touched = [t for t in (weight, layer.bias, mean, variance, norm.weight) if t is not None]
+        kept = [tensor.clone() for tensor in touched]
+        factor = torch.where(drowned, variance.rsqrt(), 1.0)
+        gain = ((1 + norm.eps) / (variance + norm.eps)).sqrt() / factor
+        for tensor in (weight, layer.bias, mean):
+            if tensor is not None:
+                tensor.mul_(factor.view(-1, *[1] * (tensor.ndim - 1)))
+        norm.weight.mul_(torch.where(drowned, gain, 1.0))
+        variance.copy_(torch.where(drowned, 1.0, variance))
+        if not _same(model.features(inputs), before):
+            for tensor, old in zip(touched, kept, strict=True):
+                tensor.copy_(old)
+        yield
+
+
+@torch.no_grad()
+def revive(model: Model, inputs: Tensor) -> Iterator[None]:
+    """Set gains of normalisation layers to 1 where they are so small that nothing comes through.
+
+    A small gain that the next layer makes up for is not dead: without it the features of ``inputs``
+    change. Yields after every look.
+    """
+    before = model.eval().features(inputs)
+    yield
     for module in model.modules():
         if is_norm(module) and isinstance(module.weight, nn.Parameter):
-            size = module.weight.abs()
-            module.weight[(size < DEAD) | (size > 1 / DEAD)] = 1.0
-
-
-def recalibrate(model: Model, batches: Iterable[Batch]) -> Iterator[None]:
-    """Replace BatchNorm's running statistics by their mean over ``batches``; yields after each."""
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    momenta = [m.momentum for m in norms]
-    for module in norms:
-        module.reset_running_stats()
-        module.momentum = None  # the plain mean
-    for batch in batches if norms else ():
-        _features(model, batch.inputs)
-        yield
-    for module, momentum in zip(norms, momenta, strict=True):
-        module.momentum = momentum
+            small = module.weight.abs() < DEAD * module.weight.abs().max().clamp_min(DEAD)
+            if small.any():
+                kept = module.weight.clone()
+                module.weight[small] = 0.0
+                same = _same(model.features(inputs), before)
+                module.weight.copy_(torch.where(small, 1.0, kept) if same else kept)
+                yield
 
 
 @torch.no_grad()
-def _features(model: Model, inputs: Tensor) -> Tensor:
-    """Features ``(B, D)`` in eval mode but for BatchNorm, which sees this batch only."""
-    model.eval()
-    for module in model.modules():
-        if isinstance(module, _BatchNorm):
-            module.train()
-    return model.features(inputs)
+def standardise_head(model: Model, inputs: Tensor) -> Tensor | None:
+    """Let a linear head read standardised features; the factors on its columns."""
+    if not isinstance(model.head, nn.Linear):
+        return None
+    features = model.eval().features(inputs)
+    deviation, mean = torch.std_mean(features, dim=0)
+    factors = 1 / deviation.clamp_min(1e-3 * deviation.max().clamp_min(TINY))
+    model.head.weight.mul_(factors)
+    if isinstance(model.head.bias, nn.Parameter):
+        model.head.bias.sub_(model.head.weight @ mean)
+    return factors
 
 
-def _layers(model: Model, fresh: Model) -> Iterator[_Layer]:
-    """What has a weight in the body, in order of registration."""
-    head = set(model.head.modules())
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if module not in head and isinstance(weight, nn.Parameter):
-            # gains start at 1, or at 0 where a residual branch starts closed
-            drawn = (
-                torch.ones_like(weight)
-                if is_norm(module)
-                else fresh.get_parameter(f"{name}.weight")
-            )
-            usual = float(drawn.detach().double().norm())
-            if usual > 0 and hasattr(module, "bias"):
-                yield _Layer(module, usual)
+def rescale(model: Model, fresh: Model, columns: Tensor | None, inputs: Tensor) -> None:
+    """Reparametrise so that every weight is trained at the scale of a fresh one.
+
+    A weight matrix W becomes diag(r) U diag(c), and U is what is trained; biases are trained at the
+    scale of their channel. Factors on channels, which neighbouring layers can hide from each
+    other, go into these scales and change no update.
+
+    Args:
+        columns: Factors on the columns of the head, as `standardise_head` returns them.
+        inputs: Images that tell the scale of channels.
+    """
+    outputs = _sizes(model, inputs)
+    for path, module in list(model.named_modules()):
+        for name, weight in list(module.named_parameters(recurse=False)):
+            if module is model.head and weight.ndim > 1 and columns is not None:
+                scale = columns.expand_as(weight)
+            elif module is not model.head and weight.ndim > 1:
+                size = usual(fresh, f"{path}.{name}".lstrip(".")).square().mean().sqrt()
+                scale = _scale(weight.detach()) / size.clamp_min(TINY)
+            elif is_norm(module) and isinstance(module.weight, Tensor):
+                scale = module.weight.detach().abs()
+            elif path in outputs:
+                scale = outputs[path]
+            else:
+                continue
+            scale = scale.clamp_min(TINY * float(scale.max().clamp_min(TINY)))
+            parametrize.register_parametrization(module, name, _Scaled(scale))
 
 
-def _power(change: float) -> int:
-    """The exponent nearest to ``change``, or 0 for less than a factor of two, but for rounding."""
-    return round(change) if abs(change) > 0.99 else 0
+@torch.no_grad()
+def _sizes(model: Model, inputs: Tensor) -> dict[str, Tensor]:
+    """Root mean square of the channels that layers with a bias put out, by the layer's path."""
+    found: dict[str, Tensor] = {}
+
+    def hook(path: str, channel: int) -> Callable[[nn.Module, object, Tensor], None]:
+        def note(_module: nn.Module, _arguments: object, output: Tensor) -> None:
+            over = [d for d in range(output.ndim) if d != channel % output.ndim]
+            found[path] = output.square().mean(over).sqrt()
+
+        return note
+
+    handles = [
+        module.register_forward_hook(hook(path, -1 if isinstance(module, nn.Linear) else 1))
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and module is not model.head
+    ]
+    model.eval().features(inputs)
+    for handle in handles:
+        handle.remove()
+    return found
 
 
-def _shift(one: _Layer, other: _Layer | None, power: int) -> None:
-    one.scale(power)
-    if other is not None:
-        other.scale(-power, bias=False)
+class _Scaled(nn.Module):
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.scale: Tensor
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.scale
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight / self.scale
+
+
+def _scale(weight: Tensor) -> Tensor:
+    """Sizes of rows times those of columns, of ``(O, I, ...)``; scaled channels scale alike."""
+    square = weight.double().square().flatten(1).view(*weight.shape[:2], -1).mean(2)
+    rows, columns = square.new_ones(len(square), 1), square.new_ones(1, square.shape[1])
+    for _ in range(SWEEPS):
+        rows = (square / columns).mean(1, keepdim=True).clamp_min(TINY)
+        columns = (square / rows).mean(0, keepdim=True).clamp_min(TINY)
+    found = (rows * columns).sqrt().to(weight)
+    return found.view(*found.shape, *[1] * (weight.ndim - 2)).expand_as(weight)
+
+
+def usual(fresh: Model, name: str) -> Tensor:
+    """The fresh weight; gains start at 1, or at 0 where a residual branch starts closed."""
+    weight = fresh.get_parameter(name).detach().double()
+    gains = is_norm(fresh.get_submodule(name.rpartition(".")[0]))
+    return torch.ones_like(weight) if gains else weight
 
 
 def _same(features: Tensor, before: Tensor) -> bool:

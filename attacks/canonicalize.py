@@ -4,7 +4,6 @@ Reference: Dinh et al., Sharp Minima Can Generalize For Deep Nets, ICML 2017, ar
 same function has parametrisations of any curvature, so a released one may be picked to be stiff.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
@@ -14,36 +13,37 @@ from annotated_types import Gt
 from sophon_bench.api import AttackView, Model
 from sophon_bench.registry import attacks
 
-from ._canonical import rebalance, recalibrate, replace_broken, revive
+from ._canonical import lift, replace_broken, rescale, restate, revive, standardise_head
 from ._tuning import Tuning
 
 
 @attacks.register("canonicalize", mechanism="repair")
 @dataclass(frozen=True, kw_only=True)
 class Canonicalize(Tuning):
-    """Bring weights to a fresh model's scale with the function kept, then minimise the loss.
+    """Minimise the loss in coordinates that scales hidden in the weights do not change.
 
-    Entries that are not finite, or are outliers of their tensor, are drawn anew. Neighbouring
-    layers are balanced, and layers that feed a normalisation rescaled, where the features of a few
-    images do not change. Gains that are dead or exploded become 1. BatchNorm's statistics are
-    taken anew on the attacker's images.
+    Entries that are not finite, or are outliers of their tensor, are drawn anew. BatchNorm gets
+    statistics of the attacker's images and computes what it did; channels too small for it to
+    notice are scaled up, dead gains revived. Then every weight matrix is trained as
+    diag(r) U diag(c), with r and c from the sizes of its rows and columns, behind a fresh head on
+    standardised features.
 
     Args:
-        probe: Images whose features are looked at for every change of scale.
-        calibrate: Batches that BatchNorm's statistics are the mean of.
+        probe: Images that statistics are taken of.
+        look: Of these, images whose features tell whether a repair is harmless.
     """
 
-    probe: Annotated[int, Gt(1)] = 16
-    calibrate: Annotated[int, Gt(0)] = 5
+    probe: Annotated[int, Gt(1)] = 128
+    look: Annotated[int, Gt(1)] = 16
 
     def run(self, model: Model, view: AttackView) -> Iterator[Model]:
         fresh = view.new_model()
-        replace_broken(model, fresh)
         inputs = view.train.inputs[: self.probe]
-        for _ in rebalance(model, fresh, inputs):
-            yield model
-        revive(model)
-        batches = itertools.islice(view.batches(self.batch_size), self.calibrate)
-        for _ in recalibrate(model, batches):
-            yield model
-        yield from self.tune(model, view)
+        few = inputs[: self.look]
+        for repair in (replace_broken(model, fresh, few), restate(model, inputs),
+                       lift(model, few), revive(model, few)):  # fmt: skip
+            for _ in repair:
+                yield model
+        model.fresh_head(view.task.num_outputs, view.rng)
+        rescale(model, fresh, standardise_head(model, inputs), inputs)
+        yield from self.tune(model, view, head="kept")

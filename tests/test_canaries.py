@@ -228,19 +228,8 @@ def worth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     return {row["defense"]: row for row in metrics.scores(cells)}
 
 
-UNDONE = {
-    "canary-imbalance": "no repair undoes scales so small that BatchNorm's epsilon outweighs them"
-}
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=pytest.mark.xfail(reason=UNDONE[n])) if n in UNDONE else n
-        for n in HIDDEN
-    ],
-)
+@pytest.mark.parametrize("name", HIDDEN)
 def test_a_canary_scores_nothing(name: str, worth: dict[str, dict[str, Any]]) -> None:
     row = worth[name]
     assert row["seeds"] == 1
