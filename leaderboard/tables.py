@@ -23,11 +23,8 @@ Key = tuple[Any, ...]
 NOTHING = "·"
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 PROVISIONAL = "†"
-SHORT = 16
-"""Cells up to this width are numbers, which the console does not fold."""
-
 MARGIN = 2
-"""Width that rich puts between columns."""
+"""Width that the console puts between columns."""
 
 WHERE = tuple(key for key in PLACE if key != "samples")
 """What two rows must have in common to stand under one heading."""
@@ -256,10 +253,20 @@ class _Trials:
         }
 
     def name(self, attack: str) -> str:
-        """As a selector."""
-        varied = self.varied(attack)
+        """As a selector; what most trials leave at the default is left out."""
+        varied = {
+            key: value
+            for key, value in self.varied(attack).items()
+            if f"{key}=" in attack or not self._usual(attack, key, value)
+        }
         version = attack[attack.rindex("@") :] if "@" in attack.rpartition("]")[2] else ""
         return format_selector(_plugin(attack), varied) + version if varied else attack
+
+    def _usual(self, attack: str, key: str, value: Any) -> bool:
+        """Whether more than half of the attack's trials have this value."""
+        like = [p for other, p in self._parameters.items() if _plugin(other) == _plugin(attack)]
+        count = sum(1 for chosen in like if chosen.get(key) == value)
+        return 2 * count > len(like)
 
     def short(self, attack: str) -> str:
         """In words, defaults left out as in the label: ``finetune adam lr=0.01``."""
@@ -382,25 +389,36 @@ def console(report: Report) -> str:
         for table in place.tables:
             screen.print(Text(table.title, style="italic"), width=width)
             drawn = Drawn(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-            first, *others = zip(*table.quiet, *table.body, *table.loud, strict=True)
-            names = min(max(map(len, first)), int(0.4 * width))
-            drawn.add_column("", max_width=names, overflow="fold")
-            needed = names + MARGIN
-            for name, cells in zip(table.columns[1:], others, strict=True):
-                widest = max(map(len, cells))
-                whole = widest <= SHORT
-                drawn.add_column(Text(name), justify="right", overflow="fold", no_wrap=whole)
-                needed += (max(len(name), widest) if whole else SHORT) + MARGIN
+            widths = _widths(table, width)
+            for name, chosen in zip(table.columns, widths, strict=True):
+                drawn.add_column(Text(name), justify="right", overflow="fold", width=chosen)
+            drawn.columns[0].justify = "left"
             for lines, style in ((table.quiet, "dim"), (table.body, ""), (table.loud, "bold")):
                 for line in lines:
                     drawn.add_row(*map(Text, line), style=style)
                 drawn.add_section()
-            screen.width = max(width, needed)
+            screen.width = max(width, sum(widths) + MARGIN * len(widths))
             screen.print(drawn)
             for note in table.notes:
                 screen.print(Text(note), width=width)
         screen.print()
     return screen.export_text(styles=colours)
+
+
+def _widths(table: Table, width: int) -> list[int]:
+    """Widths of the columns: of whole cells, or of their longest words where these do not fit."""
+    lines = (table.columns, *table.quiet, *table.body, *table.loud)
+    first, *others = ([*cells] for cells in zip(*lines, strict=True))
+    names = min(max(map(len, first)), int(0.4 * width))
+    whole = [max(map(len, cells)) for cells in others]
+    if names + sum(whole) + MARGIN * len(table.columns) > width:
+        whole = [max(len(word) for cell in cells for word in _words(cell)) for cells in others]
+    return [names, *whole]
+
+
+def _words(cell: str) -> list[str]:
+    """Where a cell may be broken; a number and its interval are one word."""
+    return cell.replace(" ± ", "_±_").split()
 
 
 def markdown(report: Report) -> str:

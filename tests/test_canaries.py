@@ -23,10 +23,10 @@ from sophon_bench.store import Store
 
 HIDDEN = sorted({*defenses.names(hidden=True)} - {*defenses.names()})
 
-KEPT = ["undefended", "overflow", "plateau", "vanishing-scale", "imbalance"]
+KEPT = ["undefended", "overflow", "plateau", "vanishing-scale", "imbalance", "statistics"]
 """Canaries that keep the original task whole."""
 
-SAME = ["undefended", "plateau", "vanishing-scale", "imbalance"]
+SAME = ["undefended", "plateau", "vanishing-scale", "imbalance", "statistics"]
 """Canaries that keep the function."""
 
 
@@ -65,7 +65,7 @@ def test_a_canary_keeps_the_contract(
 
 
 def test_there_are_canaries_and_no_list_shows_them() -> None:
-    assert len(HIDDEN) == 8
+    assert len(HIDDEN) == 9
     assert not [name for name in defenses.names() if name.startswith("canary")]
 
 
@@ -130,6 +130,28 @@ def test_imbalanced_layers_have_gradients_far_apart(
     gradient = [r for n, r in compared(bench, released, pretrained).items() if "head" not in n]
     assert min(gradient) < 5e-3
     assert max(gradient) > 1e2
+
+
+def test_channels_are_scaled_at_random_and_the_function_stays(
+    bench: stages.Bench, pretrained: stages.Made
+) -> None:
+    released = release(bench, pretrained, "imbalance", channels=True)
+    before, after = logits(bench, pretrained.weights), logits(bench, released.weights)
+    torch.testing.assert_close(after, before, rtol=1e-2, atol=1e-2)
+    name = next(n for n, t in pretrained.weights.items() if t.ndim == 4)
+    factors = (released.weights[name] / pretrained.weights[name]).flatten(1).median(1).values
+    assert float(factors.max() / factors.min()) > 100
+
+
+def test_wrong_statistics_kill_the_model_in_train_mode(
+    bench: stages.Bench, pretrained: stages.Made
+) -> None:
+    released = release(bench, pretrained, "statistics")
+    model = bench.load(released.weights)
+    with torch.no_grad():
+        assert (
+            model.train().features(bench.samples(bench.data.restricted, "test").inputs).std() == 0
+        )
 
 
 def test_vanishing_gains_are_compensated(bench: stages.Bench, pretrained: stages.Made) -> None:
@@ -206,6 +228,9 @@ TRIALS = (
 """What is left of `@standard` where time is short: the optimizers that count, and a repair."""
 
 
+PLAYED = [*HIDDEN, "canary-imbalance[channels=true]"]
+
+
 @pytest.fixture(scope="module")
 def worth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Score rows by defense, on the embedded scenario with a quarter of its budget."""
@@ -217,7 +242,7 @@ def worth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     )
     setting = Setting(trial, data, identity, Backbone.of("test_resnet"), "fp32")
     request = Request(
-        defenses=trials(defenses, HIDDEN),
+        defenses=trials(defenses, PLAYED),
         attacks=arsenal(attacks, TRIALS),
         seeds=[0],
         samples=[200],
@@ -229,7 +254,7 @@ def worth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("name", PLAYED)
 def test_a_canary_scores_nothing(name: str, worth: dict[str, dict[str, Any]]) -> None:
     row = worth[name]
     assert row["seeds"] == 1

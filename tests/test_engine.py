@@ -256,7 +256,7 @@ def finished(store: Path) -> dict[Path, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("workers", "moments"), [(1, (0, 1, 2, 2, 3))])
+@pytest.mark.parametrize(("workers", "moments"), [(1, (0, 1, 2, 2, 3)), (2, (1, 2))])
 def test_kill_dash_nine_several_times_then_the_same_command(
     tmp_path: Path, workers: int, moments: tuple[int, ...]
 ) -> None:

@@ -67,16 +67,16 @@ def _usable(norm: _BatchNorm) -> bool:
 
 
 @torch.no_grad()
-def scale_convolution(conv: nn.Conv2d, norm: _BatchNorm, factor: float) -> None:
-    """Scale a convolution, and hide it in the BatchNorm that comes next."""
-    conv.weight.mul_(factor)
+def scale_convolution(conv: nn.Conv2d, norm: _BatchNorm, factor: Tensor) -> None:
+    """Scale a convolution, or its channels, and hide it in the BatchNorm that comes next."""
+    conv.weight.mul_(factor.view(-1, 1, 1, 1))
     if conv.bias is not None:
         conv.bias.mul_(factor)
     absorb(norm, factor)
 
 
 @torch.no_grad()
-def absorb(norm: _BatchNorm, factor: float) -> None:
+def absorb(norm: _BatchNorm, factor: Tensor) -> None:
     """Let a BatchNorm compute what it did, on inputs that are ``factor`` times what they were.
 
     Its gain makes up for the constant that it adds to the variance, exactly in eval mode.

@@ -30,14 +30,14 @@ class Plateau:
     steps: ClassVar[int] = 1
 
     def run(self, model: Model, view: DefenseView) -> Iterator[Model]:
-        pairs = normalised(model)
+        pairs, factor = normalised(model), torch.tensor(self.factor, device=view.device)
         following = {id(conv): norm for conv, norm in pairs}
         for conv, norm in pairs:
-            scale_convolution(conv, norm, self.factor)
+            scale_convolution(conv, norm, factor)
         for _, norm, after in links(model):
             if id(after) in following:
                 with torch.no_grad():
                     norm.weight.mul_(self.factor)
                     norm.bias.mul_(self.factor)
-                absorb(following[id(after)], self.factor)
+                absorb(following[id(after)], factor)
         yield model
