@@ -357,6 +357,10 @@ def test_frozen_gaps_decide_what_counts(make_cell: MakeCell) -> None:
     small = [g.model_copy(update={"gap": 0.01 if g.cost < 400 else g.gap}) for g in frozen.gaps]
     fewer = frozen.model_copy(update={"gaps": tuple(small)})
     assert score_of(cells, frozen=fewer)["counted"] == 3
+    elsewhere = [g.model_copy(update={"samples": g.samples + 1}) for g in frozen.gaps]
+    without = frozen.model_copy(update={"gaps": tuple(elsewhere)})
+    row = score_of(cells, frozen=without)
+    assert (row["frozen"], row["provisional"], row["counted"]) == (False, True, 5)
     other = frozen.model_copy(update={"revision": "another"})
     row = score_of(cells, frozen=other)
     assert (row["frozen"], row["provisional"]) == (False, True)

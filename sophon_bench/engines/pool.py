@@ -6,13 +6,14 @@ data) only once, at the start.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import multiprocessing
 import os
 import pickle
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -85,12 +86,13 @@ class Pool:
         self._workers: dict[Connection, SpawnProcess] = {}
         context = multiprocessing.get_context("spawn")
         setup = (store.root, str(device), list(plugins), threads, pickle.dumps(self._settings))
-        for _ in range(size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, *setup), daemon=True)
-            process.start()
-            theirs.close()
-            self._workers[ours] = process
+        with _environment(dict.fromkeys(THREAD_COUNTS, str(threads))):
+            for _ in range(size):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, *setup), daemon=True)
+                process.start()
+                theirs.close()
+                self._workers[ours] = process
 
     def submit(self, stage: Stage, upstream: Upstream) -> None:
         """Give a stage to an idle worker."""
@@ -140,6 +142,25 @@ class Pool:
             f"Everything finished is kept: the same command does the rest; --workers 1 needs "
             f"the least memory"
         )
+
+
+THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""What numerical libraries besides torch read once, when a process loads them."""
+
+
+@contextlib.contextmanager
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for processes that are started inside."""
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _serve(
