@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from conftest import TINY, MakeCell
 from sophon_bench import registry
 from sophon_bench.backbones import Backbone
 from sophon_bench.engines.local import LocalEngine
-from sophon_bench.engines.pool import WorkerDied
+from sophon_bench.engines.pool import THREAD_COUNTS, WorkerDied
 from sophon_bench.plan import (
     AttackStage,
     Plan,
@@ -235,6 +236,38 @@ def test_a_worker_that_dies_is_named_and_what_is_finished_stays(
     kept = list(Store(tmp_path / "store").cells())
     assert all(cell.status == "ok" for cell in kept)
 
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forget")
+def test_numerical_libraries_in_a_worker_keep_to_its_threads(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in THREAD_COUNTS:
+        monkeypatch.setenv(variable, "2")
+    plugin = tmp_path / "counting.py"
+    plugin.write_text(COUNTING)
+    registry.load_file(plugin)
+    plan = plan_of(setting, Arsenal(trials(registry.attacks, ["counting"])))
+    cells = engine(tmp_path / "store", Silent(), workers=2, plugins=[TINY, plugin]).run(plan)
+    (found,) = {cell.reason for cell in cells if cell.attack.name == "counting"}
+    assert found == "threads 1"
+    assert {os.environ[variable] for variable in THREAD_COUNTS} == {"2"}
+
+
+COUNTING = """
+from dataclasses import dataclass
+import scipy.linalg
+from threadpoolctl import threadpool_info
+from sophon_bench.api import Incompatible
+from sophon_bench.registry import attacks
+
+@attacks.register("counting")
+@dataclass(frozen=True, kw_only=True)
+class Counting:
+    def run(self, model, view):
+        raise Incompatible(f"threads {max(pool['num_threads'] for pool in threadpool_info())}")
+        yield model
+"""
 
 FATAL = """
 import os, signal
