@@ -210,7 +210,7 @@ class LocalEngine:
             self.reporter.expect(-units, -count)
         self.reporter.expect(sum(s.units for s in batch), len(batch))
         running.open = {s.key: s for s in batch}
-        self._waiting += batch
+        self._waiting[:0] = batch  # the longest go first; what other searches list fills the gaps
 
 
 def _outcome(record: StageRecord | Cell) -> str:
