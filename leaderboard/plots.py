@@ -215,8 +215,10 @@ def sweep(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
         axes.set_xlabel("learning rate")
     for axes, (family, drawn) in zip(grid, panels.items(), strict=False):
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter("")
         axes.set_title("\n".join(textwrap.wrap(family.replace(",", ", "), 34)))
         _draw(axes, drawn)
+    grid[0].set_ylim(max(0.0, grid[0].get_ylim()[0]), min(100.0, grid[0].get_ylim()[1]))
     figure.supylabel("restricted accuracy (%)")
     _finish(figure, rows, "Restricted accuracy by learning rate at the regular budget")
     return figure

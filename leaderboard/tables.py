@@ -303,7 +303,8 @@ def _matrix(
 
     def line(key: tuple[str, int], name: str) -> list[str]:
         longer = f" ×{key[1]}" if key[1] > 1 else ""
-        return [name + longer, *(_cell(by_attack[key].get(d)) for d in defenses)]
+        found = by_attack[key]
+        return [name + longer, *(_cell(found.get(d), best[d]["seeds"]) for d in defenses)]
 
     envelopes = sorted((k for k, at in by_attack.items() if _is_envelope(_any(at))), key=_stretch)
     tried = sorted(
@@ -339,7 +340,8 @@ def _span(seeds: Iterable[int]) -> str:
     return f"{listed} seed{'' if counts[-1] == 1 else 's'}"
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: Row | None, seeds: int) -> str:
+    """What a trial reached, and on how many of the defense's ``seeds`` if not on all."""
     if row is None:
         return NOTHING
     if row["restricted_after"] is None:
@@ -349,8 +351,8 @@ def _cell(row: Row | None) -> str:
         100 * row["restricted_after"], None if half_width is None else 100 * half_width, 1
     )
     marks = [] if row["status"] == "ok" else [row["status"]]
-    if row["seeds_reached"] < row["seeds"]:
-        marks.append(f"{row['seeds_reached']} of {row['seeds']} seeds")
+    if row["seeds_reached"] < seeds:
+        marks.append(f"{row['seeds_reached']} of {seeds} seeds")
     return f"{text} ({', '.join(marks)})" if marks else text
 
 

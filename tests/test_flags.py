@@ -102,6 +102,21 @@ def test_a_cliff_is_where_protection_falls_with_the_rate(trial: Any) -> None:
     assert not any("cliff" in flag for flag in raised(gentle, theirs))
 
 
+def test_rates_that_were_tried_on_some_seeds_only_are_no_cliff(trial: Any) -> None:
+    """Seeds differ in level by more than a cliff; a rate of one of them is not a neighbour."""
+
+    def cells(defense: str, levels: dict[int, float]) -> list[Cell]:
+        rates = {0: ("0.001", "0.003", "0.01"), 1: ("0.001", "0.01")}
+        return [
+            cell
+            for seed, level in levels.items()
+            for cell in sweep(trial, defense, dict.fromkeys(rates[seed], level), seed=seed)
+        ]
+
+    found = raised(cells("d", {0: 0.7, 1: 0.2}), cells("none", {0: 0.8, 1: 0.8}))
+    assert not any("cliff" in flag for flag in found)
+
+
 def test_the_undefended_models_own_rates_are_no_cliff(trial: Any) -> None:
     theirs = sweep(trial, "none", {"0.01": 0.2, "0.1": 0.6, "1.0": 0.8})
     mine = sweep(trial, "d", {"0.01": 0.1, "0.1": 0.5, "1.0": 0.7})

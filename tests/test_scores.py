@@ -380,6 +380,7 @@ def test_curves_sweeps_and_winners(make_cell: MakeCell) -> None:
         *[run(make_cell, "d", 0.4, attack="finetune[lr=0.1]", seed=s) for s in (0, 1)],
         *[run(make_cell, "d", 0.5, attack="finetune[lr=0.3]", seed=s) for s in (0, 1)],
         run(make_cell, "d", 0.6, attack="probe[k=3]", seed=1),
+        run(make_cell, "d", 0.1, attack="finetune[lr=0.9]", seed=1),  # on one seed: in no sweep
     ]
     curve = next(row for row in metrics.curves(cells) if row["defense"] == "d")
     assert [level[0] for level in curve["protected"]] == COSTS

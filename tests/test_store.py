@@ -69,6 +69,12 @@ def test_a_damaged_record_is_named(tmp_path: Path, damage: bytes) -> None:
         store.cell("bad")
 
 
+def test_who_may_read_a_file_is_the_users_choice(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "atomic", b"")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_write_that_fails_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,10 +237,12 @@ def test_cells_that_did_not_end_well_say_so() -> None:
         envelope("none"),
         trial("none", "a", restricted_after=None, status="skipped"),
         trial("none", "b", status="diverged", seeds_reached=3),
+        trial("none", "c", seeds=1, seeds_reached=1, restricted_after_half_width=None),
     ]
     (matrix,) = the_tables(Report(rows=found, scores=[], winners=[]))
     assert line(matrix, "a")["none"] == "skipped"
     assert line(matrix, "b")["none"] == "50.0 ± 2.0 (diverged, 3 of 5 seeds)"
+    assert line(matrix, "c")["none"] == "50.0 (1 of 5 seeds)"
 
 
 @pytest.mark.parametrize("columns", [40, 80, 120])

@@ -158,7 +158,8 @@ def cliff(case: _Case) -> str | None:
     """Protection falls steeply from one learning rate of a sweep to the next higher one.
 
     Protection is the undefended model's utility at that rate minus the defended one's, so that
-    how the undefended model itself depends on the rate is no cliff.
+    how the undefended model itself depends on the rate is no cliff. Rates that a search tried on
+    some seeds only are left out: seeds differ too.
     """
     steepest: tuple[float, str] | None = None
     for at in case.protected.keys() & case.undefended.keys():
@@ -167,14 +168,19 @@ def cliff(case: _Case) -> str | None:
             for cells in (case.mine, case.theirs)
         )
         for key in mine.keys() & theirs.keys():
-            plugin, rates = mine[key]
+            (plugin, rates), (_, usual) = mine[key], theirs[key]
             gaps = {
-                lr: statistics.fmean(theirs[key][1][lr][s] - rates[lr][s] for s in common)
-                for lr in rates.keys() & theirs[key][1].keys()
-                if (common := rates[lr].keys() & theirs[key][1][lr].keys())
+                lr: {s: usual[lr][s] - rates[lr][s] for s in rates[lr].keys() & usual[lr].keys()}
+                for lr in rates.keys() & usual.keys()
             }
-            for low, high in itertools.pairwise(sorted(gaps)):
-                fall = (gaps[low] - gaps[high]) / math.log10(high / low)
+            most = max(map(len, gaps.values()), default=0)
+            whole = sorted(lr for lr, gap in gaps.items() if len(gap) == most)
+            for low, high in itertools.pairwise(whole):
+                common = gaps[low].keys() & gaps[high].keys()
+                if not common:
+                    continue
+                lost = statistics.fmean(gaps[low][s] - gaps[high][s] for s in common)
+                fall = lost / math.log10(high / low)
                 if fall > CLIFF and (steepest is None or fall > steepest[0]):
                     steepest = fall, f"{_short(plugin)} {low:g} to {high:g}"
     if steepest is None:

@@ -67,18 +67,23 @@ def sweeps(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     """Learning-rate sweeps at the whole budget: one row per place, n, defense and family.
 
     A family is an attack with all its parameters but ``lr``; ``levels`` is a list of (lr, mean,
-    half-width) over seeds. Only families with at least two rates that reached something.
+    half-width) over seeds. Only rates that reached something on every seed, so that neighbours
+    differ in nothing else, and families with at least two of them.
     """
     found = []
     for sides, at, defense in _groups(cells):
         mine = [cell for cell in sides.defenses[defense] if where(cell) == at]
         fresh = [cell for cell in sides.fresh if where(cell) == at] if _control(mine) else []
         families = swept([*mine, *fresh], sides.stand_ins).values()
+        seeds = {cell.seed for cell in mine}
         for plugin, rates in sorted(families, key=lambda found: family_label(found[0])):
             levels: list[Level] = []
             for lr, by_seed in sorted(rates.items()):
-                level = interval([by_seed[seed] for seed in sorted(by_seed)])
-                levels.append((lr, level.mean, level.half_width))
+                if by_seed.keys() == seeds:
+                    level = interval([by_seed[seed] for seed in sorted(by_seed)])
+                    levels.append((lr, level.mean, level.half_width))
+            if len(levels) < 2:
+                continue
             found.append(
                 {
                     **_head(mine, defense, at),
