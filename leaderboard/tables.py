@@ -244,34 +244,26 @@ class _Trials:
                 self._values.setdefault((_plugin(attack), key), set()).add(repr(value))
 
     def varied(self, attack: str) -> dict[str, Any]:
-        chosen = self._parameters.get(attack, {})
-        values = self._values
-        return {
-            key: value
-            for key, value in chosen.items()
-            if value is not None and len(values[_plugin(attack), key]) > 1
-        }
+        """What varies there, without the defaults that most trials leave alone."""
+        like = [p for other, p in self._parameters.items() if _plugin(other) == _plugin(attack)]
+        found = {}
+        for key, value in self._parameters.get(attack, {}).items():
+            varies = value is not None and len(self._values[_plugin(attack), key]) > 1
+            count = sum(1 for chosen in like if chosen.get(key) == value)
+            if varies and (f"{key}=" in attack or 2 * count <= len(like)):
+                found[key] = value
+        return found
 
     def name(self, attack: str) -> str:
-        """As a selector; what most trials leave at the default is left out."""
-        varied = {
-            key: value
-            for key, value in self.varied(attack).items()
-            if f"{key}=" in attack or not self._usual(attack, key, value)
-        }
+        """As a selector."""
+        varied = self.varied(attack)
         version = attack[attack.rindex("@") :] if "@" in attack.rpartition("]")[2] else ""
         return format_selector(_plugin(attack), varied) + version if varied else attack
 
-    def _usual(self, attack: str, key: str, value: Any) -> bool:
-        """Whether more than half of the attack's trials have this value."""
-        like = [p for other, p in self._parameters.items() if _plugin(other) == _plugin(attack)]
-        count = sum(1 for chosen in like if chosen.get(key) == value)
-        return 2 * count > len(like)
-
     def short(self, attack: str) -> str:
-        """In words, defaults left out as in the label: ``finetune adam lr=0.01``."""
-        told = {k: v for k, v in self.varied(attack).items() if f"{k}=" in attack}
-        values = (v if isinstance(v, str) else f"{k}={v}" for k, v in told.items())
+        """In words: ``finetune adam lr=0.01``."""
+        told = self.varied(attack).items()
+        values = (v if isinstance(v, str) else f"{k}={v}" for k, v in told)
         return " ".join([_plugin(attack), *values])
 
     def order(self, attack: str) -> tuple[str, list[tuple[bool, float, str]], str]:
