@@ -342,7 +342,7 @@ def _cell(row: Row | None, seeds: int) -> str:
     text = _with_half_width(
         100 * row["restricted_after"], None if half_width is None else 100 * half_width, 1
     )
-    marks = [] if row["status"] == "ok" else [row["status"]]
+    marks = [] if row["status"] == "ok" or _is_envelope(row) else [row["status"]]
     if row["seeds_reached"] < seeds:
         marks.append(f"{row['seeds_reached']} of {seeds} seeds")
     return f"{text} ({', '.join(marks)})" if marks else text

@@ -94,9 +94,15 @@ class Samples:
 
 
 class Model(nn.Module):
-    """A backbone with a head: ``forward(x) == head(features(x))`` up to the head's own pooling."""
+    """A backbone with a head: ``forward(x) == head(features(x))`` up to the head's own pooling.
+
+    Attributes:
+        head: From features to outputs.
+        drawn_head: The head's parameters as `fresh_head` drew them last; empty before.
+    """
 
     head: nn.Module
+    drawn_head: tuple[Tensor, ...] = ()
 
     @property
     def num_outputs(self) -> int:

@@ -292,6 +292,7 @@ class TimmModel(Model):
             skeleton.reset_classifier(num_outputs)
         like = next(self.body.parameters())
         self.head = _detach_head(skeleton).to(like.device, like.dtype).train()
+        self.drawn_head = tuple(p.detach().clone() for p in self.head.parameters())
         self._num_outputs = num_outputs
 
     def blocks(self) -> list[tuple[str, nn.Module]]:

@@ -119,8 +119,8 @@ class Registry:
             if name in self._entries:
                 other = self._entries[name].cls
                 raise DuplicateName(
-                    f"{self.kind} {name!r} is registered twice: by {other.__module__} and by "
-                    f"{cls.__module__}; rename one of them"
+                    f"{self.kind} {name!r} is registered twice: by {_place(other)} and by "
+                    f"{_place(cls)}; rename one of them"
                 )
             file = getattr(module, "__file__", None)
             self._entries[name] = Entry(
@@ -248,6 +248,13 @@ def _modules(root: str) -> Iterator[str]:
             yield from _modules(name)
         else:
             yield name
+
+
+def _place(cls: type) -> str:
+    """The module of a class, or the file where that is a plugin's."""
+    if cls.__module__.startswith("sophon_bench_plugin_"):
+        return str(getattr(sys.modules.get(cls.__module__), "__file__", cls.__module__))
+    return cls.__module__
 
 
 def load_file(path: Path) -> None:

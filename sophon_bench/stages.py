@@ -315,6 +315,11 @@ def _make(
     released: Model | None = None
     with PeakMemory(bench.device) as peak, _global_rng(seed, bench.device):
         for model in meter.drive(run):
+            if not isinstance(model, nn.Module):
+                raise TypeError(
+                    f"update {meter.steps} yielded {_described(model)}; yield the model after "
+                    f"every update"
+                )
             released = model
             tick(min(1.0, meter.steps / steps) if steps else None, f"update {meter.steps}")
         meter.settle()
@@ -386,6 +391,11 @@ def attack(
         model = meter.watch(bench.load(weights))
         run = _lazily(lambda: plugin.run(model, view))
         for predictor in meter.drive(run):
+            if not callable(predictor):
+                raise TypeError(
+                    f"update {meter.steps} yielded {_described(predictor)}; yield a model, or a "
+                    f"function from images to outputs, after every update"
+                )
             changes.note(predictor, meter.steps)
             if meter.steps == 1 and not (task.finite() and _finite(predictor)):
                 nonfinite = 1
@@ -493,30 +503,51 @@ class _Changes:
             self.first = {n: t.detach().clone() for n, t in predictor.state_dict().items()}
 
     def check(self, predictor: nn.Module, *, went_backward: bool) -> None:
-        """Compare the last yield with the first one and with what was released.
+        """Compare the last yield with the first one, with what was released, and with the draw.
 
-        Statistics alone count as a change only if no gradient was ever taken: where one was, they
-        moved by themselves. So does a head that is merely another than the released one.
+        Statistics alone count as a change only if no gradient was ever taken, and behind another
+        head than a random one: otherwise they moved by themselves. So does a head that is merely
+        another than the released one, or that is as it was drawn.
 
         Raises:
             NoUpdate: If all weights are what they were.
         """
-        parameters = dict(predictor.named_parameters())
-        now = parameters if went_backward else predictor.state_dict()
+        idle = set(_drawn(predictor))
+        weights_only = went_backward or bool(idle)
+        now = dict(predictor.named_parameters()) if weights_only else predictor.state_dict()
         for name, tensor in now.items():
             first, released = self.first.get(name), self.released.get(name)
             if first is None or not _same(first, tensor):
                 return
             comparable = released is not None and released.shape == tensor.shape
+            if name in idle:
+                continue
             if comparable and not _same(released, tensor):
                 return
             if not comparable and not went_backward:
                 return
-        raise NoUpdate("the attack never changed a weight of the predictor that it yields")
+        raise NoUpdate(
+            "the attack never changed a weight of the predictor that it yields"
+            + (", whose head is the random one that fresh_head drew" if idle else "")
+        )
+
+
+def _drawn(predictor: nn.Module) -> list[str]:
+    """Names of the head's parameters if all are as `fresh_head` drew them."""
+    if not isinstance(predictor, Model) or not predictor.drawn_head:
+        return []
+    parameters = dict(predictor.head.named_parameters(prefix="head"))
+    pairs = zip(predictor.drawn_head, parameters.values(), strict=False)
+    same = len(predictor.drawn_head) == len(parameters) and all(_same(d, p) for d, p in pairs)
+    return list(parameters) if same else []
 
 
 def _same(one: Tensor | None, other: Tensor) -> bool:
     return one is not None and one.shape == other.shape and torch.equal(one.to(other), other)
+
+
+def _described(thing: object) -> str:
+    return "None" if thing is None else f"a {type(thing).__name__}"
 
 
 def _finite(predictor: Predictor) -> bool:

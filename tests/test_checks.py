@@ -637,6 +637,26 @@ def changes_nothing(model, view):
 
 
 @register
+def changes_only_the_head_for_a_random_one(model, view):
+    model.fresh_head(view.task.num_outputs, view.rng)
+    for batch in view.batches(16):
+        view.task.loss(model, batch)
+        yield model
+
+
+@register
+def gives_one_column(model, view):
+    for _ in training(model, view):
+        yield lambda inputs: model(inputs)[:, 0]
+
+
+@register
+def gives_none(model, view):
+    for _ in training(model, view):
+        yield
+
+
+@register
 def gives_nan(model, view):
     for _ in training(model, view):
         yield lambda inputs: model(inputs) * torch.nan
@@ -675,7 +695,13 @@ RECORDED = {
     "is-no-generator": ("failed", "TypeError: run returned NoneType"),
     "changes-nothing": ("failed", "never changed a weight"),
     "gives-nan": ("diverged", "non-finite values at or before update"),
-    "gives-words": ("failed", "TypeError: 'str' object is not callable"),
+    "changes-only-the-head-for-a-random-one": (
+        "failed",
+        "never changed a weight of the predictor that it yields, whose head is the random one",
+    ),
+    "gives-one-column": ("failed", "inputs; expected a tensor of shape ("),
+    "gives-none": ("failed", "TypeError: update 1 yielded None; yield a model, or a function"),
+    "gives-words": ("failed", "TypeError: update 1 yielded a str; yield a model, or a function"),
     "needs-an-extra": ("failed", "No module named 'sophon_bench_extra_that_nobody_has'"),
     "cannot-apply": ("skipped", "the model has no attention"),
     "seeds": ("ok", ""),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sophon_bench import stages
-from sophon_bench.api import AttackView, DefenseView, Incompatible, Model, Predictor
+from sophon_bench.api import AttackView, Batch, DefenseView, Incompatible, Model, Predictor
 from sophon_bench.registry import attacks
 from sophon_bench.selectors import trials
 from sophon_bench.stages import Attacked, Bench, Made, NoUpdate
@@ -167,6 +167,19 @@ def no_step(model: Model, view: AttackView) -> Iterator[Model]:
         yield model
 
 
+def random_head(model: Model, view: AttackView) -> Iterator[Model]:
+    model.fresh_head(view.task.num_outputs, view.rng)
+    for _ in view.batches(16):
+        yield model
+
+
+def random_head_and_statistics(model: Model, view: AttackView) -> Iterator[Model]:
+    """Looks at a loss and forgets to step; BatchNorm's statistics move all the same."""
+    for made in random_head(model, view):
+        view.task.loss(made, Batch(view.train.inputs, view.train.targets))
+        yield made
+
+
 def zero_lr(model: Model, view: AttackView) -> Iterator[Model]:
     yield from sgd(model, view, lr=0.0)
 
@@ -187,6 +200,8 @@ def idle_function(model: Model, view: AttackView) -> Iterator[Predictor]:
         (no_yield, "yielded nothing"),
         (no_sample, "drew no sample"),
         (no_step, "never changed a weight"),
+        (random_head, "whose head is the random one that fresh_head drew"),
+        (random_head_and_statistics, "whose head is the random one that fresh_head drew"),
         (zero_lr, "never changed a weight"),
         (one_idle_yield, "never changed a weight"),
         (idle_function, "what the released model computes"),

@@ -24,8 +24,19 @@ class Classification:
     num_outputs: int
 
     def predict(self, model: Predictor, inputs: Tensor) -> Tensor:
-        """Logits ``(B, K)``."""
-        return model(inputs)
+        """Logits ``(B, K)``.
+
+        Raises:
+            ValueError: If the outputs are anything else.
+        """
+        outputs = model(inputs)
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
+            raise ValueError(
+                f"the predictor made {shape} of {len(inputs)} inputs; expected a tensor of shape "
+                f"({len(inputs)}, K), one row of logits for each"
+            )
+        return outputs
 
     def loss(self, model: Predictor, batch: Batch) -> Tensor:
         """Cross-entropy, averaged over the batch."""
