@@ -400,14 +400,16 @@ def console(report: Report) -> str:
 
 
 def _widths(table: Table, width: int) -> list[int]:
-    """Widths of the columns: of whole cells, or of their longest words where these do not fit."""
+    """Widths of the columns: of whole cells, or what there is but at least the longest words."""
     lines = (table.columns, *table.quiet, *table.body, *table.loud)
     first, *others = ([*cells] for cells in zip(*lines, strict=True))
     names = min(max(map(len, first)), int(0.4 * width))
     whole = [max(map(len, cells)) for cells in others]
-    if names + sum(whole) + MARGIN * len(table.columns) > width:
-        whole = [max(len(word) for cell in cells for word in _words(cell)) for cells in others]
-    return [names, *whole]
+    found = [max(len(word) for cell in cells for word in _words(cell)) for cells in others]
+    for _ in range(width - names - sum(found) - MARGIN * len(table.columns)):
+        missing = [most - has for most, has in zip(whole, found, strict=True)]
+        found[missing.index(max(missing))] += max(missing) > 0
+    return [names, *found]
 
 
 def _words(cell: str) -> list[str]:
