@@ -250,9 +250,13 @@ def _modules(root: str) -> Iterator[str]:
             yield name
 
 
+FILE_PREFIX = "sophon_bench_plugin_"
+"""Begins the module names of plugin files."""
+
+
 def _place(cls: type) -> str:
     """The module of a class, or the file where that is a plugin's."""
-    if cls.__module__.startswith("sophon_bench_plugin_"):
+    if cls.__module__.startswith(FILE_PREFIX):
         return str(getattr(sys.modules.get(cls.__module__), "__file__", cls.__module__))
     return cls.__module__
 
@@ -267,7 +271,7 @@ def load_file(path: Path) -> None:
     discover()
     if not path.is_file():
         raise BrokenPlugin(f"plugin file {str(path)!r} does not exist")
-    name = f"sophon_bench_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    name = f"{FILE_PREFIX}{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)

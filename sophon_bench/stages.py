@@ -505,23 +505,23 @@ class _Changes:
     def check(self, predictor: nn.Module, *, went_backward: bool) -> None:
         """Compare the last yield with the first one, with what was released, and with the draw.
 
-        Statistics alone count as a change only if no gradient was ever taken, and behind another
-        head than a random one: otherwise they moved by themselves. So does a head that is merely
-        another than the released one, or that is as it was drawn.
+        A head that is as `fresh_head` drew it never counts as a change. Statistics alone, and a
+        head that is merely another than the released one, do only if no gradient was ever taken:
+        where one was, they moved by themselves. Behind a head as drawn, statistics do not either.
 
         Raises:
             NoUpdate: If all weights are what they were.
         """
-        idle = set(_drawn(predictor))
-        weights_only = went_backward or bool(idle)
-        now = dict(predictor.named_parameters()) if weights_only else predictor.state_dict()
+        idle = _drawn(predictor)
+        weights = dict(predictor.named_parameters())
+        now = weights if went_backward or idle else predictor.state_dict()
         for name, tensor in now.items():
             first, released = self.first.get(name), self.released.get(name)
             if first is None or not _same(first, tensor):
                 return
-            comparable = released is not None and released.shape == tensor.shape
             if name in idle:
                 continue
+            comparable = released is not None and released.shape == tensor.shape
             if comparable and not _same(released, tensor):
                 return
             if not comparable and not went_backward:
@@ -532,14 +532,15 @@ class _Changes:
         )
 
 
-def _drawn(predictor: nn.Module) -> list[str]:
+def _drawn(predictor: nn.Module) -> set[str]:
     """Names of the head's parameters if all are as `fresh_head` drew them."""
-    if not isinstance(predictor, Model) or not predictor.drawn_head:
-        return []
+    if not isinstance(predictor, Model):
+        return set()
     parameters = dict(predictor.head.named_parameters(prefix="head"))
-    pairs = zip(predictor.drawn_head, parameters.values(), strict=False)
-    same = len(predictor.drawn_head) == len(parameters) and all(_same(d, p) for d, p in pairs)
-    return list(parameters) if same else []
+    if len(predictor.drawn_head) != len(parameters):
+        return set()
+    pairs = zip(predictor.drawn_head, parameters.values(), strict=True)
+    return set(parameters) if all(_same(drawn, now) for drawn, now in pairs) else set()
 
 
 def _same(one: Tensor | None, other: Tensor) -> bool:

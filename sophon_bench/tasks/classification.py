@@ -30,13 +30,13 @@ class Classification:
             ValueError: If the outputs are anything else.
         """
         outputs = model(inputs)
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        if not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(inputs):
-            raise ValueError(
-                f"the predictor made {shape} of {len(inputs)} inputs; expected a tensor of shape "
-                f"({len(inputs)}, K), one row of logits for each"
-            )
-        return outputs
+        if isinstance(outputs, Tensor) and outputs.ndim == 2 and len(outputs) == len(inputs):
+            return outputs
+        made = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(
+            f"the predictor made {made} of {len(inputs)} inputs; expected a tensor of shape "
+            f"({len(inputs)}, K), one row of logits for each"
+        )
 
     def loss(self, model: Predictor, batch: Batch) -> Tensor:
         """Cross-entropy, averaged over the batch."""
