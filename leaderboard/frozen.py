@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from sophon_bench.files import write_atomic
 from sophon_bench.metrics import Frozen
+from sophon_bench.records import dump
 
 PUBLISHED = Path(__file__).parent / "frozen"
 
@@ -13,7 +16,8 @@ PUBLISHED = Path(__file__).parent / "frozen"
 def published() -> list[Frozen]:
     """Every frozen document that comes with the package."""
     return [
-        Frozen.model_validate_json(file.read_bytes()) for file in sorted(PUBLISHED.glob("*.json"))
+        msgspec.json.decode(file.read_bytes(), type=Frozen)
+        for file in sorted(PUBLISHED.glob("*.json"))
     ]
 
 
@@ -27,5 +31,5 @@ def write(document: Frozen, folder: Path) -> Path:
     names = (document.scenario, document.backbone, document.precision)
     safe = ("".join(c if c.isalnum() or c in "-_" else "-" for c in name) for name in names)
     file = folder / f"{'.'.join(safe)}.json"
-    write_atomic(file.absolute(), (document.model_dump_json(indent=1) + "\n").encode())
+    write_atomic(file.absolute(), dump(document) + b"\n")
     return file

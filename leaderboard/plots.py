@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sophon_bench import metrics
 from sophon_bench.files import write_atomic
 from sophon_bench.metrics import PLACE
-from sophon_bench.records import Cell, content_key
-from sophon_bench.scenarios import REFERENCE_BATCH
+from sophon_bench.records import REFERENCE_BATCH, Cell, content_key
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

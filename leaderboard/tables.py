@@ -6,15 +6,20 @@ import io
 import json
 import shutil
 import sys
+import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from csv import DictWriter
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+import click
+import msgspec
+
 from sophon_bench import metrics
 from sophon_bench.metrics import ENVELOPE, PLACE
-from sophon_bench.records import SCHEMA, Cell
-from sophon_bench.scenarios import REFERENCE_BATCH
+from sophon_bench.records import REFERENCE_BATCH, SCHEMA, Cell
 from sophon_bench.selectors import format_selector
 
 Row = Mapping[str, Any]
@@ -49,10 +54,11 @@ def report(
     cells: Sequence[Cell], frozen: metrics.Frozen | Sequence[metrics.Frozen] | None = None
 ) -> Report:
     """What ``cells`` say; with ``frozen``, scores count the budgets and n that it lists."""
+    places = metrics.places(cells)
     return Report(
-        rows=metrics.rows(cells),
-        scores=metrics.scores(cells, frozen),
-        winners=metrics.winners(cells),
+        rows=metrics.rows(places),
+        scores=metrics.scores(places, frozen),
+        winners=metrics.winners(places),
     )
 
 
@@ -238,19 +244,21 @@ class _Trials:
     def __init__(self, rows: Iterable[Row]) -> None:
         tried = [row for row in rows if not _is_envelope(row)]
         self._parameters = {row["attack"]: row["parameters"] for row in tried}
-        self._values: dict[tuple[str, str], set[str]] = {}
+        self._trials = Counter(map(_plugin, self._parameters))
+        self._values: dict[tuple[str, str], Counter[str]] = {}
         for attack, chosen in self._parameters.items():
             for key, value in chosen.items():
-                self._values.setdefault((_plugin(attack), key), set()).add(repr(value))
+                self._values.setdefault((_plugin(attack), key), Counter())[repr(value)] += 1
 
     def varied(self, attack: str) -> dict[str, Any]:
         """What varies there, without the defaults that most trials leave alone."""
-        like = [p for other, p in self._parameters.items() if _plugin(other) == _plugin(attack)]
+        plugin = _plugin(attack)
         found = {}
         for key, value in self._parameters.get(attack, {}).items():
-            varies = value is not None and len(self._values[_plugin(attack), key]) > 1
-            count = sum(1 for chosen in like if chosen.get(key) == value)
-            if varies and (f"{key}=" in attack or 2 * count <= len(like)):
+            values = self._values[plugin, key]
+            varies = value is not None and len(values) > 1
+            often = 2 * values[repr(value)] > self._trials[plugin]
+            if varies and (f"{key}=" in attack or not often):
                 found[key] = value
         return found
 
@@ -366,37 +374,59 @@ def _times(value: float | None) -> str:
 
 
 def console(report: Report) -> str:
-    """Tables drawn by rich, as wide as the terminal, or as numbers need; colours only on one.
+    """Tables as wide as the terminal, or as numbers need; colours only on one.
 
     Names and attacks fold where the terminal is narrow; a number with its interval never does.
     """
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table as Drawn
-    from rich.text import Text
-
     colours = sys.stdout.isatty()
     width = shutil.get_terminal_size((120, 40)).columns
-    screen = Console(record=True, file=io.StringIO(), force_terminal=colours)
+    lines: list[str] = []
+
+    def write(text: str, **style: bool) -> None:
+        found = text.splitlines() if len(text) <= width else textwrap.wrap(text, width)
+        lines.extend(click.style(line, **style) if colours else line for line in found)
+
     for place in places(report):
-        screen.print(Text(place.title, style="bold"), width=width)
+        write(place.title, bold=True)
         for table in place.tables:
-            screen.print(Text(table.title, style="italic"), width=width)
-            drawn = Drawn(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+            write(table.title, italic=True)
             widths = _widths(table, width)
-            for name, chosen in zip(table.columns, widths, strict=True):
-                drawn.add_column(Text(name), justify="right", overflow="fold", width=chosen)
-            drawn.columns[0].justify = "left"
-            for lines, style in ((table.quiet, "dim"), (table.body, ""), (table.loud, "bold")):
-                for line in lines:
-                    drawn.add_row(*map(Text, line), style=style)
-                drawn.add_section()
-            screen.width = max(width, sum(widths) + MARGIN * len(widths))
-            screen.print(drawn)
+            rule = "─" * (sum(widths) + MARGIN * (len(widths) - 1))
+            lines += ["", *_drawn([table.columns], widths), rule]
+            for group, style in (
+                (table.quiet, {"dim": True}),
+                (table.body, {}),
+                (table.loud, {"bold": True}),
+            ):
+                drawn = _drawn(group, widths)
+                lines += [click.style(line, **style) for line in drawn] if colours else drawn
+                lines += [""] if group else []
             for note in table.notes:
-                screen.print(Text(note), width=width)
-        screen.print()
-    return screen.export_text(styles=colours)
+                write(note)
+        lines.append("")
+    return "\n".join(lines) + "\n"
+
+
+def _drawn(rows: Iterable[Sequence[str]], widths: Sequence[int]) -> list[str]:
+    """Rows of cells as lines of text, the first column to the left, the others to the right."""
+    found = []
+    margin = " " * MARGIN
+    for row in rows:
+        folded = [_folded(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for number in range(max(map(len, folded))):
+            parts = [cell[number] if number < len(cell) else "" for cell in folded]
+            first, *others = zip(parts, widths, strict=True)
+            line = [first[0].ljust(first[1]), *(part.rjust(width) for part, width in others)]
+            found.append(margin.join(line).rstrip())
+    return found
+
+
+def _folded(cell: str, width: int) -> list[str]:
+    """A cell in lines of at most ``width``; a number and its interval stay together."""
+    if len(cell) <= width:
+        return [cell]
+    found = textwrap.wrap(cell.replace(" ± ", "_±_"), width, break_on_hyphens=False)
+    return [line.replace("_±_", " ± ") for line in found]
 
 
 def _widths(table: Table, width: int) -> list[int]:
@@ -441,12 +471,14 @@ def _markdown(place: Place) -> Iterator[str]:
 
 def csv(report: Report) -> str:
     """Flat rows with stable keys, scores first (no attack); flags are joined by semicolons."""
-    import pandas as pd
-
-    flat = [{**row, "flags": "; ".join(row["flags"])} for row in flat_rows(report)]
     keys = dict.fromkeys(key for row in (*report.rows, *report.scores) for key in row)
+    text = io.StringIO()
     columns = [key for key in keys if key != "parameters"]
-    return pd.DataFrame(flat, columns=columns, dtype=object).to_csv(index=False)
+    writer = DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in flat_rows(report):
+        writer.writerow({**row, "flags": "; ".join(row["flags"])})
+    return text.getvalue()
 
 
 def flat_rows(report: Report) -> list[Row]:
@@ -456,7 +488,7 @@ def flat_rows(report: Report) -> list[Row]:
 
 def as_json(report: Report) -> str:
     """Flat rows with stable keys, scores first."""
-    return json.dumps(flat_rows(report), indent=1) + "\n"
+    return msgspec.json.format(msgspec.json.encode(flat_rows(report)), indent=1).decode() + "\n"
 
 
 FORMATS: dict[str, Callable[[Report], str]] = {
@@ -471,7 +503,7 @@ def document(cells: Sequence[Cell], report: Report) -> str:
     """What ``run --json`` writes: every record and the summary."""
     content = {
         "schema": SCHEMA,
-        "cells": [cell.model_dump(mode="json") for cell in cells],
+        "cells": msgspec.to_builtins(cells),
         "summary": flat_rows(report),
     }
     return json.dumps(content, indent=1) + "\n"

@@ -13,11 +13,13 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
+import msgspec
+
 from sophon_bench.backbones import Backbone, Precision
 from sophon_bench.metrics import selected
-from sophon_bench.records import PROTOCOL, Cell, DataId, PluginId, content_key
+from sophon_bench.records import PROTOCOL, REFERENCE_BATCH, Cell, DataId, PluginId, content_key
 from sophon_bench.registry import Registry
-from sophon_bench.scenarios import REFERENCE_BATCH, ScenarioData
+from sophon_bench.scenarios import ScenarioData
 from sophon_bench.selectors import Arsenal, Rules, SelectorError, Trial, trials, vary
 from sophon_bench.stages import PRETRAIN_BATCH
 
@@ -343,7 +345,7 @@ def _check_samples(samples: Sequence[int], setting: Setting) -> None:
 def _pretrain(setting: Setting, seed: int) -> PretrainStage:
     content = {
         "stage": "pretrain",
-        "scenario": setting.data_id.model_dump(),
+        "scenario": msgspec.to_builtins(setting.data_id),
         "source": setting.scenario.entry.source,
         "tasks": [repr(domain.task) for domain in setting.data.domains],
         "steps": setting.data.pretrain_steps,
@@ -387,7 +389,9 @@ def attack_stage(
 
 def _identity(trial: Trial) -> dict[str, object]:
     """What makes a plugin's work what it is; its label follows from the rest."""
-    return plugin_id(trial).model_dump(exclude={"label"})
+    plain: dict[str, object] = msgspec.to_builtins(plugin_id(trial))
+    del plain["label"]
+    return plain
 
 
 def plugin_id(trial: Trial) -> PluginId:

@@ -23,7 +23,7 @@ def capture(device: torch.device) -> Provenance:
         commit=commit,
         dirty=dirty,
         python=platform.python_version(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         timm=version("timm"),
         cuda=torch.version.cuda if device.type == "cuda" else None,
         device=device_name(device),

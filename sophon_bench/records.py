@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from operator import attrgetter
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field
+import msgspec
 
 SCHEMA = 2
 """Version of the layout of records; a store of another version is refused."""
@@ -19,14 +21,23 @@ SCHEMA = 2
 PROTOCOL = "1"
 """Version of how things are measured; records of different protocols are never compared."""
 
+REFERENCE_BATCH = 64
+"""Examples per update that budgets given in steps are counted in (protocol)."""
+
 Status = Literal["ok", "diverged", "skipped", "failed"]
 
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Amount = Annotated[float, msgspec.Meta(ge=0)]
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
+    """A part of a record: `read` checks it against its types, `dump` writes it as JSON.
+
+    It holds no reference cycle, so that the garbage collector need not look at 100 000 of them.
+    """
 
 
-class Cost(_Frozen):
+class Cost(Record, frozen=True, kw_only=True):
     """What one stage took.
 
     Attributes:
@@ -39,15 +50,15 @@ class Cost(_Frozen):
             None where the platform does not tell.
     """
 
-    seconds: float = Field(ge=0)
-    steps: int = Field(ge=0)
-    examples: int = Field(ge=0)
-    units: float = Field(ge=0)
-    flops: float = Field(ge=0)
-    peak_bytes: int | None = Field(default=None, ge=0)
+    seconds: Amount
+    steps: Count
+    examples: Count
+    units: Amount
+    flops: Amount
+    peak_bytes: Count | None = None
 
 
-class Point(_Frozen):
+class Point(Record, frozen=True, kw_only=True):
     """One scoring of an attack in progress.
 
     Attributes:
@@ -69,7 +80,7 @@ class Point(_Frozen):
     second_test: float | None = None
 
 
-class PluginId(_Frozen):
+class PluginId(Record, frozen=True, kw_only=True, gc=True, dict=True):
     """Which plugin with which hyperparameters; ``label`` is the shortest selector for it.
 
     ``mechanism`` is what an attack works by: ``gradient``, ``function``, ``repair`` or ``noise``.
@@ -83,8 +94,27 @@ class PluginId(_Frozen):
     control: bool
     mechanism: str = "gradient"
 
+    @cached_property
+    def version(self) -> str:
+        """A hash of all but the label."""
+        plain = msgspec.to_builtins(self)
+        del plain["label"]
+        return content_key(plain)
 
-class DataId(_Frozen):
+    @cached_property
+    def family(self) -> str:
+        """What trials of one learning-rate sweep have in common: all parameters but ``lr``."""
+        rest = {key: value for key, value in self.parameters.items() if key != "lr"}
+        return content_key({"name": self.name, "source": self.source, "parameters": rest})
+
+    @cached_property
+    def lr(self) -> float | None:
+        """The trial's learning rate, if it has one."""
+        value = self.parameters.get("lr")
+        return float(value) if isinstance(value, int | float) else None
+
+
+class DataId(Record, frozen=True, kw_only=True):
     """Which scenario and which data: ``revision`` is a hash of every pixel and label."""
 
     name: str
@@ -93,7 +123,7 @@ class DataId(_Frozen):
     revision: str
 
 
-class Provenance(_Frozen):
+class Provenance(Record, frozen=True, kw_only=True):
     """Where and with what a stage ran."""
 
     version: str
@@ -108,7 +138,7 @@ class Provenance(_Frozen):
     finished: str
 
 
-class Ratios(_Frozen):
+class Ratios(Record, frozen=True, kw_only=True):
     """The smallest and the largest ratio over a model's layers, and where they are.
 
     None as a ratio: not finite.
@@ -120,7 +150,7 @@ class Ratios(_Frozen):
     largest_at: str
 
 
-class StageRecord(_Frozen):
+class StageRecord(Record, frozen=True, kw_only=True):
     """A made model: pre-trained or released.
 
     Attributes:
@@ -149,7 +179,7 @@ class StageRecord(_Frozen):
     provenance: Provenance
 
 
-class Cell(_Frozen):
+class Cell(Record, frozen=True, kw_only=True):
     """One record: scenario x backbone x defense x trial x n x seed.
 
     Attributes:
@@ -185,8 +215,8 @@ class Cell(_Frozen):
     seed: int
     precision: str
     budget: int
-    stretch: int = Field(default=1, ge=1)
-    test_examples: int = Field(ge=1)
+    stretch: Annotated[int, msgspec.Meta(ge=1)] = 1
+    test_examples: Annotated[int, msgspec.Meta(ge=1)]
     utility: str = "accuracy"
     nonfinite_step: int | None = None
     curve: list[Point] = []
@@ -194,6 +224,55 @@ class Cell(_Frozen):
     pretrained: StageRecord
     released: StageRecord
     provenance: Provenance
+
+
+R = TypeVar("R", bound=Record)
+
+
+def dump(record: Record) -> bytes:
+    """Indented JSON.
+
+    Raises:
+        ValueError: If a number is not finite: JSON has none of those.
+    """
+    plain = msgspec.to_builtins(record)
+    return json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False).encode()
+
+
+class Reader(Generic[R]):
+    """Reads records of one kind; parts that many have in common are read and held once.
+
+    Args:
+        kind: What is read.
+        held: Names of the fields that many records have in common.
+    """
+
+    def __init__(self, kind: type[R], held: Sequence[str] = ()) -> None:
+        hints = get_type_hints(kind, include_extras=True)
+        raw = [(name, msgspec.Raw) for name in held]
+        outer = msgspec.defstruct(kind.__name__, raw, bases=(kind,), frozen=True, kw_only=True)
+        self._kind = kind
+        self._decode = msgspec.json.Decoder(outer).decode
+        self._parts = {name: msgspec.json.Decoder(hints[name]).decode for name in held}
+        self._own = [name for name in outer.__struct_fields__ if name not in held]
+        self._values = attrgetter(*self._own)
+        self._seen: dict[str, dict[bytes, Record]] = {name: {} for name in held}
+
+    def read(self, content: bytes) -> R:
+        """The record in ``content``.
+
+        Raises:
+            msgspec.DecodeError: If it is not JSON, or not of this kind; says what and where.
+        """
+        outer = self._decode(content)
+        values = dict(zip(self._own, self._values(outer), strict=True))
+        for name, seen in self._seen.items():
+            part = bytes(getattr(outer, name))
+            found = seen.get(part)
+            if found is None:
+                found = seen[part] = self._parts[name](part)
+            values[name] = found
+        return self._kind(**values)
 
 
 def content_key(content: Mapping[str, Any]) -> str:

@@ -31,8 +31,8 @@ from sophon_bench.api import (
 )
 from sophon_bench.backbones import Backbone, Precision
 from sophon_bench.meter import CountedSamples, Meter, PeakMemory, Profile, WatchedTask, profile
-from sophon_bench.records import Cost, Point, Status, derive_seed
-from sophon_bench.scenarios import REFERENCE_BATCH, DomainData, Images, ScenarioData
+from sophon_bench.records import REFERENCE_BATCH, Cost, Point, Status, derive_seed
+from sophon_bench.scenarios import DomainData, Images, ScenarioData
 
 T = TypeVar("T")
 Weights = Mapping[str, Tensor]

@@ -13,12 +13,12 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
+import msgspec
 
 from sophon_bench.files import write_atomic
-from sophon_bench.records import SCHEMA, Cell, StageRecord
+from sophon_bench.records import SCHEMA, Cell, R, Reader, StageRecord, dump
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,17 +79,20 @@ class Store:
 
     def cell(self, key: str) -> Cell:
         """The finished cell of that key."""
-        return _read(self._cell(key), Cell)
+        return _read(str(self._cell(key)), Reader(Cell))
 
     def put_cell(self, cell: Cell) -> None:
         """Write a cell; only one that failed is ever written over."""
         if not self.has_cell(cell.key) or self.cell(cell.key).status == "failed":
-            write_atomic(self._cell(cell.key), cell.model_dump_json(indent=1).encode())
+            write_atomic(self._cell(cell.key), dump(cell))
 
     def cells(self) -> Iterator[Cell]:
         """Every finished cell, in order of key."""
-        for path in sorted((self.root / "cells").glob("*.json")):
-            yield _read(path, Cell)
+        reader = Reader(Cell, held=("scenario", "defense", "attack", "pretrained", "released"))
+        folder = f"{self.root}/cells"
+        for name in sorted(os.listdir(folder)):  # noqa: PTH208 - a Path for each is slow
+            if name.endswith(".json"):
+                yield _read(f"{folder}/{name}", reader)
 
     def has_stage(self, key: str) -> bool:
         """Whether the model is made; the record is written last."""
@@ -97,7 +100,7 @@ class Store:
 
     def stage(self, key: str) -> StageRecord:
         """The record of a made model."""
-        return _read(self._stage(key, "json"), StageRecord)
+        return _read(str(self._stage(key, "json")), Reader(StageRecord))
 
     def put_weights(self, weights: Mapping[str, Tensor]) -> str:
         """Write a state dict as safetensors under its SHA-256, and return that."""
@@ -115,7 +118,7 @@ class Store:
         """
         if self.has_stage(record.key) and self.stage(record.key).status != "failed":
             return self.stage(record.key)
-        content = record.model_dump_json(indent=1).encode()
+        content = dump(record)
         write_atomic(self._stage(record.key, "json"), content)
         return record
 
@@ -164,25 +167,33 @@ def read_cells(path: Path) -> list[Cell]:
             f"{str(path)!r} has schema version {version}, this program reads version {SCHEMA}"
         )
     try:
-        return [Cell.model_validate(cell) for cell in cells]
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise StoreError(f"{str(path)!r} has a damaged record: {where}: {first['msg']}") from error
+        return msgspec.convert(cells, list[Cell])
+    except msgspec.ValidationError as error:
+        raise StoreError(f"{str(path)!r} has a damaged record: {error}") from error
 
 
-R = TypeVar("R", Cell, StageRecord)
-
-
-def _read(path: Path, kind: type[R]) -> R:
+def _read(path: str, reader: Reader[R]) -> R:
     try:
-        return kind.model_validate_json(path.read_bytes())
+        return reader.read(_content(path))
     except OSError as error:
-        raise StoreError(f"record {str(path)!r} cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        raise StoreError(f"record {path!r} cannot be read: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StoreError(
-            f"record {str(path)!r} is damaged ({where or 'file'}: {first['msg']}); "
-            f"delete it to have it made again"
+            f"record {path!r} is damaged ({error}); delete it to have it made again"
         ) from error
+
+
+def _content(path: str) -> bytes:
+    """What is in a file: with 100 000 of them, a file object and its buffer take half the time."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        parts = [os.read(file, SMALL)]
+        while len(parts[-1]) == SMALL:
+            parts.append(os.read(file, SMALL))
+    finally:
+        os.close(file)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+SMALL = 1 << 16
+"""Bytes that one record hardly ever has."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -87,7 +88,7 @@ def make_cell() -> MakeCell:
         stage = StageRecord(
             key="k", status="ok", cost=cost, original=before, restricted=0.1, provenance=provenance
         )
-        protect = cost.model_copy(update={"units": 1280.0})
+        protect = msgspec.structs.replace(cost, units=1280.0)
         fields: dict[str, object] = {
             "key": f"{defense}-{attack}-{seed}-" + "-".join(map(str, changes.values())),
             "status": "ok",
@@ -110,12 +111,12 @@ def make_cell() -> MakeCell:
             ],
             "cost": cost,
             "pretrained": stage,
-            "released": stage.model_copy(
-                update={"original": after, "cost": protect, **(released or {})}
+            "released": msgspec.structs.replace(
+                stage, **{"original": after, "cost": protect, **(released or {})}
             ),
             "provenance": provenance,
         }  # fmt: skip
-        return Cell.model_validate({**fields, **changes})
+        return msgspec.convert({**fields, **changes}, Cell)
 
     return make
 

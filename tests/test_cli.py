@@ -95,7 +95,7 @@ def test_tables_agree_with_the_records_in_every_format(finished: tuple[Path, Res
     assert shown in markdown
     for trial in ("finetune[lr=0.01]", "finetune[lr=0.03]", "scratch"):
         assert f"| {trial} " in markdown
-        assert f"\n {trial} " in console
+        assert f"\n{trial} " in console
 
 
 def test_a_dry_run_shows_plan_and_cost_and_does_nothing(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from conftest import TINY
@@ -83,7 +84,7 @@ def metrics(cells: Sequence[Cell]) -> dict[str, Any]:
     """All that must be equal between two runs of the same cells: not clocks, not memory."""
     found = {}
     for cell in cells:
-        content = cell.model_dump()
+        content = msgspec.to_builtins(cell)
         for clocked in (content, content["pretrained"], content["released"]):
             del clocked["provenance"]
             if clocked["cost"]:
@@ -134,7 +135,7 @@ def test_data_backbone_and_precision_are_part_of_the_key(setting: Setting) -> No
     keys = set()
     for changes in (
         {},
-        {"data_id": setting.data_id.model_copy(update={"revision": "other"})},
+        {"data_id": msgspec.structs.replace(setting.data_id, revision="other")},
         {"backbone": Backbone.of("test_vit")},
         {"precision": "bf16"},
     ):
@@ -287,7 +288,7 @@ def test_kill_dash_nine_several_times_then_the_same_command(
     assert all(now[file] == at for file, at in kept.items())
     assert len(now) > len(kept)
     one, two = (
-        metrics([Cell.model_validate(c) for c in json.loads(f.read_text())["cells"]])
+        metrics(msgspec.convert(json.loads(f.read_text())["cells"], list[Cell]))
         for f in (tmp_path / "calm.json", tmp_path / "killed.json")
     )
     assert one == two

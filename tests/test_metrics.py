@@ -7,6 +7,7 @@ import pytest
 from conftest import MakeCell
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sophon_bench import metrics
 
@@ -70,7 +71,7 @@ def test_protection_by_crash_is_no_protection(make_cell: MakeCell) -> None:
 def test_two_versions_of_a_plugin_are_two_rows(make_cell: MakeCell) -> None:
     old = make_cell(curve=[(10, 0.5, 0.2)])
     new = make_cell(curve=[(10, 0.5, 0.9)], key="new")
-    new = new.model_copy(update={"attack": new.attack.model_copy(update={"source": "edited"})})
+    new = replace(new, attack=replace(new.attack, source="edited"))
     found = [r for r in metrics.rows([old, new]) if r["attack"] != "envelope"]
     assert sorted(r["restricted_after"] for r in found) == [0.2, 0.9]
     assert all(r["attack"].startswith("finetune@") for r in found)

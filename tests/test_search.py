@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from conftest import TINY, MakeCell
@@ -152,8 +153,8 @@ def test_what_came_to_its_own_end_or_failed_does_not_go_on(
 
     def outcome(stage: AttackStage) -> dict[str, Any]:
         lr = stage.attack.parameters["lr"]
-        spent = make_cell().cost.model_copy(  # type: ignore[union-attr]
-            update={"units": float(stage.budget) * (0.5 if lr == 0.1 else 1.0)}
+        spent = msgspec.structs.replace(
+            make_cell().cost, units=float(stage.budget) * (0.5 if lr == 0.1 else 1.0)
         )
         if lr == 0.03:
             return {"status": "failed", "curve": [], "cost": None}

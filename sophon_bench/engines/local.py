@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import torch
 
 from sophon_bench import stages
@@ -196,8 +197,9 @@ class LocalEngine:
 
     def _advance(self, running: _Running, stage: AttackStage, cell: Cell) -> None:
         """Note a cell as this search asked for it; go on when nothing of the search is open."""
-        asked = {"suite": stage.attack.suite, "derived": stage.derived}
-        running.done[stage] = cell.model_copy(update=asked)
+        running.done[stage] = msgspec.structs.replace(
+            cell, suite=stage.attack.suite, derived=stage.derived
+        )
         if running.open:
             return
         try:

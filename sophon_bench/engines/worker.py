@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from traceback import extract_tb
 
+import msgspec
 import torch
 
 from sophon_bench import layers, stages
@@ -21,8 +22,7 @@ from sophon_bench.plan import (
     setting_of,
 )
 from sophon_bench.provenance import capture
-from sophon_bench.records import Cell, Point, Ratios, StageRecord, Status
-from sophon_bench.scenarios import REFERENCE_BATCH
+from sophon_bench.records import REFERENCE_BATCH, Cell, Point, Ratios, StageRecord, Status
 from sophon_bench.store import Store, StoreError
 
 OURS = Path(__file__).parent.parent
@@ -153,7 +153,7 @@ class Worker:
             raise
         except Exception as error:
             outcome = {"status": _status(error), "reason": _reason(error), "curve": scored}
-        return Cell.model_validate(
+        return msgspec.convert(
             {
                 "key": stage.key,
                 "scenario": setting.data_id,
@@ -174,7 +174,8 @@ class Worker:
                 "released": upstream[protect.key],
                 "provenance": capture(self.device),
                 **outcome,
-            }
+            },
+            Cell,
         )
 
     def _weights(self, stage: PretrainStage | ProtectStage, upstream: Upstream) -> stages.Weights:

@@ -8,6 +8,7 @@ from sophon_bench.metrics.envelopes import (
     envelope,
     interval,
     place,
+    places,
     selected,
 )
 from sophon_bench.metrics.frozen import FLOOR, Frozen, Gap, freeze
@@ -40,6 +41,7 @@ __all__ = [
     "interval",
     "pivot",
     "place",
+    "places",
     "rows",
     "scores",
     "selected",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import math
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
-from sophon_bench.records import Cell, PluginId, Point, content_key
+from sophon_bench.records import Cell, PluginId, Point
 from sophon_bench.selectors import SelectorError, format_selector, parse
 
 SCORED_AT = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -32,18 +33,20 @@ class Interval:
 
 def interval(values: Sequence[float]) -> Interval:
     """Student's t interval of the mean of at least one value."""
-    mean = statistics.fmean(values)
-    if len(values) < 2:
+    count = len(values)
+    mean = math.fsum(values) / count
+    if count < 2:
         return Interval(mean, None)
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return Interval(mean, t95(len(values) - 1) * error)
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    return Interval(mean, t95(count - 1) * math.sqrt(variance / count))
 
 
+@functools.cache
 def t95(freedom: int) -> float:
     """The 97.5 % quantile of Student's t."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return float(t.ppf(0.975, freedom))
+    return float(stdtrit(freedom, 0.975))
 
 
 Place = tuple[str, ...]
@@ -67,8 +70,8 @@ class Names:
     def __init__(self, cells: Iterable[Cell]) -> None:
         self._versions: dict[tuple[str, str], set[str]] = defaultdict(set)
         for cell in cells:
-            self._versions["defense", cell.defense.label].add(_version(cell.defense))
-            self._versions["attack", cell.attack.label].add(_version(cell.attack))
+            self._versions["defense", cell.defense.label].add(cell.defense.version)
+            self._versions["attack", cell.attack.label].add(cell.attack.version)
 
     def defense(self, cell: Cell) -> str:
         """The defense's label, with its version where that is needed."""
@@ -80,17 +83,7 @@ class Names:
 
     def _of(self, kind: str, plugin: PluginId) -> str:
         ambiguous = len(self._versions[kind, plugin.label]) > 1
-        return f"{plugin.label}@{_version(plugin)[:7]}" if ambiguous else plugin.label
-
-
-def _version(plugin: PluginId) -> str:
-    return content_key(plugin.model_dump(exclude={"label"}))
-
-
-def family(plugin: PluginId) -> str:
-    """What trials of one learning-rate sweep have in common: all parameters but ``lr``."""
-    rest = {key: value for key, value in plugin.parameters.items() if key != "lr"}
-    return content_key({"name": plugin.name, "source": plugin.source, "parameters": rest})
+        return f"{plugin.label}@{plugin.version[:7]}" if ambiguous else plugin.label
 
 
 def family_label(plugin: PluginId) -> str:
@@ -103,20 +96,17 @@ def family_label(plugin: PluginId) -> str:
     return format_selector(found.name, shown)
 
 
-def rate(plugin: PluginId) -> float | None:
-    """The trial's learning rate, if it has one."""
-    value = plugin.parameters.get("lr")
-    return float(value) if isinstance(value, int | float) else None
-
-
 def selected(cell: Cell, units: float | None = None) -> Point | None:
     """The checkpoint that the hidden selection split picks among those at cost <= ``units``.
 
     The earliest of equals; None if there is no such checkpoint.
     """
     limit = math.inf if units is None else units * ROUNDING
-    allowed = [point for point in cell.curve if point.units <= limit]
-    return max(allowed, key=lambda point: point.selection, default=None)
+    found: Point | None = None
+    for point in cell.curve:
+        if point.units <= limit and (found is None or point.selection > found.selection):
+            found = point
+    return found
 
 
 Pick = tuple[Cell, Point]
@@ -128,8 +118,61 @@ def envelope(picks: Iterable[Pick]) -> Pick | None:
 
     Equals are told apart by the trial's label, so that equal models have equal envelopes.
     """
-    ordered = sorted(picks, key=lambda pick: (pick[0].attack.label, pick[0].stretch, pick[0].key))
-    return max(ordered, key=lambda pick: pick[1].selection, default=None)
+    found: Pick | None = None
+    for pick in picks:
+        gain = math.inf if found is None else pick[1].selection - found[1].selection
+        if found is None or gain > 0 or (gain == 0 and _order(pick[0]) < _order(found[0])):
+            found = pick
+    return found
+
+
+def _order(cell: Cell) -> tuple[str, int, str]:
+    return (cell.attack.label, cell.stretch, cell.key)
+
+
+class Open(Sequence[Cell]):
+    """The trials of one seed that an attacker chooses from, each once."""
+
+    def __init__(self, cells: Iterable[Cell]) -> None:
+        self._cells = tuple({cell.key: cell for cell in cells}.values())
+
+    @overload
+    def __getitem__(self, index: int) -> Cell: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Cell]: ...
+    def __getitem__(self, index: int | slice) -> Cell | Sequence[Cell]:
+        return self._cells[index]
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def best(self, units: float) -> Pick | None:
+        """Their envelope at cost <= ``units``."""
+        costs, picks = self._stairs
+        found = bisect.bisect_right(costs, units * ROUNDING)
+        return picks[found - 1] if found else None
+
+    @functools.cached_property
+    def _stairs(self) -> tuple[list[float], list[Pick]]:
+        """Costs in order, and the envelope from each of them on: what `envelope` would pick."""
+        trials = sorted(self._cells, key=_order)
+        scored = []
+        for order, cell in enumerate(trials):
+            highest = -math.inf
+            for number, point in enumerate(cell.curve):
+                if point.selection > highest:  # what does not rise is never picked
+                    highest = point.selection
+                    scored.append((point.units, (-highest, order, number)))
+        costs: list[float] = []
+        picks: list[Pick] = []
+        first = (math.inf, 0, 0)
+        scored.sort()
+        for units, rank in scored:
+            if rank < first:
+                first = rank
+                costs.append(units)
+                picks.append((trials[rank[1]], trials[rank[1]].curve[rank[2]]))
+        return costs, picks
 
 
 def best(cells: Iterable[Cell], units: float) -> Pick | None:
@@ -149,6 +192,23 @@ class Where(NamedTuple):
 def where(cell: Cell) -> Where:
     """What ``cell`` attacked, and with how many samples."""
     return Where(cell.role, cell.domain, cell.samples)
+
+
+Grouped = Mapping[Where, Sequence[Cell]]
+"""Cells by what they attacked."""
+
+
+def grouped(cells: Iterable[Cell]) -> Grouped:
+    """``cells`` by what they attacked, the fewest samples first, else in their order."""
+    found: dict[Where, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        found[where(cell)].append(cell)
+    return ordered(found)
+
+
+def ordered(cells: Grouped) -> Grouped:
+    """The fewest samples first."""
+    return {at: cells[at] for at in sorted(cells)}
 
 
 class Undefended:
@@ -174,6 +234,13 @@ class Undefended:
         attack = self._by_family.get(self._like(cell), [])
         return [other for other in attack if other.attack == cell.attack] or attack or [cell]
 
+    def best(self, cell: Cell, units: float) -> Pick | None:
+        """The envelope of what ``cell`` counts as at cost <= ``units``."""
+        if cell.nonfinite_step == 1:
+            return best(self.counted(cell), units)
+        point = selected(cell, units)
+        return None if point is None else (cell, point)
+
     def same(self, cell: Cell) -> Cell | None:
         """The same trial against the undefended model."""
         for other in self._by_family.get(self._like(cell), []):
@@ -182,29 +249,29 @@ class Undefended:
         return None
 
 
-Candidates = Mapping[Where, Mapping[int, Sequence[Cell]]]
+Candidates = Mapping[Where, Mapping[int, Open]]
 """Trials to choose from, by what they attack and by seed."""
 
 
-def candidates(cells: Iterable[Cell], undefended: Undefended, fresh: Iterable[Cell]) -> Candidates:
+def candidates(cells: Grouped, undefended: Undefended, fresh: Grouped) -> Candidates:
     """A model's own trials by seed, with fresh weights as further candidates.
 
     A seed is there if one of the model's own trials ran: what failed or was skipped protects
     nothing.
     """
-    own: dict[Where, dict[int, list[Cell]]] = defaultdict(lambda: defaultdict(list))
-    for cell in sorted(cells, key=lambda cell: (cell.seed, cell.key)):
-        counted = [c for c in undefended.counted(cell) if c.status in ("ok", "diverged")]
-        if counted:
-            own[where(cell)][cell.seed] += counted
-    for cell in fresh:
-        if cell.seed in own.get(where(cell), {}):
-            own[where(cell)][cell.seed].append(cell)
-    return {at: {seed: _once(found) for seed, found in seeds.items()} for at, seeds in own.items()}
-
-
-def _once(cells: Iterable[Cell]) -> list[Cell]:
-    return list({cell.key: cell for cell in cells}.values())
+    found: dict[Where, dict[int, Open]] = {}
+    for at, here in cells.items():
+        own: dict[int, list[Cell]] = defaultdict(list)
+        for cell in here:
+            for counted in undefended.counted(cell):
+                if counted.status in ("ok", "diverged"):
+                    own[cell.seed].append(counted)
+        for cell in fresh.get(at, ()):
+            if cell.seed in own:
+                own[cell.seed].append(cell)
+        if own:
+            found[at] = {seed: Open(own[seed]) for seed in sorted(own)}
+    return found
 
 
 def budgets(budget: int, stretch: int) -> list[float]:
@@ -218,48 +285,74 @@ class Sides:
 
     Attributes:
         cells: All of them, in an order that depends on nothing but what they are.
-        defenses: The cells of each defense by name, control attacks left out; controls first.
+        models: The cells of each defense by name; the undefended model first.
+        defenses: The same without control attacks.
+        undefended: Those of the undefended model.
+        fresh: Those of fresh weights, that is of control attacks.
     """
 
     def __init__(self, cells: Iterable[Cell]) -> None:
         self.cells = sorted(cells, key=lambda cell: (cell.seed, cell.key))
         self.names = Names(self.cells)
-        self.fresh = [c for c in self.cells if c.attack.control]
-        own = [c for c in self.cells if not c.attack.control]
-        self.undefended = [c for c in own if c.defense.control]
         self.stand_ins = Undefended(self.cells)
-        ordered = sorted(own, key=lambda c: (not c.defense.control, self.names.defense(c)))
-        self.defenses: dict[str, list[Cell]] = defaultdict(list)
-        for cell in ordered:
-            self.defenses[self.names.defense(cell)].append(cell)
+        fresh: dict[Where, list[Cell]] = defaultdict(list)
+        undefended: dict[Where, list[Cell]] = defaultdict(list)
+        models: dict[str, dict[Where, list[Cell]]] = defaultdict(lambda: defaultdict(list))
+        defenses: dict[str, dict[Where, list[Cell]]] = defaultdict(lambda: defaultdict(list))
+        for cell in self.cells:
+            at, name = where(cell), self.names.defense(cell)
+            models[name][at].append(cell)
+            if cell.attack.control:
+                fresh[at].append(cell)
+            else:
+                defenses[name][at].append(cell)
+                if cell.defense.control:
+                    undefended[at].append(cell)
+        controls = {self.names.defense(cell) for cell in self.cells if cell.defense.control}
+        order = sorted(models, key=lambda name: (name not in controls, name))
+        self.models = {name: ordered(models[name]) for name in order}
+        self.defenses = {name: ordered(defenses[name]) for name in order if name in defenses}
+        self.undefended, self.fresh = ordered(undefended), ordered(fresh)
+        self._of: dict[str, Candidates] = {}
 
     def of(self, defense: str) -> Candidates:
         """Candidates against a defense."""
-        return candidates(self.defenses[defense], self.stand_ins, self.fresh)
+        if defense not in self._of:
+            own = self.defenses.get(defense, {})
+            self._of[defense] = candidates(own, self.stand_ins, self.fresh)
+        return self._of[defense]
 
+    @functools.cached_property
     def of_undefended(self) -> Candidates:
         """Candidates against the undefended model."""
         return candidates(self.undefended, self.stand_ins, self.fresh)
 
+    @functools.cached_property
     def of_scratch(self) -> Candidates:
         """Fresh weights alone."""
-        return candidates(self.fresh, self.stand_ins, [])
+        return candidates(self.fresh, self.stand_ins, {})
 
 
-def places(cells: Iterable[Cell]) -> list[Sides]:
-    """The cells by place, in order."""
+class Places(tuple[Sides, ...]):
+    """Cells by place: what every metric of many cells begins with, and several can share."""
+
+
+def places(cells: Iterable[Cell] | Places) -> Places:
+    """The cells by place, in order; those that are so already as they are."""
+    if isinstance(cells, Places):
+        return cells
     found: dict[Place, list[Cell]] = defaultdict(list)
     for cell in cells:
         found[place(cell)].append(cell)
-    return [Sides(found[at]) for at in sorted(found)]
+    return Places(Sides(found[at]) for at in sorted(found))
 
 
-def stretch_of(cells: Iterable[Cell], at: Where) -> int:
-    """How many budgets some trial went on to at ``at``, on the seed that went least far."""
-    longest: dict[int, int] = defaultdict(lambda: 1)
+def stretch_of(cells: Iterable[Cell]) -> int:
+    """How many budgets some trial went on to, on the seed that went least far."""
+    longest: dict[int, int] = {}
     for cell in cells:
-        if where(cell) == at:
-            longest[cell.seed] = max(longest[cell.seed], cell.stretch)
+        if cell.stretch > longest.get(cell.seed, 0):
+            longest[cell.seed] = cell.stretch
     return min(longest.values(), default=1)
 
 

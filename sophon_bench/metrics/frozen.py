@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
-
-from pydantic import BaseModel, ConfigDict
 
 from sophon_bench.metrics.envelopes import (
     Candidates,
+    Open,
     Sides,
     Where,
-    best,
     budgets,
     head,
     places,
     stretch_of,
     suites,
 )
-from sophon_bench.records import Cell
+from sophon_bench.records import Cell, Record
 
 FLOOR = 0.05
 """What pre-training must be worth for a cell to count: undefended minus scratch (protocol)."""
@@ -28,11 +26,7 @@ SEEDS = 5
 """Seeds that frozen gaps, and a score that is not provisional, need (protocol)."""
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Gap(_Document):
+class Gap(Record, frozen=True, kw_only=True):
     """Test utility of the undefended model and of fresh weights, means over seeds.
 
     ``cost`` is in units.
@@ -52,8 +46,8 @@ class Gap(_Document):
         return Where(self.role, self.domain, self.samples), self.cost
 
 
-class Frozen(_Document):
-    """The gaps of one scenario and backbone; ``model_dump(mode="json")`` is plain JSON."""
+class Frozen(Record, frozen=True, kw_only=True):
+    """The gaps of one scenario and backbone."""
 
     scenario: str
     revision: str
@@ -87,7 +81,7 @@ def freeze(cells: Iterable[Cell]) -> Frozen:
             f"the controls are of {len(found)}"
         )
     (sides,) = found
-    fresh, undefended = sides.of_scratch(), sides.of_undefended()
+    fresh, undefended = sides.of_scratch, sides.of_undefended
     seeds = common_seeds([fresh, undefended], sorted(fresh.keys() & undefended.keys()))
     if len(seeds) < SEEDS:
         raise ValueError(
@@ -119,7 +113,7 @@ def _gaps(
 ) -> Iterator[tuple[Where, float, float, float]]:
     budget = sides.cells[0].budget
     for at in sorted(fresh.keys() & undefended.keys()):
-        longest = stretch_of(sides.undefended, at)
+        longest = stretch_of(sides.undefended[at])
         costs = budgets(budget, longest) if at.role == "restricted" else [float(budget)]
         for cost in costs:
             one, other = utilities(undefended[at], cost), utilities(fresh[at], cost)
@@ -128,9 +122,9 @@ def _gaps(
                 yield at, cost, high, low
 
 
-def utilities(open_to: Mapping[int, Sequence[Cell]], units: float) -> dict[int, float]:
+def utilities(open_to: Mapping[int, Open], units: float) -> dict[int, float]:
     """The envelope's test utility at cost <= ``units`` by seed, where there is one."""
-    picks = {seed: best(cells, units) for seed, cells in open_to.items()}
+    picks = {seed: found.best(units) for seed, found in open_to.items()}
     return {seed: pick[1].test for seed, pick in picks.items() if pick is not None}
 
 

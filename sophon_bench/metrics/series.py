@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sophon_bench.metrics.envelopes import (
+    Open,
+    Places,
     Sides,
     Where,
-    best,
     budgets,
     family_label,
     head,
@@ -17,7 +18,6 @@ from sophon_bench.metrics.envelopes import (
     places,
     stretch_of,
     suites,
-    where,
 )
 from sophon_bench.metrics.frozen import Frozen, utilities
 from sophon_bench.metrics.masking import swept
@@ -29,7 +29,7 @@ Level = tuple[float, float, float | None]
 
 
 def curves(
-    cells: Iterable[Cell], frozen: Frozen | Sequence[Frozen] | None = None
+    cells: Iterable[Cell] | Places, frozen: Frozen | Sequence[Frozen] | None = None
 ) -> list[dict[str, Any]]:
     """Envelopes over the budget, one row per place, n and defense.
 
@@ -39,15 +39,15 @@ def curves(
     """
     found = []
     for sides, at, defense in _groups(cells):
-        mine = [cell for cell in sides.defenses[defense] if where(cell) == at]
+        mine = sides.defenses[defense][at]
         seeds = sorted({cell.seed for cell in mine})
         sources = {
             "protected": (sides.of(defense), sides.defenses[defense]),
-            "undefended": (sides.of_undefended(), sides.undefended),
-            "scratch": (sides.of_scratch(), sides.fresh),
+            "undefended": (sides.of_undefended, sides.undefended),
+            "scratch": (sides.of_scratch, sides.fresh),
         }
         levels = {
-            name: _levels(open_to.get(at, {}), seeds, mine[0].budget, stretch_of(own, at))
+            name: _levels(open_to.get(at, {}), seeds, mine[0].budget, stretch_of(own.get(at, ())))
             for name, (open_to, own) in sources.items()
         }
         case = Case(sides, defense, document(sides, frozen))
@@ -56,14 +56,14 @@ def curves(
             {
                 **_head(mine, defense, at),
                 **levels,
-                "resistance": list(case.at_costs(alone, case.seeds).items()),
-                "resistance_all": list(case.at_costs(case.counted, case.seeds).items()),
+                "resistance": list(case.at_costs(alone).items()),
+                "resistance_all": list(case.at_costs(case.counted).items()),
             }
         )
     return found
 
 
-def sweeps(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+def sweeps(cells: Iterable[Cell] | Places) -> list[dict[str, Any]]:
     """Learning-rate sweeps at the whole budget: one row per place, n, defense and family.
 
     A family is an attack with all its parameters but ``lr``; ``levels`` is a list of (lr, mean,
@@ -72,8 +72,8 @@ def sweeps(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     """
     found = []
     for sides, at, defense in _groups(cells):
-        mine = [cell for cell in sides.defenses[defense] if where(cell) == at]
-        fresh = [cell for cell in sides.fresh if where(cell) == at] if _control(mine) else []
+        mine = sides.defenses[defense][at]
+        fresh = sides.fresh.get(at, ()) if _control(mine) else ()
         families = swept([*mine, *fresh], sides.stand_ins).values()
         seeds = {cell.seed for cell in mine}
         for plugin, rates in sorted(families, key=lambda found: family_label(found[0])):
@@ -95,7 +95,7 @@ def sweeps(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     return found
 
 
-def winners(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+def winners(cells: Iterable[Cell] | Places) -> list[dict[str, Any]]:
     """Which trials the envelope picked: one row per place, n, defense and budget.
 
     ``cost`` is the budget in units and ``times`` the same as a multiple of the whole one;
@@ -103,11 +103,11 @@ def winners(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     """
     found = []
     for sides, at, defense in _groups(cells):
-        mine = [cell for cell in sides.defenses[defense] if where(cell) == at]
+        mine = sides.defenses[defense][at]
         open_to = sides.of(defense).get(at, {})
         budget = mine[0].budget
-        for units in budgets(budget, stretch_of(mine, at)):
-            picks = [best(open_to[seed], units) for seed in sorted(open_to)]
+        for units in budgets(budget, stretch_of(mine)):
+            picks = [open_to[seed].best(units) for seed in sorted(open_to)]
             reached = [pick for pick in picks if pick is not None]
             votes = Counter(sides.names.attack(cell) for cell, _ in reached)
             level = interval([point.test for _, point in reached]) if reached else None
@@ -124,17 +124,18 @@ def winners(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     return found
 
 
-def _groups(cells: Iterable[Cell]) -> Iterator[tuple[Sides, Where, str]]:
+def _groups(cells: Iterable[Cell] | Places) -> Iterator[tuple[Sides, Where, str]]:
     """Restricted domain, n and defense of every place, in the order of tables."""
-    for sides in places(c for c in cells if c.role == "restricted"):
-        for at in sorted({where(cell) for cell in sides.cells}):
+    for sides in places(cells):
+        found = {at for own in sides.defenses.values() for at in own if at.role == "restricted"}
+        for at in sorted(found):
             for defense, own in sides.defenses.items():
-                if any(where(cell) == at for cell in own):
+                if at in own:
                     yield sides, at, defense
 
 
 def _levels(
-    open_to: Mapping[int, Sequence[Cell]], seeds: Sequence[int], budget: int, stretch: int
+    open_to: Mapping[int, Open], seeds: Sequence[int], budget: int, stretch: int
 ) -> list[Level]:
     """The envelope where all of ``seeds`` that this side has reach something."""
     found: list[Level] = []

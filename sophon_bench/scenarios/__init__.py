@@ -72,7 +72,7 @@ class ScenarioData:
         image_size: Height and width of the images in pixels.
         benign: Benign domains; the first is also the attacker's auxiliary data.
         samples: The attacker's sample counts n that the protocol asks for.
-        steps: Length of the longest budget, in updates of `REFERENCE_BATCH` examples.
+        steps: Length of the longest budget, in updates of `records.REFERENCE_BATCH` examples.
         pretrain_steps: Updates of the pre-training recipe.
     """
 
@@ -157,7 +157,3 @@ def _read(path: Path) -> Rendered:
             (domain, split): Images(*(arrays[f"{domain}/{split}/{field}"] for field in FIELDS))
             for domain, split in names
         }
-
-
-REFERENCE_BATCH = 64
-"""Examples per update that budgets given in steps are counted in."""
