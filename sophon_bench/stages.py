@@ -32,6 +32,7 @@ from sophon_bench.api import (
 from sophon_bench.backbones import Backbone, Precision
 from sophon_bench.meter import CountedSamples, Meter, PeakMemory, Profile, WatchedTask, profile
 from sophon_bench.records import REFERENCE_BATCH, Cost, Point, Status, derive_seed
+from sophon_bench.samples import Pixels, Streamed, free_bytes
 from sophon_bench.scenarios import DomainData, Images, ScenarioData
 
 T = TypeVar("T")
@@ -91,30 +92,39 @@ class Bench:
         backbone: The architecture of every model.
         device: Where to train and score.
         precision: ``fp32``, or ``bf16`` for autocast.
+        room: Bytes of pixels that one split may take on the device, larger ones are streamed;
+            None: half of what the device has free.
     """
 
     def __init__(
-        self, data: ScenarioData, backbone: Backbone, *, device: torch.device, precision: Precision
+        self,
+        data: ScenarioData,
+        backbone: Backbone,
+        *,
+        device: torch.device,
+        precision: Precision,
+        room: int | None = None,
     ) -> None:
         self.data = data
         self.backbone = backbone
         self.device = device
         self.precision = precision
-        self._samples: dict[tuple[str, str], Samples] = {}
+        self._room = free_bytes(device) // 2 if room is None else room
+        self._samples: dict[tuple[str, str], Pixels] = {}
 
-    def samples(self, domain: DomainData, split: str) -> Samples:
+    def samples(self, domain: DomainData, split: str) -> Pixels:
         """A whole split on the device."""
         key = (domain.name, split)
         if key not in self._samples:
             self._samples[key] = self._upload(domain.splits[split])
         return self._samples[key]
 
-    def _upload(self, images: Images, index: Tensor | None = None) -> Samples:
+    def _upload(self, images: Images, index: Tensor | None = None) -> Pixels:
         pixels, labels = torch.from_numpy(images.pixels), torch.from_numpy(images.labels)
         if index is not None:
             pixels, labels = pixels[index], labels[index]
-        inputs = self.backbone.normalize(pixels).contiguous(memory_format=torch.channels_last)
-        return Samples(inputs.to(self.device), labels.to(self.device))
+        held = Pixels if pixels.nbytes <= self._room else Streamed
+        return held(pixels, labels, self.backbone.normalize, device=self.device)
 
     def defender(self) -> tuple[Domain, Domain]:
         """The original and the restricted domain as a defender sees them."""
@@ -123,8 +133,8 @@ class Bench:
         return (
             Domain(
                 original.task,
-                self.samples(original, "train"),
-                self.samples(original, "validation"),
+                self.samples(original, "train").copy(),
+                self.samples(original, "validation").copy(),
             ),
             Domain(
                 restricted.task,
@@ -133,7 +143,7 @@ class Bench:
             ),
         )
 
-    def attacker(self, domain: DomainData, count: int, seed: int) -> tuple[Samples, Samples]:
+    def attacker(self, domain: DomainData, count: int, seed: int) -> tuple[Pixels, Pixels]:
         """The attacker's ``count`` samples of this seed, as training and validation.
 
         Fewer samples are a subset of more: both are the beginning of one balanced order.
@@ -144,7 +154,7 @@ class Bench:
     def auxiliary(self) -> Samples | None:
         """Benign data for an attacker to keep: the first benign domain's training samples."""
         benign = self.data.benign
-        return _copy(self.samples(benign[0], "train")) if benign else None
+        return self.samples(benign[0], "train").copy() if benign else None
 
     def new_model(self, rng: torch.Generator, *, pretrained: bool = False) -> Model:
         """A model with fresh weights and the original head; or the published weights, if asked."""
@@ -236,11 +246,6 @@ def _lazily(start: Callable[[], Iterator[T]]) -> Generator[T, None, object]:
         raise RuntimeError("the plugin called sys.exit; raise an exception instead") from error
 
 
-def _copy(samples: Samples) -> Samples:
-    """Samples that a plugin may overwrite."""
-    return Samples(samples.inputs.clone(), samples.targets.clone())
-
-
 def pretrain(bench: Bench, seed: int, tick: Tick) -> Made:
     """Train the backbone on the original domain."""
     original, _ = bench.defender()
@@ -288,9 +293,9 @@ def protect(bench: Bench, weights: Weights, defense: Defense, seed: int, tick: T
         ValueError: If it yields nothing, or weights that do not fit the backbone.
     """
     original, restricted = bench.defender()
-    counted = [CountedSamples(_copy(original.train)), CountedSamples(restricted.train)]
+    counted = [CountedSamples(original.train), CountedSamples(restricted.train)]
     view = DefenseView(
-        original=Domain(original.task, counted[0], _copy(original.validation)),
+        original=Domain(original.task, counted[0], original.validation),
         restricted=Domain(restricted.task, counted[1], restricted.validation),
         device=bench.device,
         rng=_generator("defense", seed),
@@ -443,8 +448,8 @@ class _Judge:
         bench: Bench,
         domain: DomainData,
         task: WatchedTask,
-        train: Samples,
-        validation: Samples,
+        train: Pixels,
+        validation: Pixels,
         meter: Meter,
         rng: torch.Generator,
     ) -> None:
@@ -452,8 +457,8 @@ class _Judge:
         self.task = task
         self.meter = meter
         self.splits = {
-            "fit": Samples(train.inputs[:FIT_EXAMPLES].clone(), train.targets[:FIT_EXAMPLES]),
-            "validation": validation,
+            "fit": Samples(*train[:FIT_EXAMPLES]),
+            "validation": validation.copy(),
             **{
                 split: bench.samples(domain, split)
                 for split in ("selection", "test", "second_test")
@@ -468,10 +473,14 @@ class _Judge:
             return None
         state = self.rng.get_state()
         with self.meter.looking():
-            selection = self.task.predict(predictor, self.splits["selection"].inputs)
-            if selection.isnan().any():
+            watched = _Watched(predictor)
+            selection = self.task.utility(watched, self.splits["selection"])
+            if watched.nan:
                 return None
-            utilities = {n: self.task.utility(predictor, s) for n, s in self.splits.items()}
+            utilities = {
+                name: selection if name == "selection" else self.task.utility(predictor, samples)
+                for name, samples in self.splits.items()
+            }
         self.rng.set_state(state)
         return Point(
             steps=self.meter.steps,
@@ -482,12 +491,32 @@ class _Judge:
 
     def same(self, one: Predictor, other: Predictor) -> bool:
         """Whether two predictors agree to the last bit on examples of the selection split."""
-        inputs = self.splits["selection"].inputs[:REFERENCE_BATCH]
+        inputs, _ = self.splits["selection"][:REFERENCE_BATCH]
         with self.meter.looking():
             return torch.equal(*(self.task.predict(p, inputs) for p in (one, other)))
 
     def words(self, curve: Sequence[Point]) -> str:
         return f"accuracy {100 * curve[-1].test:.1f} %" if curve else "…"
+
+
+class _Watched:
+    """A predictor that remembers whether any of its outputs was NaN."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._found: Tensor | None = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        outputs = self._predictor(*inputs)
+        if isinstance(outputs, Tensor):
+            found = outputs.isnan().any()
+            self._found = found if self._found is None else self._found | found
+        return outputs
+
+    @property
+    def nan(self) -> bool:
+        """Whether one was; waits for the device."""
+        return self._found is not None and bool(self._found)
 
 
 class _Changes:

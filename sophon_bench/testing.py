@@ -33,7 +33,7 @@ from sophon_bench import registry, stages
 from sophon_bench.api import Attack, Defense, Incompatible, Model, Predictor, Samples
 from sophon_bench.authoring import PLACEHOLDER
 from sophon_bench.backbones import Backbone, BackboneError
-from sophon_bench.meter import Meter
+from sophon_bench.meter import CountedSamples, Meter
 from sophon_bench.registry import BrokenPlugin, Entry, UnknownName
 from sophon_bench.scenarios import DomainData, Images, Scenario, ScenarioData
 from sophon_bench.selectors import SelectorError, Trial, construct
@@ -458,23 +458,28 @@ class _Watched:
 def _samples(view: Any) -> Iterator[tuple[str, Samples]]:
     for name in ("train", "validation", "auxiliary"):
         if isinstance(found := getattr(view, name, None), Samples):
-            yield f"view.{name}", found
+            yield f"view.{name}", _uncounted(found)
     for name in ("original", "restricted"):
         if (domain := getattr(view, name, None)) is not None:
-            yield f"view.{name}.train", domain.train
-            yield f"view.{name}.validation", domain.validation
+            yield f"view.{name}.train", _uncounted(domain.train)
+            yield f"view.{name}.validation", _uncounted(domain.validation)
+
+
+def _uncounted(samples: Samples) -> Samples:
+    """The harness's own look must not be taken for the plugin's."""
+    return samples.counted if isinstance(samples, CountedSamples) else samples
 
 
 def _copies(view: Any) -> dict[str, tuple[Tensor, Tensor]]:
-    """Copies of what a view holds; the harness must not take this for the plugin's look."""
-    return {name: (s._inputs.clone(), s._targets.clone()) for name, s in _samples(view)}
+    """Copies of what a view holds."""
+    return {name: (s.inputs.clone(), s.targets.clone()) for name, s in _samples(view)}
 
 
 def _changed(view: Any, given: dict[str, tuple[Tensor, Tensor]]) -> set[str]:
     return {
         name
         for name, s in _samples(view)
-        if not (torch.equal(s._inputs, given[name][0]) and torch.equal(s._targets, given[name][1]))
+        if not (torch.equal(s.inputs, given[name][0]) and torch.equal(s.targets, given[name][1]))
     }
 
 

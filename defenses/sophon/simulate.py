@@ -69,9 +69,7 @@ def reset(learner: Model, model: Model, head: Head, *, task: Task, rng: torch.Ge
     if head == "fresh":
         learner.fresh_head(task.num_outputs, rng)
     with torch.no_grad():
-        pairs = zip(shared_tensors(learner, head), shared_tensors(model, head), strict=True)
-        for mine, theirs in pairs:
-            mine.copy_(theirs)
+        torch._foreach_copy_(shared_tensors(learner, head), shared_tensors(model, head))
     learner.train()
 
 
@@ -92,6 +90,5 @@ def first_order(
         if weight:
             loss = weight * objective(task.predict(learner, judge.inputs), judge.targets)
             gradients = torch.autograd.grad(loss, wanted, materialize_grads=True)
-            for so_far, gradient in zip(total, gradients, strict=True):
-                so_far += gradient
+            torch._foreach_add_(total, gradients)
     return total

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from sophon_bench.api import Batch, Predictor, Samples
 
-SCORING_BATCH = 512
+SCORING_BATCH = {"cpu": 64, "cuda": 512}
+"""Examples per forward pass: what a processor's cache holds, and what fills a GPU."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,11 @@ class Classification:
 
     def utility(self, predictor: Predictor, samples: Samples) -> float:
         """Accuracy in [0, 1]; a row of outputs with a NaN counts as wrong."""
-        correct = torch.zeros((), dtype=torch.long, device=samples.inputs.device)
-        for start in range(0, len(samples), SCORING_BATCH):
-            outputs = self.predict(predictor, samples.inputs[start : start + SCORING_BATCH])
-            targets = samples.targets[start : start + SCORING_BATCH]
-            right = (outputs.argmax(dim=1) == targets) & ~outputs.isnan().any(dim=1)
+        correct = torch.zeros((), dtype=torch.long, device=samples.targets.device)
+        size = SCORING_BATCH[samples.targets.device.type]
+        for start in range(0, len(samples), size):
+            batch = samples[start : start + size]
+            outputs = self.predict(predictor, batch.inputs)
+            right = (outputs.argmax(dim=1) == batch.targets) & ~outputs.isnan().any(dim=1)
             correct += right.sum()
         return float(correct) / len(samples)
