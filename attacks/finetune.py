@@ -3,15 +3,17 @@
 Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt
 
 from sophon_bench import training
 from sophon_bench.api import AttackView, Model
 from sophon_bench.registry import attacks
+
+from ._gradient import TOGETHER, descend
 
 
 @attacks.register("finetune")
@@ -32,6 +34,8 @@ class FineTune:
         steps: Updates to make, and the schedule's length; None: until the budget is spent.
     """
 
+    together: ClassVar = TOGETHER
+
     optimizer: training.OptimizerName = "momentum"
     lr: Annotated[float, Gt(0)] = 1e-2
     schedule: training.ScheduleName = "constant"
@@ -47,11 +51,10 @@ class FineTune:
         training.check_schedule(self.schedule, self.steps)
 
     def run(self, model: Model, view: AttackView) -> Iterator[Model]:
-        training.choose_head(model, self.head, outputs=view.task.num_outputs, rng=view.rng)
-        moving = training.move_only(model, self.scope, count=self.last_blocks)
-        for _ in training.descend(
-            lambda batch: view.task.loss(model, batch), view.batches(self.batch_size), moving,
-            optimizer=self.optimizer, lr=self.lr, decay=self.weight_decay,
-            schedule=self.schedule, steps=self.steps, clip=self.clip,
-        ):  # fmt: skip
-            yield model
+        for (only,) in descend([self], model, view):
+            yield only
+
+    def run_many(
+        self, trials: Sequence["FineTune"], model: Model, view: AttackView
+    ) -> Iterator[list[Model]]:
+        yield from descend(trials, model, view)

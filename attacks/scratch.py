@@ -3,9 +3,9 @@
 Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699 (train-from-scratch baseline).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt
 
@@ -13,6 +13,7 @@ from sophon_bench import training
 from sophon_bench.api import AttackView, Model
 from sophon_bench.registry import attacks
 
+from ._gradient import TOGETHER
 from .finetune import FineTune
 
 
@@ -31,6 +32,8 @@ class Scratch:
         steps: Updates to make, and the schedule's length; None: until the budget is spent.
     """
 
+    together: ClassVar = TOGETHER
+
     optimizer: training.OptimizerName = "momentum"
     lr: Annotated[float, Gt(0)] = 1e-1
     schedule: training.ScheduleName = "constant"
@@ -43,13 +46,13 @@ class Scratch:
         training.check_schedule(self.schedule, self.steps)
 
     def run(self, model: Model, view: AttackView) -> Iterator[Model]:
-        tuned = FineTune(
-            optimizer=self.optimizer,
-            lr=self.lr,
-            schedule=self.schedule,
-            weight_decay=self.weight_decay,
-            clip=self.clip,
-            batch_size=self.batch_size,
-            steps=self.steps,
-        )
-        yield from tuned.run(view.new_model(), view)
+        yield from self._tuned().run(view.new_model(), view)
+
+    def run_many(
+        self, trials: Sequence["Scratch"], model: Model, view: AttackView
+    ) -> Iterator[list[Model]]:
+        tuned = [trial._tuned() for trial in trials]
+        yield from tuned[0].run_many(tuned, view.new_model(), view)
+
+    def _tuned(self) -> FineTune:
+        return FineTune(**{field.name: getattr(self, field.name) for field in fields(self)})

@@ -7,9 +7,9 @@ harness owns the budget, the clock, the scoring, the checkpoints, the seeds and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -210,6 +210,28 @@ class Attack(Protocol):
 
     def run(self, model: Model, view: AttackView) -> Iterator[Predictor]:
         """Yield the current predictor after every update, until the harness stops asking."""
+        ...
+
+
+class AttackMany(Attack, Protocol):
+    """An attack that can also run several of its trials at once.
+
+    The harness does so where it measures that it takes less time than one after the other.
+
+    Attributes:
+        together: Names of the fields in which such trials may differ.
+    """
+
+    together: ClassVar[Sequence[str]]
+
+    def run_many(
+        self, trials: Sequence[Any], model: Model, view: AttackView
+    ) -> Iterator[list[Any]]:
+        """Yield a predictor for each of ``trials`` after every update of all of them.
+
+        Each trial does what its `run` would do alone. ``trials`` are of this class, begin with
+        ``self``, and differ in the fields of ``together`` alone.
+        """
         ...
 
 

@@ -106,11 +106,13 @@ class Meter:
     Args:
         profile: Of the undefended backbone.
         device: Where the plugin works.
+        together: Trials that the plugin runs at once; what is told is the share of one.
     """
 
-    def __init__(self, profile: Profile, device: torch.device) -> None:
+    def __init__(self, profile: Profile, device: torch.device, *, together: int = 1) -> None:
         self.profile = profile
         self.device = device
+        self.together = together
         self.units = 0.0
         self.steps = 0
         self._recent: deque[float] = deque(maxlen=2)
@@ -155,7 +157,8 @@ class Meter:
             if flops is not None:
                 self._synchronize()
                 self._sampled_seconds += time.perf_counter() - begin
-                self._calibrate(flops.get_total_flops() / self.profile.flops_per_unit)
+                units = flops.get_total_flops() / self.profile.flops_per_unit
+                self._calibrate(units / self.together)
             else:
                 self._timed_seconds += time.perf_counter() - begin
                 self._timed_steps += 1
@@ -199,8 +202,8 @@ class Meter:
     def seconds(self) -> float:
         """Time inside the plugin; sampled steps count as much as the others do on average."""
         if self._timed_steps == 0:
-            return self._sampled_seconds
-        return self._timed_seconds * self.steps / self._timed_steps
+            return self._sampled_seconds / self.together
+        return self._timed_seconds * self.steps / self._timed_steps / self.together
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[None]:
@@ -235,6 +238,7 @@ class Meter:
             units=self.units,
             flops=self.units * self.profile.flops_per_unit,
             peak_bytes=peak_bytes,
+            together=self.together,
         )
 
 

@@ -114,6 +114,16 @@ class AttackStage:
         """Planned cost at most."""
         return float(self.budget * self.stretch)
 
+    @property
+    def companions(self) -> tuple[str, ...] | None:
+        """What it has in common with the stages that it may run together with; None: with none."""
+        fields = getattr(self.attack.plugin, "together", None)
+        if fields is None:
+            return None
+        shared = {k: v for k, v in self.attack.parameters.items() if k not in fields}
+        place = (self.samples, self.budget, self.domain, self.stretch)
+        return (self.upstream.key, self.attack.name, repr(place), repr(sorted(shared.items())))
+
 
 Stage = PretrainStage | ProtectStage | AttackStage
 

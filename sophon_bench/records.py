@@ -48,6 +48,7 @@ class Cost(Record, frozen=True, kw_only=True):
         flops: ``units`` times the FLOPs of one unit.
         peak_bytes: Peak memory of the stage: allocated on the GPU, or resident on the CPU.
             None where the platform does not tell.
+        together: Trials that ran at once; ``seconds`` is the share of one, ``peak_bytes`` of all.
     """
 
     seconds: Amount
@@ -56,6 +57,7 @@ class Cost(Record, frozen=True, kw_only=True):
     units: Amount
     flops: Amount
     peak_bytes: Count | None = None
+    together: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 class Point(Record, frozen=True, kw_only=True):

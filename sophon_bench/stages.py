@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sophon_bench import training
 from sophon_bench.api import (
     Attack,
+    AttackMany,
     AttackView,
     Defense,
     DefenseView,
@@ -234,16 +235,24 @@ def _generator(*parts: str | int) -> torch.Generator:
 def _lazily(start: Callable[[], Iterator[T]]) -> Generator[T, None, object]:
     """A generator that does nothing until asked: what ``start`` does is on the meter too."""
     try:
-        started = start()
-        if not isinstance(started, Iterator):
-            raise TypeError(
-                f"run returned {type(started).__name__}; make it a generator that yields after "
-                f"every update"
-            )
-        steps: Any = started
+        steps: Any = start()
         return (yield from steps)
     except SystemExit as error:
         raise RuntimeError("the plugin called sys.exit; raise an exception instead") from error
+
+
+def _started(run: Iterator[T]) -> Iterator[T]:
+    """What a plugin's ``run`` returned, if it is a generator."""
+    if not isinstance(run, Iterator):
+        raise TypeError(
+            f"run returned {type(run).__name__}; make it a generator that yields after every update"
+        )
+    return run
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def pretrain(bench: Bench, seed: int, tick: Tick) -> Made:
@@ -280,8 +289,7 @@ def seconds_per_unit(bench: Bench) -> float:
     begin = time.perf_counter()
     for _ in run:
         pass
-    if bench.device.type == "cuda":
-        torch.cuda.synchronize(bench.device)
+    _synchronize(bench.device)
     return (time.perf_counter() - begin) / ((steps - 1) * REFERENCE_BATCH)
 
 
@@ -302,7 +310,7 @@ def protect(bench: Bench, weights: Weights, defense: Defense, seed: int, tick: T
     )
     model = bench.load(weights)
     steps: int | None = getattr(defense, "steps", None)
-    run = _lazily(lambda: defense.run(model, view))
+    run = _lazily(lambda: _started(defense.run(model, view)))
     return _make(bench, model, run, steps, derive_seed("defense-global", seed), tick, counted)
 
 
@@ -365,9 +373,97 @@ def attack(
         NoUpdate: If it yields nothing, draws no sample, or never changes a weight, or yields the
             released model's function as it is.
     """
-    meter = Meter(bench.profile, bench.device)
-    restricted = bench.data.restricted
-    domain = domain or restricted
+
+    def run(model: Model, view: AttackView) -> Iterator[list[Predictor]]:
+        for predictor in _started(plugin.run(model, view)):
+            yield [predictor]
+
+    place = (bench, weights, samples, seed, domain or bench.data.restricted)
+    goals = _goals(budget, score_at, stretch)
+    (outcome,) = _attack(place, run, goals, [tick], [[] if scored is None else scored])
+    if isinstance(outcome, NoUpdate):
+        raise outcome
+    return outcome
+
+
+def attack_many(
+    bench: Bench,
+    weights: Weights,
+    plugins: Sequence[AttackMany],
+    *,
+    samples: int,
+    seed: int,
+    budget: int,
+    ticks: Sequence[Tick],
+    score_at: Sequence[float] = SCORE_AT,
+    stretch: int = 1,
+    domain: DomainData | None = None,
+) -> list[Attacked | NoUpdate]:
+    """As `attack`, for trials of one attack that it can run at once; a result for each.
+
+    Raises:
+        ValueError: If the attack yields another number of predictors.
+    """
+
+    def run(model: Model, view: AttackView) -> Iterator[list[Predictor]]:
+        yield from _started(plugins[0].run_many(plugins, model, view))
+
+    place = (bench, weights, samples, seed, domain or bench.data.restricted)
+    goals = _goals(budget, score_at, stretch)
+    return _attack(place, run, goals, ticks, [[] for _ in plugins])
+
+
+def speed_up(bench: Bench, plugins: Sequence[AttackMany], *, samples: int) -> float:
+    """How many times as fast ``plugins`` are at once as one after the other, on fresh weights.
+
+    From three updates each, after one to begin with; 0 where they cannot run at once.
+    """
+    train, validation = bench.attacker(bench.data.restricted, samples, 0)
+
+    def seconds(start: Callable[[Model, AttackView], Iterator[object]]) -> float:
+        view = AttackView(
+            task=bench.data.restricted.task,
+            train=train,
+            validation=validation,
+            auxiliary=bench.auxiliary(),
+            new_model=lambda: bench.new_model(torch.Generator()),
+            device=bench.device,
+            rng=torch.Generator(),
+        )
+        run = start(view.new_model(), view)
+        next(run)
+        _synchronize(bench.device)
+        begin = time.perf_counter()
+        for _ in range(3):
+            next(run)
+        _synchronize(bench.device)
+        return time.perf_counter() - begin
+
+    with _global_rng(0, bench.device):
+        alone = seconds(plugins[0].run)
+        try:
+            together = seconds(lambda model, view: plugins[0].run_many(plugins, model, view))
+        except (RuntimeError, NotImplementedError):  # no rule of vmap, or no memory
+            return 0.0
+    return alone * len(plugins) / together
+
+
+def _goals(budget: int, score_at: Sequence[float], stretch: int) -> list[float]:
+    """Costs to score at, in units."""
+    longer = [times for times in STRETCHED_AT if times < stretch]
+    return sorted({budget * at for at in (*score_at, *longer, stretch) if at <= stretch})
+
+
+def _attack(
+    place: tuple[Bench, Weights, int, int, DomainData],
+    run: Callable[[Model, AttackView], Iterator[list[Predictor]]],
+    goals: Sequence[float],
+    ticks: Sequence[Tick],
+    curves: Sequence[list[Point]],
+) -> list[Attacked | NoUpdate]:
+    """Run one trial or several at once, and score each."""
+    bench, weights, samples, seed, domain = place
+    meter = Meter(bench.profile, bench.device, together=len(ticks))
     train, validation = bench.attacker(domain, samples, seed)
     counted = CountedSamples(train)
     task = WatchedTask(domain.task)
@@ -376,68 +472,121 @@ def attack(
         task=task,
         train=counted,
         validation=validation,
-        auxiliary=bench.auxiliary() if domain is restricted else None,
+        auxiliary=bench.auxiliary() if domain is bench.data.restricted else None,
         new_model=lambda: meter.watch(bench.new_model(fresh)),
         device=bench.device,
         rng=_generator("attack", seed),
     )
     judge = _Judge(bench, domain, task, train, validation, meter, view.rng)
-    curve = [] if scored is None else scored
-    longer = [times for times in STRETCHED_AT if times < stretch]
-    goals = sorted({budget * at for at in (*score_at, *longer, stretch) if at <= stretch})
-    last = goals[-1]
-    changes = _Changes(weights)
-    nonfinite: int | None = None
-    predictor: Predictor | None = None
+    trials = [
+        _Trial(judge, weights, goals, tick, curve)
+        for tick, curve in zip(ticks, curves, strict=True)
+    ]
     with (
         PeakMemory(bench.device) as peak,
         _global_rng(derive_seed("attack-global", seed), bench.device),
     ):
         model = meter.watch(bench.load(weights))
-        run = _lazily(lambda: plugin.run(model, view))
-        for predictor in meter.drive(run):
-            if not callable(predictor):
-                raise TypeError(
-                    f"update {meter.steps} yielded {_described(predictor)}; yield a model, or a "
-                    f"function from images to outputs, after every update"
+        for predictors in meter.drive(_lazily(lambda: run(model, view))):
+            if len(predictors) != len(trials):
+                raise ValueError(
+                    f"update {meter.steps} yielded {len(predictors)} predictors for "
+                    f"{len(trials)} trials"
                 )
-            changes.note(predictor, meter.steps)
-            if meter.steps == 1 and not (task.finite() and _finite(predictor)):
-                nonfinite = 1
+            for trial, predictor in zip(trials, predictors, strict=True):
+                if not trial.done:
+                    trial.take(predictor)
+            if all(trial.done for trial in trials):
                 break
-            if meter.units + meter.next <= goals[0] * ROUNDING:
-                tick(meter.units / last, judge.words(curve))
-                continue
-            if (point := judge.score(predictor)) is None:
-                nonfinite = meter.steps
-                break
-            curve.append(point)
-            tick(meter.units / last, judge.words(curve))
-            while goals and meter.units + meter.next > goals[0] * ROUNDING:
-                goals.pop(0)
-            if not goals:
-                break
-        else:
-            if predictor is not None and (not curve or curve[-1].steps < meter.steps):
-                point = judge.score(predictor)
-                nonfinite = meter.steps if point is None else None
-                curve += [point] if point is not None else []
+        for trial in trials:
+            trial.end()
         meter.settle()
-    if predictor is None:
-        raise NoUpdate("the attack yielded nothing; yield the predictor after every update")
-    if not counted.touched:
-        raise NoUpdate("the attack drew no sample of view.train")
-    if nonfinite is None and isinstance(predictor, nn.Module):
-        changes.check(predictor, went_backward=meter.went_backward)
-    elif nonfinite is None and judge.same(predictor, bench.load(weights)):
-        raise NoUpdate("the attack yields what the released model computes, unchanged")
-    return Attacked(
-        status="ok" if nonfinite is None else "diverged",
-        reason=None if nonfinite is None else f"non-finite values at or before update {nonfinite}",
-        curve=curve,
-        nonfinite_step=nonfinite,
-        cost=meter.cost(examples=counted.drawn, peak_bytes=peak.bytes),
-    )
+    cost = meter.cost(examples=counted.drawn, peak_bytes=peak.bytes)
+    return [trial.outcome(cost, touched=counted.touched) for trial in trials]
+
+
+class _Trial:
+    """One trial under way: what it reached so far, and whether it is over."""
+
+    def __init__(
+        self,
+        judge: _Judge,
+        weights: Weights,
+        goals: Sequence[float],
+        tick: Tick,
+        curve: list[Point],
+    ) -> None:
+        self.judge = judge
+        self.weights = weights
+        self.goals = list(goals)
+        self.last = goals[-1]
+        self.tick = tick
+        self.curve = curve
+        self.changes = _Changes(weights)
+        self.predictor: Predictor | None = None
+        self.nonfinite: int | None = None
+        self.done = False
+
+    def take(self, predictor: Predictor) -> None:
+        """Look at what an update made, and score it if that is due."""
+        meter = self.judge.meter
+        if not callable(predictor):
+            raise TypeError(
+                f"update {meter.steps} yielded {_described(predictor)}; yield a model, or a "
+                f"function from images to outputs, after every update"
+            )
+        self.predictor = predictor
+        self.changes.note(predictor, meter.steps)
+        if meter.steps == 1 and not (self.judge.task.finite() and _finite(predictor)):
+            self.nonfinite, self.done = 1, True
+            return
+        if meter.units + meter.next > self.goals[0] * ROUNDING:
+            self._score(predictor)
+            while self.goals and meter.units + meter.next > self.goals[0] * ROUNDING:
+                self.goals.pop(0)
+            self.done = self.done or not self.goals
+        self.tick(meter.units / self.last, self.judge.words(self.curve))
+
+    def end(self) -> None:
+        """Score what is left where the attack came to its own end."""
+        scored = self.curve and self.curve[-1].steps == self.judge.meter.steps
+        if self.predictor is not None and not self.done and not scored:
+            self._score(self.predictor)
+
+    def _score(self, predictor: Predictor) -> None:
+        point = self.judge.score(predictor)
+        if point is None:
+            self.nonfinite, self.done = self.judge.meter.steps, True
+        else:
+            self.curve.append(point)
+
+    def outcome(self, cost: Cost, *, touched: bool) -> Attacked | NoUpdate:
+        """How it went; an attack that did nothing has its error."""
+        try:
+            self._check(touched)
+        except NoUpdate as error:
+            return error
+        finite = self.nonfinite is None
+        return Attacked(
+            status="ok" if finite else "diverged",
+            reason=None if finite else f"non-finite values at or before update {self.nonfinite}",
+            curve=self.curve,
+            nonfinite_step=self.nonfinite,
+            cost=cost,
+        )
+
+    def _check(self, touched: bool) -> None:
+        if self.predictor is None:
+            raise NoUpdate("the attack yielded nothing; yield the predictor after every update")
+        if not touched:
+            raise NoUpdate("the attack drew no sample of view.train")
+        if self.nonfinite is not None:
+            return
+        if isinstance(self.predictor, nn.Module):
+            meter = self.judge.meter
+            self.changes.check(self.predictor, went_backward=meter.went_backward)
+        elif self.judge.same(self.predictor, self.judge.bench.load(self.weights)):
+            raise NoUpdate("the attack yields what the released model computes, unchanged")
 
 
 class _Judge:
@@ -453,6 +602,7 @@ class _Judge:
         meter: Meter,
         rng: torch.Generator,
     ) -> None:
+        self.bench = bench
         self.rng = rng
         self.task = task
         self.meter = meter

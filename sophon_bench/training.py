@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sophon_bench.api import Batch, Domain, Incompatible, Model
+from sophon_bench.api import Batch, Domain, Incompatible, Model, Task
 
 OptimizerName = Literal[
     "sgd", "momentum", "nesterov", "adagrad", "adadelta", "rmsprop", "adam", "adamw"
@@ -42,8 +45,28 @@ def make_optimizer(
         lr: Step size, positive.
         decay: L2 penalty (decoupled for ``adamw``), at least 0.
     """
-    how = {"fused": True} if name in _FUSED else {"foreach": True}
-    return _OPTIMIZERS[name](list(parameters), lr=lr, weight_decay=decay, **how)
+    return _optimizer(name, [{"params": list(parameters), "lr": lr, "weight_decay": decay}])
+
+
+def _optimizer(name: OptimizerName, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+    if name not in _FUSED:
+        return _OPTIMIZERS[name](groups, foreach=True)
+    optimizer = _OPTIMIZERS[name](groups, fused=True)
+    optimizer.register_step_pre_hook(_align)
+    return optimizer
+
+
+def _align(optimizer: torch.optim.Optimizer, *_arguments: Any) -> None:
+    """Lay gradients out as their parameters are.
+
+    torch's fused kernels walk through both in the order of memory, whatever their strides: of a
+    transposed gradient they would silently take the wrong elements.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is not None and gradient.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 ScheduleName = Literal["constant", "cosine", "one-cycle", "warm-up"]
@@ -196,6 +219,92 @@ def descend(
         stepper.step()
         scheduler.step()
         yield
+
+
+def descend_many(
+    model: Model,
+    task: Task,
+    batches: Iterable[Batch],
+    moving: Sequence[nn.Parameter],
+    *,
+    optimizer: OptimizerName,
+    lrs: Sequence[float],
+    decays: Sequence[float],
+    schedule: ScheduleName = "constant",
+    steps: int | None = None,
+    clip: float | None = None,
+) -> Iterator[list[Model]]:
+    """As `descend`, for several step sizes and penalties at once; yields a model for each.
+
+    All begin as ``model`` is and see the same batches and the same dropout, as each would alone.
+    """
+    together = _Together(model, moving, len(lrs))
+    groups = [
+        {"params": own, "lr": lr, "weight_decay": decay}
+        for own, lr, decay in zip(together.moving, lrs, decays, strict=True)
+    ]
+    stepper = _optimizer(optimizer, groups)
+    scheduler = make_schedule(schedule, stepper, steps=steps)
+    for batch in itertools.islice(batches, steps):
+        together.differentiate(task, batch)
+        for own in together.moving if clip is not None else ():
+            nn.utils.clip_grad_norm_(own, clip)  # type: ignore[arg-type]
+        stepper.step()
+        scheduler.step()
+        yield together.members
+
+
+class _Together:
+    """Copies of a model side by side: one pass moves all of them.
+
+    Args:
+        model: What they begin as; it stands for all of them in every pass.
+        moving: Its parameters that are trained.
+        count: How many.
+
+    Attributes:
+        members: The copies; their weights and buffers are slices of stacked ones.
+        moving: For each, its parameters that are trained.
+    """
+
+    def __init__(self, model: Model, moving: Sequence[nn.Parameter], count: int) -> None:
+        chosen = {id(parameter) for parameter in moving}
+        self.model = model
+        self.members = [copy.deepcopy(model) for _ in range(count)]
+        self.moving: list[list[nn.Parameter]] = [[] for _ in range(count)]
+        self._weights: dict[str, Tensor] = {}
+        self._fixed: dict[str, Tensor] = {}
+        own = [dict(member.named_parameters()) for member in self.members]
+        for name, parameter in model.named_parameters():
+            if id(parameter) not in chosen:
+                self._fixed[name] = parameter.detach()
+                continue
+            stacked = torch.stack([parameter.detach()] * count)
+            self._weights[name] = stacked.requires_grad_()
+            for mine, found, part in zip(own, self.moving, self._weights[name], strict=True):
+                mine[name].data = part.detach()
+                found.append(mine[name])
+        self._buffers = {n: torch.stack([b] * count) for n, b in model.named_buffers()}
+        for name, stacked in self._buffers.items():
+            path, _, leaf = name.rpartition(".")
+            for member, part in zip(self.members, stacked, strict=True):
+                member.get_submodule(path)._buffers[leaf] = part
+
+    def differentiate(self, task: Task, batch: Batch) -> None:
+        """Give every copy's moving parameters the gradient of its own loss on ``batch``."""
+
+        def loss(weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+            tensors = {**self._fixed, **weights, **buffers}
+            return task.loss(lambda inputs: functional_call(self.model, tensors, inputs), batch)
+
+        with warnings.catch_warnings():
+            # whether doing without a rule is too slow is measured before anything is run at once
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            losses = vmap(loss, randomness="same")(self._weights, self._buffers)
+        gradients = torch.autograd.grad(losses.sum(), list(self._weights.values()))
+        for parts, *parameters in zip(gradients, *self.moving, strict=True):
+            for parameter, part in zip(parameters, parts, strict=True):
+                parameter.grad = part
 
 
 def train(

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from sophon_bench import registry
+from sophon_bench import registry, stages
 from sophon_bench.api import AttackView, DefenseView, Incompatible, Model
 from sophon_bench.backbones import Backbone
 from sophon_bench.engines.local import LocalEngine
@@ -292,3 +292,59 @@ def test_kill_dash_nine_several_times_then_the_same_command(
         for f in (tmp_path / "calm.json", tmp_path / "killed.json")
     )
     assert one == two
+
+
+@pytest.mark.parametrize("gain", [10.0, 0.5])
+def test_trials_run_at_once_where_that_pays(
+    gain: float,
+    setting: Setting,
+    tmp_path: Path,
+    reference: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def speed_up(_bench: Any, plugins: Any, **_named: Any) -> float:
+        asked.append(len(plugins))
+        return gain
+
+    monkeypatch.setattr(stages, "speed_up", speed_up)
+    reporter = Silent()
+    cells = engine(tmp_path, reporter, together=32).run(plan_of(setting))
+    assert asked == [2]  # of a kind, once
+    assert [cell.status for cell in cells] == ["ok"] * 5
+    counts = [cell.cost.together for cell in cells if cell.cost]
+    assert sorted(counts) == [1, 2, 2, 2, 2] if gain > 1 else counts == [1] * 5
+    found = metrics(cells)
+    assert found.keys() == reference.keys()
+    for key, content in found.items():
+        for one, other in zip(content["curve"], reference[key]["curve"], strict=True):
+            assert one["test"] == pytest.approx(other["test"], abs=0.05)
+    again = Silent()
+    engine(tmp_path, again, together=32).run(plan_of(setting))
+    assert again.done == []
+    assert sorted(again.reused) == sorted(reporter.done)
+
+
+def test_what_fails_at_once_is_done_one_by_one(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_arguments: Any, **_named: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(stages, "speed_up", lambda *_a, **_n: 10.0)
+    monkeypatch.setattr(stages, "attack_many", broken)
+    cells = engine(tmp_path, together=32).run(plan_of(setting))
+    assert [cell.status for cell in cells] == ["ok"] * 5
+
+
+def test_companions_differ_in_what_may_differ_alone(setting: Setting) -> None:
+    attacks = ["finetune[lr=[0.01,0.03],weight_decay=[0,0.1]]", "finetune[optimizer=adam]", "lora"]
+    cells = plan_of(setting, attacks=attacks, samples=[10, 20]).cells
+    groups: dict[Any, list[str]] = {}
+    for cell in cells:
+        groups.setdefault(cell.companions, []).append(cell.label)
+    counts = sorted(len(group) for key, group in groups.items() if key is not None)
+    # by n: scratch once, and against each of two models four trials and one of another optimizer
+    assert counts == sorted([1, 4, 4, 1, 1] * 2)
+    assert len(groups[None]) == 4

@@ -27,6 +27,19 @@ from sophon_bench.training import (
 
 
 @pytest.mark.parametrize("name", get_args(OptimizerName))
+def test_a_gradient_may_lie_in_memory_in_another_order(name: OptimizerName) -> None:
+    rng = torch.Generator().manual_seed(0)
+    start, gradient = (torch.randn(4, 6, generator=rng) for _ in range(2))
+    moved = []
+    for laid_out in (gradient, gradient.t().contiguous().t()):
+        parameter = nn.Parameter(start.clone())
+        parameter.grad = laid_out
+        make_optimizer(name, [parameter], lr=0.1).step()
+        moved.append(parameter.detach())
+    assert torch.equal(*moved)
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerName))
 def test_every_optimizer_descends(name: OptimizerName) -> None:
     weight = nn.Parameter(torch.tensor([3.0]))
     optimizer = make_optimizer(name, [weight], lr=0.1)

@@ -70,6 +70,7 @@ class LocalEngine:
         workers: Processes; 1 is this one.
         threads: CPU threads of each of several.
         plugins: Plugin files that several load.
+        together: Trials at most that run at once, where that is measured to pay.
     """
 
     store: Store
@@ -79,8 +80,10 @@ class LocalEngine:
     workers: int = 1
     threads: int = 1
     plugins: Sequence[Path] = ()
+    together: int = 1
     _models: dict[str, StageRecord] = field(default_factory=dict, init=False)
     _waiting: list[Stage] = field(default_factory=list, init=False)
+    _missing: set[str] = field(default_factory=set, init=False)
     _searches: list[_Running] = field(default_factory=list, init=False)
     _pool: Inline | Pool | None = field(default=None, init=False)
 
@@ -93,14 +96,15 @@ class LocalEngine:
             StoreError: If the store cannot be used.
             WorkerDied: If one of several processes ends by itself.
         """
-        self._waiting = list(plan.models)
+        self._waiting, self._missing = list(plan.models), set()
         self._searches = [self._start(search) for search in plan.searches]
         working = 0
         try:
             while self._waiting or working:
                 working += self._dispatch(plan, working)
                 if working and self._pool is not None:
-                    self._finish(*self._pool.wait(), reused=False)
+                    for stage, record in self._pool.wait():
+                        self._finish(stage, record, reused=False)
                     working -= 1
         finally:
             if self._pool is not None:
@@ -136,22 +140,44 @@ class LocalEngine:
     def _dispatch(self, plan: Plan, working: int) -> int:
         """Finish what the store has, and give out what is ready; how much that was."""
         given = 0
+        gone: set[str] = set()
         for stage in list(self._waiting):
+            full = self._pool is not None and working + given >= self._pool.size
+            if stage.key in gone or (full and stage.key in self._missing):
+                continue
             if not isinstance(stage, PretrainStage) and stage.upstream.key not in self._models:
                 continue
-            record = self._finished(stage)
-            if record is None and self._pool is None:
-                self._pool = self._open(plan)
+            record = None if stage.key in self._missing else self._finished(stage)
             if record is not None:
                 self._waiting.remove(stage)
                 self.reporter.begin(stage)
                 self._finish(stage, record, reused=True)
-            elif self._pool is not None and working + given < self._pool.size:
-                self._waiting.remove(stage)
-                self.reporter.begin(stage)
-                self._pool.submit(stage, self._upstream(stage))
+                continue
+            self._missing.add(stage.key)
+            if self._pool is None:
+                self._pool = self._open(plan)
+            if working + given < self._pool.size:
+                companions = self._companions(stage)
+                for each in companions:
+                    gone.add(each.key)
+                    self._waiting.remove(each)
+                    self.reporter.begin(each)
+                self._pool.submit(companions, self._upstream(stage))
                 given += 1
         return given
+
+    def _companions(self, stage: Stage) -> list[Stage]:
+        """The stage, and those that wait to be done and can be at once with it."""
+        if self.together == 1 or not isinstance(stage, AttackStage) or stage.companions is None:
+            return [stage]
+        found: list[Stage] = [
+            other
+            for other in self._waiting
+            if isinstance(other, AttackStage)
+            and other.companions == stage.companions
+            and self._finished(other) is None
+        ]
+        return found[: self.together]
 
     def _open(self, plan: Plan) -> Inline | Pool:
         if self.workers == 1:
@@ -187,6 +213,7 @@ class LocalEngine:
         return None if self.retry_failed and record.status == "failed" else record
 
     def _finish(self, stage: Stage, record: StageRecord | Cell, *, reused: bool) -> None:
+        self._missing.discard(stage.key)
         self.reporter.end(stage, _outcome(record), reused=reused)
         if isinstance(record, StageRecord):
             self._models[stage.key] = record

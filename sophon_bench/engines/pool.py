@@ -30,6 +30,10 @@ class WorkerDied(Exception):
     """A worker process ended by itself, or could not do its work."""
 
 
+Done = list[tuple[Stage, StageRecord | Cell]]
+"""Stages that are finished, with their records."""
+
+
 class Inline:
     """One worker in this process."""
 
@@ -37,16 +41,16 @@ class Inline:
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self._next: list[tuple[Stage, Upstream]] = []
+        self._next: list[tuple[Sequence[Stage], Upstream]] = []
 
-    def submit(self, stage: Stage, upstream: Upstream) -> None:
-        """Take a stage."""
-        self._next.append((stage, upstream))
+    def submit(self, stages: Sequence[Stage], upstream: Upstream) -> None:
+        """Take a stage, or companions."""
+        self._next.append((stages, upstream))
 
-    def wait(self) -> tuple[Stage, StageRecord | Cell]:
-        """Do the stage."""
-        stage, upstream = self._next.pop()
-        return stage, self.worker.do(stage, upstream)
+    def wait(self) -> Done:
+        """Do them."""
+        stages, upstream = self._next.pop()
+        return list(zip(stages, self.worker.do(stages, upstream), strict=True))
 
     def close(self) -> None:
         """Nothing is left to end."""
@@ -82,7 +86,7 @@ class Pool:
         self.size = size
         self.tick = tick
         self._settings = list(settings)
-        self._busy: dict[Connection, Stage] = {}
+        self._busy: dict[Connection, Sequence[Stage]] = {}
         self._workers: dict[Connection, SpawnProcess] = {}
         context = multiprocessing.get_context("spawn")
         setup = (store.root, str(device), list(plugins), threads, pickle.dumps(self._settings))
@@ -94,27 +98,28 @@ class Pool:
                 theirs.close()
                 self._workers[ours] = process
 
-    def submit(self, stage: Stage, upstream: Upstream) -> None:
-        """Give a stage to an idle worker."""
+    def submit(self, stages: Sequence[Stage], upstream: Upstream) -> None:
+        """Give a stage, or companions, to an idle worker."""
         idle = next(connection for connection in self._workers if connection not in self._busy)
-        self._busy[idle] = stage
-        self._send(idle, _dump((stage, upstream), self._settings))
+        self._busy[idle] = stages
+        self._send(idle, _dump((stages, upstream), self._settings))
 
-    def wait(self) -> tuple[Stage, StageRecord | Cell]:
-        """The next stage that is finished; ticks are passed on meanwhile."""
+    def wait(self) -> Done:
+        """The next stages that are finished; ticks are passed on meanwhile."""
         while True:
             for connection in wait(list(self._busy)):
                 assert isinstance(connection, Connection)
-                stage = self._busy[connection]
+                stages = self._busy[connection]
                 try:
                     kind, *content = pickle.loads(connection.recv_bytes())
                 except (EOFError, OSError) as error:
                     raise self._died(connection) from error
                 if kind == "tick":
-                    self.tick(stage, *content)
+                    key, *how = content
+                    self.tick(next(stage for stage in stages if stage.key == key), *how)
                 elif kind == "done":
                     del self._busy[connection]
-                    return stage, content[0]
+                    return list(zip(stages, content[0], strict=True))
                 else:
                     raise content[0]
 
@@ -136,9 +141,10 @@ class Pool:
         process = self._workers[connection]
         process.join(5)
         code = process.exitcode
+        label = self._busy[connection][0].label
         killed = f"killed by signal {-code}" if code is not None and code < 0 else f"exit {code}"
         return WorkerDied(
-            f"a worker process died ({killed}; out of memory?) at: {self._busy[connection].label}. "
+            f"a worker process died ({killed}; out of memory?) at: {label}. "
             f"Everything finished is kept: the same command does the rest; --workers 1 needs "
             f"the least memory"
         )
@@ -187,14 +193,18 @@ def _serve(
             os._exit(1)  # the parent is gone, and its plan with it
 
     known = pickle.loads(settings)
-    worker = Worker(Store(root), torch.device(device), lambda _stage, *how: answer("tick", *how))
+
+    def tick(stage: Stage, fraction: float | None, words: str) -> None:
+        answer("tick", stage.key, fraction, words)
+
+    worker = Worker(Store(root), torch.device(device), tick)
     while True:
         try:
-            stage, upstream = _load(connection.recv_bytes(), known)
+            stages, upstream = _load(connection.recv_bytes(), known)
         except EOFError:
             return
         try:
-            answer("done", worker.do(stage, upstream))
+            answer("done", worker.do(stages, upstream))
         except Exception as error:
             answer("error", error)
 
@@ -212,10 +222,10 @@ def _dump(content: object, settings: Sequence[Setting]) -> bytes:
     return buffer.getvalue()
 
 
-def _load(content: bytes, settings: Sequence[Setting]) -> tuple[Stage, Upstream]:
+def _load(content: bytes, settings: Sequence[Setting]) -> tuple[Sequence[Stage], Upstream]:
     class Unpickler(pickle.Unpickler):
         def persistent_load(self, number: int) -> Setting:
             return settings[number]
 
-    loaded: tuple[Stage, Upstream] = Unpickler(io.BytesIO(content)).load()
+    loaded: tuple[Sequence[Stage], Upstream] = Unpickler(io.BytesIO(content)).load()
     return loaded

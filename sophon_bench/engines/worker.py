@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from traceback import extract_tb
@@ -25,6 +27,9 @@ from sophon_bench.provenance import capture
 from sophon_bench.records import REFERENCE_BATCH, Cell, Point, Ratios, StageRecord, Status
 from sophon_bench.store import Store, StoreError
 
+WORTH_IT = 1.1
+"""How many times as fast companions have to be at once."""
+
 OURS = Path(__file__).parent.parent
 
 Tick = Callable[[Stage, float | None, str], None]
@@ -46,6 +51,7 @@ class Worker:
     device: torch.device
     tick: Tick
     _bench: tuple[Setting, stages.Bench] | None = field(default=None, init=False)
+    _gains: dict[tuple[object, ...], float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         torch.backends.cudnn.allow_tf32 = False
@@ -60,17 +66,65 @@ class Worker:
             self._bench = (setting, bench)
         return self._bench[1]
 
-    def do(self, stage: Stage, upstream: Upstream) -> StageRecord | Cell:
-        """Do a stage and write its record; an error of a plugin is a record too.
+    def do(self, stages: Sequence[Stage], upstream: Upstream) -> list[StageRecord | Cell]:
+        """Do one stage, or companions, and write the records; a plugin's error is a record too.
+
+        Companions run at once if that is measured to take less time, else one after the other.
 
         Raises:
             StoreError: If the store cannot be used.
         """
+        attacks = [stage for stage in stages if isinstance(stage, AttackStage)]
+        if len(attacks) > 1 and self._pays(attacks):
+            try:
+                return self._attack_many(attacks, upstream)
+            except StoreError:
+                raise
+            except Exception:  # whose it is shows when each runs alone
+                logging.getLogger(__name__).debug("not at once", exc_info=True)
+        return [self._one(stage, upstream) for stage in stages]
+
+    def _one(self, stage: Stage, upstream: Upstream) -> StageRecord | Cell:
         if isinstance(stage, AttackStage):
-            cell = self._attack(stage, upstream)
-            self.store.put_cell(cell)
-            return cell
+            return self._written(self._attack(stage, upstream))
         return self.store.put_stage(self._make(stage, upstream))
+
+    def _written(self, cell: Cell) -> Cell:
+        self.store.put_cell(cell)
+        return cell
+
+    def _pays(self, attacks: Sequence[AttackStage]) -> bool:
+        """Whether companions take less time at once; measured once for so many of a kind."""
+        first = attacks[0]
+        setting = setting_of(first)
+        kind = (id(setting), len(attacks), *(first.companions or ())[1:])
+        if kind not in self._gains:
+            plugins = [stage.attack.plugin for stage in attacks]
+            bench = self.bench(setting)
+            self._gains[kind] = stages.speed_up(bench, plugins, samples=first.samples)
+        return self._gains[kind] > WORTH_IT
+
+    def _attack_many(
+        self, attacks: Sequence[AttackStage], upstream: Upstream
+    ) -> list[StageRecord | Cell]:
+        first = attacks[0]
+        setting = setting_of(first)
+        done = stages.attack_many(
+            self.bench(setting),
+            self._weights(first.upstream, upstream),
+            [stage.attack.plugin for stage in attacks],
+            samples=first.samples,
+            seed=first.upstream.upstream.seed,
+            budget=first.budget,
+            stretch=first.stretch,
+            domain=setting.data.domain(first.domain),
+            ticks=[functools.partial(self.tick, stage) for stage in attacks],
+        )
+        found: list[StageRecord | Cell] = []
+        for stage, outcome in zip(attacks, done, strict=True):
+            told = _failure(outcome, []) if isinstance(outcome, Exception) else vars(outcome)
+            found.append(self._written(self._cell(stage, upstream, told)))
+        return found
 
     def _make(self, stage: PretrainStage | ProtectStage, upstream: Upstream) -> StageRecord:
         bench = self.bench(setting_of(stage))
@@ -126,8 +180,6 @@ class Worker:
     def _attack(self, stage: AttackStage, upstream: Upstream) -> Cell:
         protect = stage.upstream
         setting, seed = protect.upstream.setting, protect.upstream.seed
-        domain = setting.data.domain(stage.domain)
-        outcome: dict[str, object]
         scored: list[Point] = []
         try:
             done = stages.attack(
@@ -138,21 +190,20 @@ class Worker:
                 seed=seed,
                 budget=stage.budget,
                 stretch=stage.stretch,
-                domain=domain,
+                domain=setting.data.domain(stage.domain),
                 scored=scored,
                 tick=lambda fraction, words: self.tick(stage, fraction, words),
             )
-            outcome = {
-                "status": done.status,
-                "reason": done.reason,
-                "curve": done.curve,
-                "nonfinite_step": done.nonfinite_step,
-                "cost": done.cost,
-            }
         except StoreError:
             raise
         except Exception as error:
-            outcome = {"status": _status(error), "reason": _reason(error), "curve": scored}
+            return self._cell(stage, upstream, _failure(error, scored))
+        return self._cell(stage, upstream, vars(done))
+
+    def _cell(self, stage: AttackStage, upstream: Upstream, outcome: Mapping[str, object]) -> Cell:
+        protect = stage.upstream
+        setting = setting_of(stage)
+        domain = setting.data.domain(stage.domain)
         return msgspec.convert(
             {
                 "key": stage.key,
@@ -166,7 +217,7 @@ class Worker:
                 "role": "restricted" if stage.restricted else "benign",
                 "samples": stage.samples,
                 "test_examples": len(domain.splits["test"]),
-                "seed": seed,
+                "seed": protect.upstream.seed,
                 "precision": setting.precision,
                 "budget": stage.budget,
                 "stretch": stage.stretch,
@@ -191,6 +242,10 @@ class _Unmade(Exception):
     def __init__(self, stage: Stage, record: StageRecord) -> None:
         super().__init__(f"{stage.label}: {record.reason}")
         self.status: Status = record.status
+
+
+def _failure(error: Exception, scored: list[Point]) -> dict[str, object]:
+    return {"status": _status(error), "reason": _reason(error), "curve": scored}
 
 
 def _status(error: Exception) -> Status:
