@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -171,6 +172,22 @@ plugin_option = click.option(
     metavar="FILE.py",
     help="Load an attack, a defense or a scenario from a file. Repeatable.",
 )
+device_option = click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to run."
+)
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="bf16 runs models under autocast.",
+)
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="CPU threads of torch in each process; by default all of them, shared out.",
+)
 image_size_option = click.option(
     "--image-size", type=int, metavar="PIXELS", help="Size of the scenario's images."
 )
@@ -250,16 +267,8 @@ def main() -> None:
     help="Budget of an attack, in updates of 64 examples; by default the scenario's.",
 )
 @image_size_option
-@click.option(
-    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to run."
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="bf16 runs models under autocast.",
-)
+@device_option
+@precision_option
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -268,12 +277,7 @@ def main() -> None:
     metavar="N",
     help="Processes that work side by side; finished work is the same with any number.",
 )
-@click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="CPU threads of torch in each process; by default all of them, shared out.",
-)
+@threads_option
 @click.option(
     "--together",
     type=click.IntRange(min=1),
@@ -785,6 +789,155 @@ def freeze(source: Path | None, store: Path | None, out: Path) -> None:
         raise Refused(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
     counted = sum(gap.role == "restricted" and gap.gap >= metrics.FLOOR for gap in document.gaps)
     click.echo(f"{file}: {counted} cells of budget and n count, over seeds {document.seeds}")
+
+
+@main.command()
+@click.option("--roofline", is_flag=True, help="Measure the loop against bare passes and a matmul.")
+@click.option(
+    "--attack",
+    multiple=True,
+    default=["finetune", "finetune[optimizer=adam,lr=1e-3]"],
+    show_default=True,
+    metavar="SELECTOR",
+    shell_complete=_complete("attack"),
+    help="Attack whose loop is measured. Repeatable.",
+)
+@click.option(
+    "--backbone",
+    multiple=True,
+    default=[DEFAULT_BACKBONE],
+    show_default=True,
+    metavar="SELECTOR",
+    help="timm model, with keyword arguments in brackets. Repeatable.",
+)
+@click.option(
+    "--scenario", default=DEFAULT_SCENARIO, show_default=True, metavar="SELECTOR", help="Scenario."
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Examples per pass; attacks are given the same.",
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=2),
+    default=60,
+    show_default=True,
+    metavar="N",
+    help="Turns that bare passes and loops take.",
+)
+@image_size_option
+@device_option
+@precision_option
+@threads_option
+@plugin_option
+@store_option
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the numbers there.",
+)
+def overhead(*, roofline: bool, **options: Any) -> None:
+    """Measure how fast this machine trains.
+
+    With --roofline: forward and backward passes on resident batches, alone and inside the loop of
+    an attack, take turns. Speeds are ratios of the same run; MFU is the share of the fastest
+    matmul's FLOP/s, measured in the same run too.
+
+    \b
+    Examples:
+      sophon-bench overhead --roofline
+      sophon-bench overhead --roofline --backbone resnet18 --image-size 64 --rounds 20
+      sophon-bench overhead --roofline --device cuda --precision bf16 --batch-size 256
+    """
+    if not roofline:
+        raise Refused("overhead has one view so far; give --roofline (see 'overhead --help')")
+    _roofline(**options)
+
+
+def _advance(progress: Any, task: Any, fraction: float) -> None:
+    progress.update(task, completed=fraction)
+
+
+def _roofline(
+    *,
+    attack: Sequence[str],
+    backbone: Sequence[str],
+    scenario: str,
+    batch_size: int,
+    rounds: int,
+    image_size: int | None,
+    device: str,
+    precision: Any,
+    threads: int | None,
+    plugin: Sequence[Path],
+    store: Path | None,
+    json_file: Path | None,
+) -> None:
+    import json
+
+    import torch
+    from rich.progress import Progress
+
+    from sophon_bench.files import write_atomic
+    from sophon_bench.plan import default_samples
+    from sophon_bench.provenance import device_name
+    from sophon_bench.registry import attacks
+    from sophon_bench.selectors import construct, trials
+    from sophon_bench.speed import roofline
+    from sophon_bench.stages import Bench
+    from sophon_bench.store import Store, default_root
+
+    _load_plugins(plugin)
+    place = _device(device)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    if json_file is not None:
+        _check_writable(json_file)
+    chosen = []
+    for trial in trials(attacks, attack):
+        takes = "batch_size" in trial.parameters
+        values = {**trial.parameters, **({"batch_size": batch_size} if takes else {})}
+        chosen.append((trial.label, construct(trial.entry, values)))
+    cache = Store(store or default_root()).data
+    settings = _settings([scenario], backbone, image_size, precision, cache)
+    found = []
+    where = f"{device_name(place)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    for setting in settings:
+        size = setting.data.image_size
+        bench = Bench(setting.data, setting.backbone, device=place, precision=precision)
+        samples = max(default_samples(setting.data), round(batch_size / 0.8) + 1)
+        samples = min(samples, len(setting.data.restricted.pool))
+        title = f"{setting.backbone.label}, {size}x{size}, batch {batch_size}, {precision}"
+        with Progress(transient=True) as progress:
+            task = progress.add_task(title, total=1.0)
+            measured = roofline(
+                bench,
+                chosen,
+                batch_size=batch_size,
+                samples=samples,
+                rounds=rounds,
+                tick=functools.partial(_advance, progress, task),
+            )
+        click.echo(f"{title}; {where}; {rounds} rounds")
+        click.echo(f"  matmul peak {measured.peak / 1e9:.1f} GFLOP/s")
+        click.echo(
+            f"  {'bare forward + backward':44} {1e3 * measured.bare_seconds:8.2f} ms   "
+            f"{'':24} MFU {measured.bare_mfu:.2f}"
+        )
+        for loop in measured.loops:
+            middle, low, high = loop.speed
+            click.echo(
+                f"  {loop.attack:44} {1e3 * loop.seconds:8.2f} ms   "
+                f"{middle:.3f} of it ({low:.3f}–{high:.3f}) MFU {loop.mfu:.2f}"
+            )
+        found.append({"setting": title, "machine": where, **dataclasses.asdict(measured)})
+    if json_file is not None:
+        write_atomic(json_file.absolute(), (json.dumps(found, indent=1) + "\n").encode())
 
 
 @main.command()
