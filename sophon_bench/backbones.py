@@ -29,6 +29,10 @@ from sophon_bench.registry import unknown
 from sophon_bench.selectors import format_selector
 
 Precision = Literal["fp32", "bf16"]
+Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
+"""How the body is compiled: not at all, or in one of `torch.compile`'s modes; CUDA graphs in the
+last two."""
+
 Value = bool | int | float | str | None | tuple["Value", ...]
 
 _OURS = {
@@ -245,6 +249,8 @@ class TimmModel(Model):
     Attributes:
         body: timm's module; where its classifier was, features pass through.
         head: timm's classifier, on features ``(B, D)``.
+        passed: What features pass through: a place to count passes where the body is compiled,
+            and its modules are not called one by one.
         precision: ``fp32``, or ``bf16`` for autocast.
 
     Args:
@@ -264,6 +270,7 @@ class TimmModel(Model):
         self._inner = tuple(stages)
         self.head = _detach_head(body)
         self.body = body
+        self.passed = nn.Identity()
 
     @property
     def num_outputs(self) -> int:
@@ -276,7 +283,8 @@ class TimmModel(Model):
     def features(self, inputs: Tensor) -> Tensor:
         with self._autocast(inputs):
             features: Tensor = self.body(inputs)
-            return self._cast(features.flatten(1))
+            passed: Tensor = self.passed(features.flatten(1))
+            return self._cast(passed)
 
     def fresh_head(self, num_outputs: int, rng: torch.Generator) -> None:
         """Replace the head by the one that timm gives a new task, drawn from ``rng``.

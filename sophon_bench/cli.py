@@ -182,6 +182,14 @@ precision_option = click.option(
     show_default=True,
     help="bf16 runs models under autocast.",
 )
+compile_option = click.option(
+    "--compile",
+    "compiled",
+    type=click.Choice(["off", "default", "reduce-overhead", "max-autotune"]),
+    default="off",
+    show_default=True,
+    help="Compile models, in one of torch.compile's modes; the last two use CUDA graphs.",
+)
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1),
@@ -269,6 +277,7 @@ def main() -> None:
 @image_size_option
 @device_option
 @precision_option
+@compile_option
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
@@ -326,6 +335,7 @@ def _run(
     image_size: int | None,
     device: str,
     precision: Any,
+    compiled: Any,
     workers: int,
     threads: int | None,
     together: int | None,
@@ -372,6 +382,7 @@ def _run(
             workers=workers,
             threads=threads,
             plugins=plugin,
+            compiled=compiled,
             together=together or (32 if place.type == "cuda" else 1),
         )
         if dry_run:
@@ -832,6 +843,7 @@ def freeze(source: Path | None, store: Path | None, out: Path) -> None:
 @image_size_option
 @device_option
 @precision_option
+@compile_option
 @threads_option
 @plugin_option
 @store_option
@@ -874,6 +886,7 @@ def _roofline(
     image_size: int | None,
     device: str,
     precision: Any,
+    compiled: Any,
     threads: int | None,
     plugin: Sequence[Path],
     store: Path | None,
@@ -909,10 +922,13 @@ def _roofline(
     where = f"{device_name(place)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     for setting in settings:
         size = setting.data.image_size
-        bench = Bench(setting.data, setting.backbone, device=place, precision=precision)
+        bench = Bench(
+            setting.data, setting.backbone, device=place, precision=precision, compiled=compiled
+        )
         samples = max(default_samples(setting.data), round(batch_size / 0.8) + 1)
         samples = min(samples, len(setting.data.restricted.pool))
         title = f"{setting.backbone.label}, {size}x{size}, batch {batch_size}, {precision}"
+        title += "" if compiled == "off" else f", compiled ({compiled})"
         with Progress(transient=True) as progress:
             task = progress.add_task(title, total=1.0)
             measured = roofline(

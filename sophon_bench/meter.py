@@ -67,10 +67,17 @@ class Profile:
     charges: Mapping[str, float]
 
 
-def profile(model: Model, inputs: Tensor) -> Profile:
+BODY, PASSED = "body.", "passed"
+"""Names in a backbone: of what is compiled, and of the module that its outputs pass through."""
+
+
+def profile(model: Model, inputs: Tensor, *, whole: bool = False) -> Profile:
     """Measure the FLOPs of ``model`` on ``inputs`` ``(B, C, H, W)``, B at least 2.
 
     Works on a copy: the model, its buffers and the global random state are left alone.
+
+    Args:
+        whole: Charge the whole body at once, since its modules are not called one by one.
     """
     model = copy.deepcopy(model).train()
     flops: dict[str, int] = {}
@@ -95,6 +102,8 @@ def profile(model: Model, inputs: Tensor) -> Profile:
                 module.register_forward_hook(leave(name))
         model(inputs).float().square().mean().backward()
         total = all.get_total_flops()
+    if whole:
+        flops[PASSED] = sum(flops.pop(name) for name in [*flops] if name.startswith(BODY))
     forward = sum(flops.values())
     charges = {n: f / (3 * forward) * len(inputs) / elements[n] for n, f in flops.items() if f}
     return Profile(flops_per_unit=total / len(inputs), charges=charges)

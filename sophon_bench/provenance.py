@@ -15,7 +15,7 @@ from sophon_bench import __version__
 from sophon_bench.records import Provenance
 
 
-def capture(device: torch.device) -> Provenance:
+def capture(device: torch.device, compiled: str = "off") -> Provenance:
     """The provenance of something that has just finished on ``device``."""
     commit, dirty = _git()
     return Provenance(
@@ -28,6 +28,7 @@ def capture(device: torch.device) -> Provenance:
         cuda=torch.version.cuda if device.type == "cuda" else None,
         device=device_name(device),
         threads=torch.get_num_threads(),
+        compiled=compiled,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -126,7 +126,7 @@ class DataId(Record, frozen=True, kw_only=True):
 
 
 class Provenance(Record, frozen=True, kw_only=True):
-    """Where and with what a stage ran."""
+    """Where and with what a stage ran; ``compiled`` is the mode of `torch.compile`, or ``off``."""
 
     version: str
     commit: str | None
@@ -138,6 +138,7 @@ class Provenance(Record, frozen=True, kw_only=True):
     device: str
     threads: int
     finished: str
+    compiled: str = "off"
 
 
 class Ratios(Record, frozen=True, kw_only=True):

@@ -30,7 +30,7 @@ from sophon_bench.api import (
     Predictor,
     Samples,
 )
-from sophon_bench.backbones import Backbone, Precision
+from sophon_bench.backbones import Backbone, Compile, Precision
 from sophon_bench.meter import CountedSamples, Meter, PeakMemory, Profile, WatchedTask, profile
 from sophon_bench.records import REFERENCE_BATCH, Cost, Point, Status, derive_seed
 from sophon_bench.samples import Pixels, Streamed, free_bytes
@@ -93,6 +93,7 @@ class Bench:
         backbone: The architecture of every model.
         device: Where to train and score.
         precision: ``fp32``, or ``bf16`` for autocast.
+        compiled: How models are compiled; copies that plugins make, and scoring, are not.
         room: Bytes of pixels that one split may take on the device, larger ones are streamed;
             None: half of what the device has free.
     """
@@ -104,12 +105,14 @@ class Bench:
         *,
         device: torch.device,
         precision: Precision,
+        compiled: Compile = "off",
         room: int | None = None,
     ) -> None:
         self.data = data
         self.backbone = backbone
         self.device = device
         self.precision = precision
+        self.compiled = compiled
         self._room = free_bytes(device) // 2 if room is None else room
         self._samples: dict[tuple[str, str], Pixels] = {}
 
@@ -165,7 +168,17 @@ class Bench:
             precision=self.precision,
             fresh=not pretrained,
         )
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.compiled != "off":
+            model.get_submodule("body").compile(mode=self.compiled)
+        return model
+
+    def eager(self) -> contextlib.AbstractContextManager[object]:
+        """Nothing is compiled inside: what is called a few times only is not worth it."""
+        if self.compiled == "off":
+            return contextlib.nullcontext()
+        stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+        return stance
 
     def load(self, weights: Weights) -> Model:
         """A fresh model of the backbone with these weights and nothing else.
@@ -186,12 +199,12 @@ class Bench:
         """FLOPs of the undefended backbone."""
         size = self.data.image_size
         inputs = torch.zeros(2, 3, size, size, device=self.device)
-        return profile(self.new_model(torch.Generator()), inputs)
+        return profile(self.new_model(torch.Generator()), inputs, whole=self.compiled != "off")
 
     def utility(self, weights: Weights, domain: DomainData, split: str) -> float:
         """Utility of weights as they are on one split."""
         model = self.load(weights).eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.eager():
             return domain.task.utility(model, self.samples(domain, split))
 
 
@@ -622,7 +635,7 @@ class _Judge:
         if not self.task.finite():
             return None
         state = self.rng.get_state()
-        with self.meter.looking():
+        with self.bench.eager(), self.meter.looking():
             watched = _Watched(predictor)
             selection = self.task.utility(watched, self.splits["selection"])
             if watched.nan:
@@ -642,7 +655,7 @@ class _Judge:
     def same(self, one: Predictor, other: Predictor) -> bool:
         """Whether two predictors agree to the last bit on examples of the selection split."""
         inputs, _ = self.splits["selection"][:REFERENCE_BATCH]
-        with self.meter.looking():
+        with self.bench.eager(), self.meter.looking():
             return torch.equal(*(self.task.predict(p, inputs) for p in (one, other)))
 
     def words(self, curve: Sequence[Point]) -> str:

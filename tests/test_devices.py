@@ -103,3 +103,65 @@ def test_the_command_line_finds_the_gpu(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["run", *fast, "--device", "cuda:0"])
     assert result.exit_code == 0, result.output
     assert torch.cuda.get_device_name(0) in next((tmp_path / "cells").iterdir()).read_text()
+
+
+@pytest.fixture(params=["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def compiler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What `torch.compile` hands its graphs to; the first makes no machine code and is quick."""
+    original = torch.nn.Module.compile
+
+    def patched(module: torch.nn.Module, **named: object) -> None:
+        mode = {"mode": named["mode"]} if request.param == "inductor" else {}
+        original(module, backend=request.param, **mode)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", patched)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own
+def test_compiled_models_train_and_cost_as_others(bench: Bench, pretrained: Made) -> None:
+    there = Bench(
+        bench.data, bench.backbone, device=bench.device, precision="fp32", compiled="default"
+    )
+    assert there.profile.flops_per_unit == bench.profile.flops_per_unit
+    assert set(there.profile.charges) == {"passed", "head"}
+    found, plain = (attacked(b, pretrained) for b in (there, bench))
+    assert (found.status, found.reason) == ("ok", None)
+    assert found.cost.units == pytest.approx(plain.cost.units, rel=1e-3)
+    for one, other in zip(found.curve, plain.curve, strict=True):
+        assert one.steps == other.steps
+        assert one.selection == pytest.approx(other.selection, abs=0.05)
+    seen = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert seen > 0
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("order", [1, 2])
+def test_compiled_models_are_protected_as_others(
+    order: int, bench: Bench, pretrained: Made, compiler: str
+) -> None:
+    if compiler == "inductor":
+        pytest.skip("compiled to machine code once, in the attack")
+    there = Bench(
+        bench.data, bench.backbone, device=bench.device, precision="fp32", compiled="default"
+    )
+    plugin = registry.defenses.get("sophon-klu").cls(
+        iterations=2, inner_steps=2, order=order, batch_size=16, adapt=8, max_drop=None
+    )
+    made, plain = (
+        stages.protect(b, pretrained.weights, plugin, 0, quiet).weights for b in (there, bench)
+    )
+    for name, weight in plain.items():
+        torch.testing.assert_close(made[name], weight, atol=1e-2, rtol=1e-2, msg=name)
+
+
+def test_records_say_whether_models_were_compiled(tmp_path: Path) -> None:
+    fast = ["--scenario", "tiny", "--steps", "2", "--samples", "20", "--store", str(tmp_path)]
+    result = CliRunner().invoke(main, ["run", *fast, "--attack", "scratch", "--compile", "eager"])
+    assert (result.exit_code, "'eager' is not one of 'off'" in result.output) == (2, True)
+    result = CliRunner().invoke(main, ["run", *fast, "--attack", "scratch"])
+    assert result.exit_code == 0, result.output
+    assert '"compiled": "off"' in next((tmp_path / "cells").iterdir()).read_text()

@@ -11,6 +11,7 @@ import msgspec
 import torch
 
 from sophon_bench import stages
+from sophon_bench.backbones import Compile
 from sophon_bench.engines.pool import Inline, Pool
 from sophon_bench.engines.worker import Worker
 from sophon_bench.plan import (
@@ -70,6 +71,7 @@ class LocalEngine:
         workers: Processes; 1 is this one.
         threads: CPU threads of each of several.
         plugins: Plugin files that several load.
+        compiled: How models are compiled.
         together: Trials at most that run at once, where that is measured to pay.
     """
 
@@ -80,6 +82,7 @@ class LocalEngine:
     workers: int = 1
     threads: int = 1
     plugins: Sequence[Path] = ()
+    compiled: Compile = "off"
     together: int = 1
     _models: dict[str, StageRecord] = field(default_factory=dict, init=False)
     _waiting: list[Stage] = field(default_factory=list, init=False)
@@ -181,7 +184,7 @@ class LocalEngine:
 
     def _open(self, plan: Plan) -> Inline | Pool:
         if self.workers == 1:
-            return Inline(Worker(self.store, self.device, self.reporter.tick))
+            return Inline(Worker(self.store, self.device, self.reporter.tick, self.compiled))
         settings: dict[int, Setting] = {id(s): s for s in map(setting_of, plan.models)}
         return Pool(
             self.workers,
@@ -190,6 +193,7 @@ class LocalEngine:
             settings=list(settings.values()),
             plugins=self.plugins,
             threads=self.threads,
+            compiled=self.compiled,
             tick=self.reporter.tick,
         )
 

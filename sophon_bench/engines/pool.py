@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from sophon_bench.backbones import Compile
 from sophon_bench.engines.worker import Tick, Upstream, Worker
 from sophon_bench.plan import Setting, Stage
 from sophon_bench.records import Cell, StageRecord
@@ -66,6 +67,7 @@ class Pool:
         settings: Every setting of the stages to come.
         plugins: Plugin files to load in each.
         threads: CPU threads of each.
+        compiled: How models are compiled.
         tick: Told how stages go.
 
     Raises:
@@ -81,6 +83,7 @@ class Pool:
         settings: Sequence[Setting],
         plugins: Sequence[Path],
         threads: int,
+        compiled: Compile,
         tick: Tick,
     ) -> None:
         self.size = size
@@ -89,7 +92,8 @@ class Pool:
         self._busy: dict[Connection, Sequence[Stage]] = {}
         self._workers: dict[Connection, SpawnProcess] = {}
         context = multiprocessing.get_context("spawn")
-        setup = (store.root, str(device), list(plugins), threads, pickle.dumps(self._settings))
+        known = pickle.dumps(self._settings)
+        setup = (store.root, str(device), list(plugins), threads, compiled, known)
         with _environment(dict.fromkeys(THREAD_COUNTS, str(threads))):
             for _ in range(size):
                 ours, theirs = context.Pipe()
@@ -175,6 +179,7 @@ def _serve(
     device: str,
     plugins: Sequence[Path],
     threads: int,
+    compiled: Compile,
     settings: bytes,
 ) -> None:
     """Do what comes through the connection until it closes; the parent alone heeds Ctrl-C."""
@@ -197,7 +202,7 @@ def _serve(
     def tick(stage: Stage, fraction: float | None, words: str) -> None:
         answer("tick", stage.key, fraction, words)
 
-    worker = Worker(Store(root), torch.device(device), tick)
+    worker = Worker(Store(root), torch.device(device), tick, compiled)
     while True:
         try:
             stages, upstream = _load(connection.recv_bytes(), known)

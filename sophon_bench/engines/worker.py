@@ -14,6 +14,7 @@ import torch
 
 from sophon_bench import layers, stages
 from sophon_bench.api import Batch, Incompatible
+from sophon_bench.backbones import Compile
 from sophon_bench.plan import (
     AttackStage,
     PretrainStage,
@@ -45,11 +46,13 @@ class Worker:
         store: Where weights come from, and records and weights go.
         device: Where to train.
         tick: Told how a stage goes.
+        compiled: How models are compiled.
     """
 
     store: Store
     device: torch.device
     tick: Tick
+    compiled: Compile = "off"
     _bench: tuple[Setting, stages.Bench] | None = field(default=None, init=False)
     _gains: dict[tuple[object, ...], float] = field(default_factory=dict, init=False)
 
@@ -61,7 +64,11 @@ class Worker:
         """The data of a setting on the device."""
         if self._bench is None or self._bench[0] is not setting:
             bench = stages.Bench(
-                setting.data, setting.backbone, device=self.device, precision=setting.precision
+                setting.data,
+                setting.backbone,
+                device=self.device,
+                precision=setting.precision,
+                compiled=self.compiled,
             )
             self._bench = (setting, bench)
         return self._bench[1]
@@ -95,6 +102,8 @@ class Worker:
 
     def _pays(self, attacks: Sequence[AttackStage]) -> bool:
         """Whether companions take less time at once; measured once for so many of a kind."""
+        if self.compiled != "off":
+            return False
         first = attacks[0]
         setting = setting_of(first)
         kind = (id(setting), len(attacks), *(first.companions or ())[1:])
@@ -146,7 +155,7 @@ class Worker:
                 key=stage.key,
                 status=_status(error),
                 reason=_reason(error),
-                provenance=capture(self.device),
+                provenance=capture(self.device, self.compiled),
             )
         data = bench.data
         sigma, gradient = self._ratios(stage, made.weights, upstream)
@@ -161,7 +170,7 @@ class Worker:
             sigma_ratios=sigma,
             gradient_ratios=gradient,
             weights=self.store.put_weights(made.weights),
-            provenance=capture(self.device),
+            provenance=capture(self.device, self.compiled),
         )
 
     def _ratios(
@@ -223,7 +232,7 @@ class Worker:
                 "stretch": stage.stretch,
                 "pretrained": upstream[protect.upstream.key],
                 "released": upstream[protect.key],
-                "provenance": capture(self.device),
+                "provenance": capture(self.device, self.compiled),
                 **outcome,
             },
             Cell,
