@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test lint benchmark clean
+.PHONY: demo test lint benchmark measure clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sophon-bench run --config examples/demo.yaml
@@ -22,6 +22,10 @@ lint: $(VENV)/.installed-dev
 
 benchmark: $(VENV)/.installed-test
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only
+
+# What docs/performance.md says: about fifteen minutes on two cores, on an idle machine.
+measure: $(VENV)/.installed-test
+	OMP_NUM_THREADS=2 $(BIN)/python tests/benchmarks/measure.py --out build/performance
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import multiprocessing
 import shutil
 import sys
 import textwrap
@@ -21,6 +23,7 @@ from sophon_bench import metrics
 from sophon_bench.metrics import ENVELOPE, PLACE
 from sophon_bench.records import REFERENCE_BATCH, SCHEMA, Cell
 from sophon_bench.selectors import format_selector
+from sophon_bench.store import Store
 
 Row = Mapping[str, Any]
 Key = tuple[Any, ...]
@@ -60,6 +63,47 @@ def report(
         scores=metrics.scores(places, frozen),
         winners=metrics.winners(places),
     )
+
+
+MANY = 20_000
+"""Records from which on several processes take less time than one."""
+
+
+def report_of(
+    store: Store, frozen: metrics.Frozen | Sequence[metrics.Frozen] | None, processes: int
+) -> Report:
+    """`report` of all cells in a store; of many, scenarios and backbones are shared out."""
+    alone = "fork" not in multiprocessing.get_all_start_methods() or store.count() < MANY
+    if processes == 1 or alone:
+        return report(list(store.cells()), frozen)
+    context = multiprocessing.get_context("fork")
+    with context.Pool(processes) as pool:
+        shares = [(store, frozen, part, processes) for part in range(processes)]
+        found = pool.starmap(_part, shares)
+    return Report(
+        rows=_merged(part.rows for part in found),
+        scores=_merged(part.scores for part in found),
+        winners=_merged(part.winners for part in found),
+    )
+
+
+def _part(
+    store: Store,
+    frozen: metrics.Frozen | Sequence[metrics.Frozen] | None,
+    part: int,
+    parts: int,
+) -> Report:
+    return report(list(store.cells(part, parts)), frozen)
+
+
+def _merged(parts: Iterable[Sequence[Row]]) -> list[Row]:
+    """Rows in the order of their places, which is the same in every part."""
+    rows = itertools.chain.from_iterable(parts)
+    return sorted(rows, key=lambda row: tuple(str(row[key]) for key in PLACES))
+
+
+PLACES = ("scenario", "revision", "backbone", "precision", "budget", "protocol")
+"""What rows are grouped by first, in order (`metrics.place`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from sophon_bench.plan import Plan, Setting
     from sophon_bench.registry import Registry
     from sophon_bench.selectors import Trial
+    from sophon_bench.store import Store
 
 KINDS = ("attacks", "defenses", "scenarios", "backbones", "suites")
 DEFAULT_SCENARIO = "glyphs-digits"
@@ -688,7 +690,10 @@ def table(form: str, source: Path | None, store: Path | None) -> None:
     from sophon_bench.leaderboard.frozen import published
 
     with _no_collector():
-        report = tables.report(_records(source, store), published())
+        if source is not None:
+            report = tables.report(_records(source, store), published())
+        else:
+            report = tables.report_of(_store(store), published(), processes=os.cpu_count() or 1)
         click.echo(tables.FORMATS[form](report), nl=False)
 
 
@@ -759,15 +764,27 @@ def _no_collector() -> Iterator[None]:
 
 def _records(source: Path | None, store: Path | None) -> list[Any]:
     """All records of a run's JSON file, or of the store; at least one."""
-    from sophon_bench.store import Store, default_root, read_cells
+    from sophon_bench.store import read_cells
+
+    if source is None:
+        return list(_store(store).cells())
+    cells = read_cells(source)
+    if not cells:
+        raise Refused(f"no records in {str(source)!r}; 'sophon-bench run' makes some")
+    return cells
+
+
+def _store(store: Path | None) -> Store:
+    """The store, with at least one record in it."""
+    from sophon_bench.store import Store, default_root
 
     root = store or default_root()
-    if source is None and not (root / "store.json").exists():
+    if not (root / "store.json").exists():
         raise Refused(f"there is no store at {str(root)!r}; 'sophon-bench run' makes one")
-    cells = read_cells(source) if source is not None else list(Store(root).cells())
-    if not cells:
-        raise Refused(f"no records in {str(source or root)!r}; 'sophon-bench run' makes some")
-    return cells
+    opened = Store(root)
+    if not opened.count():
+        raise Refused(f"no records in {str(root)!r}; 'sophon-bench run' makes some")
+    return opened
 
 
 @main.command()

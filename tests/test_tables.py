@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from sophon_bench import metrics
 from sophon_bench.leaderboard import tables
 from sophon_bench.leaderboard.tables import Report, Table
+from sophon_bench.store import Store
 
 BUDGET = 12800
 PLACE = {
@@ -329,3 +332,16 @@ def test_a_report_is_made_of_records(make_cell: Any) -> None:
     assert "50.0 ± 0.0" in shown
     assert "·¹†" in shown
     assert "Who won" in shown
+
+
+def test_several_processes_report_what_one_does(
+    tmp_path: Path, make_cell: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "MANY", 0)
+    store = Store(tmp_path)
+    for backbone, defense, seed in itertools.product("abc", ("none", "ice"), (0, 1)):
+        for attack in ("scratch", "finetune") if defense == "none" else ("finetune",):
+            key = f"{backbone}-{defense}-{attack}-{seed}"
+            own = {"defense": defense, "attack": attack, "seed": seed, "backbone": backbone}
+            store.put_cell(make_cell(key=key, **own))
+    assert tables.report_of(store, None, 2) == tables.report(list(store.cells()))

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/measure.py --out DIR [--device cpu] [--only NAME,NAME] [--quick]
 
-Writes one JSON file per measurement, with the machine in it, and prints what it found.
+Writes one JSON file per measurement, with the machine in it, a picture of how suppression grows,
+and prints what it found.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
@@ -102,13 +104,17 @@ def suppression(
     return functools.partial(ours, {"first": first_order, "second": second_order}[way])
 
 
+PROMPT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Let glibc give freed memory back at once, so that what is resident is what is in use."""
+
+
 def peak_of(backbone: str, size: int, inner_steps: int, way: str, batch: int, device: str) -> int:
     """Bytes above what model and data take, in a process of its own, after one step to warm up."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(
-            _peak, (backbone, size, inner_steps, way, batch, device, torch.get_num_threads())
-        )
+    setting = (backbone, size, inner_steps, way, batch, device, torch.get_num_threads())
+    os.environ |= PROMPT
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found: int = pool.apply(_peak, setting)
+    return found
 
 
 def _peak(
@@ -287,6 +293,28 @@ def growth(device: torch.device, *, quick: bool) -> dict[str, Any]:
     return found
 
 
+def draw(found: dict[str, Any], file: Path) -> None:
+    """Seconds and memory of suppression by K, on logarithmic axes."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for way in ("first", "second", "learn2learn-style"):
+        label = way if "-" in way else f"{way} order"
+        for axes, key, scale in zip(
+            panels, (f"K, {way}", f"K, {way}, memory"), (1, 1e6), strict=True
+        ):
+            steps, values = zip(*found[key]["points"], strict=True)
+            axes.loglog(steps, [value / scale for value in values], marker="o", label=label)
+    for axes, title in zip(panels, ("seconds", "MB above model and data"), strict=True):
+        axes.set(xlabel="simulated updates K", title=f"one suppression step: {title}")
+        axes.grid(alpha=0.3, which="both")
+    panels[0].legend(frameon=False)
+    figure.savefig(file, dpi=110)
+
+
 def records(_device: torch.device, *, quick: bool) -> dict[str, Any]:
     """Seconds and memory of `sophon-bench table` over a store, start and imports included."""
     points = []
@@ -374,6 +402,8 @@ def main() -> None:
         begin = time.perf_counter()
         found = MEASUREMENTS[name](device, quick=options.quick)
         spent = time.perf_counter() - begin
+        if name == "growth":
+            draw(found, options.out / "growth.png")
         text = json.dumps({"machine": machine, "took_seconds": round(spent, 1), **found}, indent=1)
         (options.out / f"{name}.json").write_text(text + "\n")
         print(f"{name}: {text}", flush=True)
