@@ -88,6 +88,8 @@ FIT_EXAMPLES = 256
 class Bench:
     """A scenario's data on the device in a backbone's input scale: where stages work.
 
+    fp32 is fp32: TF32 is off from then on in the process.
+
     Args:
         data: The built scenario.
         backbone: The architecture of every model.
@@ -108,6 +110,8 @@ class Bench:
         compiled: Compile = "off",
         room: int | None = None,
     ) -> None:
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
         self.data = data
         self.backbone = backbone
         self.device = device

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import tempfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,17 +93,18 @@ class Store:
     def cells(self, part: int = 0, parts: int = 1) -> Iterator[Cell]:
         """Every finished cell, in order of key; or one of ``parts`` shares of them.
 
-        Cells of one scenario and backbone are in one share, so that what is told of them can be
-        found by several processes.
+        Scenarios with their backbones are dealt out to the shares in turn, so that several
+        processes can find what is told of them.
         """
         reader = Reader(Cell, held=("scenario", "defense", "attack", "pretrained", "released"))
         folder = f"{self.root}/cells"
+        places: dict[bytes, int] = {}
         for name in sorted(os.listdir(folder)):  # noqa: PTH208 - a Path for each is slow
             path = f"{folder}/{name}"
             if not name.endswith(".json"):
                 continue
             content = _content(path)
-            if parts == 1 or _share(content) % parts == part:
+            if parts == 1 or places.setdefault(_place(content), len(places)) % parts == part:
                 yield _parsed(path, content, reader)
 
     def has_stage(self, key: str) -> bool:
@@ -198,10 +198,10 @@ def _parsed(path: str, content: bytes, reader: Reader[R]) -> R:
         ) from error
 
 
-def _share(content: bytes) -> int:
-    """A number that records of one scenario and backbone have in common, without reading them."""
+def _place(content: bytes) -> bytes:
+    """What records of one scenario and backbone have in common, found without reading them."""
     begin = content.find(b'"scenario"')
-    return zlib.crc32(content[begin : content.find(b'"defense"', begin)])
+    return content[begin : content.find(b'"defense"', begin)]
 
 
 def _content(path: str) -> bytes:

@@ -32,7 +32,7 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-_FUSED = ("adagrad", "adam", "adamw")
+_FUSED = {"adagrad": ("cpu",), "adam": ("cpu", "cuda"), "adamw": ("cpu", "cuda")}
 """Where one kernel does the whole update several times as fast; of the others, torch takes several
 weights at once on a GPU, and on a CPU one after the other, which is as fast there."""
 
@@ -50,7 +50,8 @@ def make_optimizer(
 
 
 def _optimizer(name: OptimizerName, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-    if name not in _FUSED:
+    device = groups[0]["params"][0].device if groups[0]["params"] else None
+    if device is None or device.type not in _FUSED.get(name, ()):
         return _OPTIMIZERS[name](groups)
     optimizer = _OPTIMIZERS[name](groups, fused=True)
     optimizer.register_step_pre_hook(_align)

@@ -40,7 +40,7 @@ Upstream = Mapping[str, StageRecord]
 
 @dataclass
 class Worker:
-    """Does stages on one device, one after the other; TF32 is off in its process.
+    """Does stages on one device, one after the other.
 
     Args:
         store: Where weights come from, and records and weights go.
@@ -55,10 +55,6 @@ class Worker:
     compiled: Compile = "off"
     _bench: tuple[Setting, stages.Bench] | None = field(default=None, init=False)
     _gains: dict[tuple[object, ...], float] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
 
     def bench(self, setting: Setting) -> stages.Bench:
         """The data of a setting on the device."""

@@ -9,6 +9,7 @@ and prints what it found.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import json
@@ -24,12 +25,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import references
-from synthetic import write_records
+from synthetic import records_like, write_records
 
 from sophon_bench.api import AttackView, Domain, Model
 from sophon_bench.backbones import Backbone
@@ -37,11 +39,15 @@ from sophon_bench.defenses.sophon.losses import inverse_cross_entropy
 from sophon_bench.defenses.sophon.simulate import draw_steps, first_order, reset
 from sophon_bench.defenses.sophon.strategies import Strategy
 from sophon_bench.defenses.sophon.unroll import second_order
+from sophon_bench.engines.local import LocalEngine
 from sophon_bench.meter import CountedSamples, Meter, PeakMemory, WatchedTask, profile
+from sophon_bench.plan import Registries, Request, Setting, Stage, make_plan
 from sophon_bench.provenance import device_name
-from sophon_bench.registry import attacks
+from sophon_bench.records import DataId
+from sophon_bench.registry import attacks, defenses, scenarios
 from sophon_bench.samples import Pixels
-from sophon_bench.selectors import trials
+from sophon_bench.selectors import Arsenal, Rules, trials
+from sophon_bench.store import Store
 from sophon_bench.tasks.classification import Classification
 
 CLASSES = 10
@@ -374,10 +380,66 @@ def together(device: torch.device, *, quick: bool) -> dict[str, Any]:
     return result
 
 
+def trial_counts(device: torch.device, *, quick: bool) -> dict[str, Any]:
+    """How cost grows with the number of trials: at once, and found finished by an engine."""
+    domain = domain_of("test_resnet", 32, device)
+    (one,) = trials(attacks, ["finetune"])
+    at_once = []
+    for count in (2, 4) if quick else (2, 4, 8, 16):
+        plugins = [type(one.plugin)(lr=1e-3 * (1 + i)) for i in range(count)]
+        view = AttackView(
+            task=domain.task, train=domain.train, validation=domain.validation, auxiliary=None,
+            new_model=functools.partial(model_of, "test_resnet", device), device=device,
+            rng=torch.Generator(),
+        )  # fmt: skip
+        run = plugins[0].run_many(plugins, model_of("test_resnet", device), view)
+        next(run)
+        spent = [seconds(functools.partial(next, run), device) for _ in range(5)]
+        at_once.append((count, statistics.median(spent)))
+    finished = [(count, resumed(count)) for count in ((30, 100) if quick else (100, 1000, 5000))]
+    return {
+        "at once": {"points": at_once, "exponent": exponent(at_once)},
+        "finished": {"points": finished, "exponent": exponent(finished)},
+    }
+
+
+def resumed(count: int) -> float:
+    """Seconds in which an engine goes through so many trials that its store has."""
+    lrs = ",".join(f"{1e-4 * (1 + i):.4f}" for i in range(count))
+    (scenario,) = trials(scenarios, ["glyphs-digits"])
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        data = dataclasses.replace(scenario.plugin.build(store.data), benign=())
+        identity = DataId(name="s", label="s", parameters={}, revision="r")
+        setting = Setting(scenario, data, identity, Backbone.of("test_resnet"), "fp32")
+        arms = Arsenal(trials(attacks, [f"finetune[lr=[{lrs}]]"]), Rules(), ())
+        request = Request(defenses=[], attacks=arms, seeds=[0])
+        plan = make_plan(request, [setting], Registries(attacks=attacks, defenses=defenses))
+        like = next(records_like(1))
+        for model in plan.models:
+            store.put_stage(msgspec.structs.replace(like.released, key=model.key))
+        for stage in plan.cells:
+            store.put_cell(msgspec.structs.replace(like, key=stage.key))
+        engine = LocalEngine(store, torch.device("cpu"), Quiet())
+        begin = time.perf_counter()
+        engine.run(plan)
+        return time.perf_counter() - begin
+
+
+class Quiet:
+    """A reporter that says nothing."""
+
+    def expect(self, units: float, stages: int) -> None: ...
+    def begin(self, stage: Stage) -> None: ...
+    def tick(self, stage: Stage, fraction: float | None, words: str) -> None: ...
+    def end(self, stage: Stage, words: str, *, reused: bool) -> None: ...
+
+
 MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
     "loader": loader,
     "together": together,
     "records": records,
+    "trials": trial_counts,
     "growth": growth,
     "fts": fts,
 }

@@ -40,10 +40,15 @@ def write_records(root: Path, count: int) -> None:
     for name in ("stages", "data"):
         (root / name).mkdir()
     (root / "store.json").write_text(json.dumps({"schema": SCHEMA}))
+    for cell in records_like(count):
+        (root / "cells" / f"{cell.key}.json").write_bytes(dump(cell))
+
+
+def records_like(count: int) -> Iterator[Cell]:
+    """The records alone."""
     rng = np.random.default_rng(0)
     for backbone, *rest in itertools.islice(_order(), count):
-        cell = _cell(rng, f"backbone-{backbone}", *rest)
-        (root / "cells" / f"{cell.key}.json").write_bytes(dump(cell))
+        yield _cell(rng, f"backbone-{backbone}", *rest)
 
 
 def _order() -> Iterator[tuple[int, int, int, int, tuple[str, dict[str, object]]]]:
