@@ -299,7 +299,9 @@ IMAGES = torch.randn(32, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 def settled(act: Callable[[], nn.Module] = nn.ReLU, norm: Any = nn.BatchNorm2d) -> Toy:
     """A chain whose running statistics are those of `IMAGES`, like a trained model's."""
-    model = conv_chain(act, norm)
+    with torch.random.fork_rng():  # the same weights whatever ran before
+        torch.default_generator.manual_seed(0)
+        model = conv_chain(act, norm)
     for _ in range(60):
         model.features(IMAGES)
     return model.eval()
