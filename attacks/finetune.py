@@ -35,7 +35,6 @@ class FineTune:
     """
 
     together: ClassVar = TOGETHER
-
     optimizer: training.OptimizerName = "momentum"
     lr: Annotated[float, Gt(0)] = 1e-2
     schedule: training.ScheduleName = "constant"

@@ -174,6 +174,14 @@ plugin_option = click.option(
     metavar="FILE.py",
     help="Load an attack, a defense or a scenario from a file. Repeatable.",
 )
+backbone_option = click.option(
+    "--backbone",
+    multiple=True,
+    default=[DEFAULT_BACKBONE],
+    show_default=True,
+    metavar="SELECTOR",
+    help="timm model, with keyword arguments in brackets. Repeatable.",
+)
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to run."
 )
@@ -253,14 +261,7 @@ def main() -> None:
     shell_complete=_complete("scenario"),
     help="Scenario. Repeatable.",
 )
-@click.option(
-    "--backbone",
-    multiple=True,
-    default=[DEFAULT_BACKBONE],
-    show_default=True,
-    metavar="SELECTOR",
-    help="timm model, with keyword arguments in brackets. Repeatable.",
-)
+@backbone_option
 @click.option(
     "--samples",
     callback=_numbers,
@@ -830,14 +831,7 @@ def freeze(source: Path | None, store: Path | None, out: Path) -> None:
     shell_complete=_complete("attack"),
     help="Attack whose loop is measured. Repeatable.",
 )
-@click.option(
-    "--backbone",
-    multiple=True,
-    default=[DEFAULT_BACKBONE],
-    show_default=True,
-    metavar="SELECTOR",
-    help="timm model, with keyword arguments in brackets. Repeatable.",
-)
+@backbone_option
 @click.option(
     "--scenario", default=DEFAULT_SCENARIO, show_default=True, metavar="SELECTOR", help="Scenario."
 )

@@ -117,8 +117,7 @@ def matmul_peak(bench: Bench) -> float:
     best = 0.0
     for size in SIZES[bench.device.type]:
         one, other = (torch.randn(size, size, device=bench.device, dtype=dtype) for _ in range(2))
-        product = itertools.repeat(None)
-        calls = (one @ other for _ in product)
+        calls = (one @ other for _ in itertools.repeat(None))
         _seconds(bench, calls, 2)
         seconds = min(_seconds(bench, calls, 3) for _ in range(5))
         best = max(best, 2 * size**3 / seconds)

@@ -212,19 +212,14 @@ class Flags:
     """The flags of one place's defenses, over all n or for one."""
 
     def __init__(self, sides: Sides) -> None:
-        self._sides = sides
-        self._usual = self._of(sides.undefended, sides.of_undefended, {})
+        fresh, stand_ins = sides.fresh, sides.stand_ins
+        self._usual = _bouts(sides.undefended, fresh, sides.of_undefended, stand_ins, {})
         self._found = {
             defense: self._usual
             if own == sides.undefended
-            else self._of(own, sides.of(defense), self._usual)
+            else _bouts(own, fresh, sides.of(defense), stand_ins, self._usual)
             for defense, own in sides.defenses.items()
         }
-
-    def _of(
-        self, mine: Grouped, open_to: Candidates, usual: Mapping[Where, Bout]
-    ) -> dict[Where, Bout]:
-        return _bouts(mine, self._sides.fresh, open_to, self._sides.stand_ins, usual)
 
     def of(self, defense: str, at: Where | None = None) -> list[str]:
         """As `flags`, of a defense wherever it was attacked, or only ``at``."""
