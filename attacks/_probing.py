@@ -3,12 +3,14 @@
 import contextlib
 import itertools
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -121,20 +123,47 @@ def columns_of(parts: Sequence[Tensor], layers: Sequence[int]) -> Any:
     return torch.cat([parts[i] for i in layers], dim=1).numpy()
 
 
-def probe(
-    model: Model, view: AttackView, candidates: Sequence[Candidate], *, grid: int
-) -> Iterator[Probe]:
-    """Fit every candidate on every subset of layers; yields the best on validation so far.
-
-    Activations are collected first, a batch between two yields, then each fit is a step. It ends
-    when all are fitted.
+@dataclass(frozen=True, kw_only=True)
+class Probing(ABC):
+    """The hyperparameters that all probes have, and what they do.
 
     Args:
-        candidates: Of equals on validation the first is kept; the last stands in until then.
+        grid: Maps are averaged over each of grid x grid cells, tokens over all of them.
+    """
+
+    grid: Annotated[int, Gt(0)] = 2
+
+    @abstractmethod
+    def candidates(self, outputs: int) -> Sequence[Candidate]:
+        """What is fitted on every subset of layers, for so many classes."""
+
+    def run(self, model: Model, view: AttackView) -> Iterator[Probe]:
+        for (only,) in self.run_many([self], model, view):
+            yield only
+
+    def run_many(
+        self, trials: Sequence["Probing"], model: Model, view: AttackView
+    ) -> Iterator[list[Probe]]:
+        candidates = [trial.candidates(view.task.num_outputs) for trial in trials]
+        yield from probe(model, view, candidates, grid=self.grid)
+
+
+def probe(
+    model: Model, view: AttackView, trials: Sequence[Sequence[Candidate]], *, grid: int
+) -> Iterator[list[Probe]]:
+    """Fit every candidate on every subset of layers; yields the best on validation so far.
+
+    Activations are collected first, once for all trials, a batch between two yields; then each fit
+    is a step, of all trials side by side. It ends when all are fitted.
+
+    Args:
+        trials: Candidates of each, as many. Of equals on validation the first is kept; the last
+            stands in until then.
         grid: See `pooled`.
 
     Raises:
         Incompatible: If targets are not class ids.
+        NotImplementedError: If trials have different numbers of candidates.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.pipeline import make_pipeline
@@ -143,6 +172,8 @@ def probe(
     train, validation = view.train, view.validation
     if train.targets.ndim != 1 or train.targets.is_floating_point():
         raise Incompatible("probes need class ids as targets, one per example")
+    if len({len(candidates) for candidates in trials}) > 1:
+        raise NotImplementedError("probes with as many candidates only end at the same time")
     model.eval()
     targets = train.targets.cpu().numpy()
 
@@ -159,19 +190,20 @@ def probe(
     for inputs in train.inputs.split(BATCH):
         parts = activations(model, inputs, grid=grid)
         seen = [torch.cat(pair) for pair in zip(seen, parts, strict=True)] if seen else parts
-        best = fit(candidates[-1], range(len(seen)))
+        best = [fit(candidates[-1], range(len(seen))) for candidates in trials]
         yield best
     held: list[Tensor] = []
     for inputs in validation.inputs.split(BATCH):
         parts = activations(model, inputs, grid=grid)
         held = [torch.cat(pair) for pair in zip(held, parts, strict=True)] if held else parts
         yield best
-    highest = -1.0
-    for layers, candidate in itertools.product(subsets(len(seen)), candidates):
-        # columns that are all alike, as a released model may make them, have no inverse
-        with contextlib.suppress(np.linalg.LinAlgError), np.errstate(all="ignore"):
-            fitted = fit(candidate, layers)
-            right = fitted.scores(held).argmax(1) == validation.targets.cpu()
-            if (accuracy := float(right.float().mean())) > highest:
-                highest, best = accuracy, fitted
-        yield best
+    highest = [-1.0] * len(trials)
+    for layers, candidates in itertools.product(subsets(len(seen)), zip(*trials, strict=True)):
+        for trial, candidate in enumerate(candidates):
+            # columns that are all alike, as a released model may make them, have no inverse
+            with contextlib.suppress(np.linalg.LinAlgError), np.errstate(all="ignore"):
+                fitted = fit(candidate, layers)
+                right = fitted.scores(held).argmax(1) == validation.targets.cpu()
+                if (accuracy := float(right.float().mean())) > highest[trial]:
+                    highest[trial], best[trial] = accuracy, fitted
+        yield [*best]

@@ -4,21 +4,20 @@ Reference: Alain and Bengio, Understanding intermediate layers using linear clas
 arXiv 1610.01644.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any, ClassVar
 
 from annotated_types import Gt
 
-from sophon_bench.api import AttackView, Model
 from sophon_bench.registry import attacks
 
-from . import _probing
+from ._probing import Candidate, Probing
 
 
 @attacks.register("probe-logistic", mechanism="function")
 @dataclass(frozen=True, kw_only=True)
-class ProbeLogistic:
+class ProbeLogistic(Probing):
     """Minimise cross-entropy plus an L2 penalty on activations of several layers.
 
     No weight of the model moves and BatchNorm stays as released. Columns are standardised; layers
@@ -26,17 +25,16 @@ class ProbeLogistic:
 
     Args:
         strength: Inverse weight of the penalty, scikit-learn's C; None: one of 1e-3, 1e-2, …, 10.
-        grid: Maps are averaged over each of grid x grid cells, tokens over all of them.
     """
 
+    together: ClassVar = ("strength",)
     strength: Annotated[float, Gt(0)] | None = None
-    grid: Annotated[int, Gt(0)] = 2
 
-    def run(self, model: Model, view: AttackView) -> Iterator[_probing.Probe]:
+    def candidates(self, outputs: int) -> list[Candidate]:
         from sklearn.linear_model import LogisticRegression
 
+        def make(_rows: int, _columns: int, *, strength: float) -> Any:
+            return LogisticRegression(C=strength, max_iter=1000)
+
         values = (0.1, 0.01, 1.0, 0.001, 10.0) if self.strength is None else (self.strength,)
-        candidates = [
-            lambda _rows, _columns, c=v: LogisticRegression(C=c, max_iter=1000) for v in values
-        ]
-        yield from _probing.probe(model, view, candidates, grid=self.grid)
+        return [partial(make, strength=value) for value in values]

@@ -152,7 +152,7 @@ class Meter:
             sampled = self.steps + 1 == fibonacci[0]
             if sampled:
                 fibonacci = (fibonacci[1], sum(fibonacci))
-            self._counter.units = 0.0
+            self._counter.clear()
             flops = flop_counter() if sampled else None
             if sampled:
                 self.settle()
@@ -167,7 +167,7 @@ class Meter:
                 self._synchronize()
                 self._sampled_seconds += time.perf_counter() - begin
                 units = flops.get_total_flops() / self.profile.flops_per_unit
-                self._calibrate(units / self.together)
+                self._calibrate(units)
             else:
                 self._timed_seconds += time.perf_counter() - begin
                 self._timed_steps += 1
@@ -179,13 +179,15 @@ class Meter:
             yield item
 
     def _calibrate(self, units: float) -> None:
-        counted = self._counter.units
+        """See what one trial's share of an update of ``units`` is: shared passes it would make."""
+        counted, shared = self._counter.units, self._counter.shared
+        alone = shared + (units - shared) / self.together
         if counted:
-            ratio = units / counted
+            ratio = alone / counted
             self._ratio = 1.0 if abs(ratio - 1) <= SAME_MODEL else ratio
             self._ratios[round(counted)] = self._ratio
         else:
-            self._flat = units
+            self._flat = alone
 
     @property
     def went_backward(self) -> bool:
@@ -252,28 +254,43 @@ class Meter:
 
 
 class _Counter:
+    """Counts of an update.
+
+    Attributes:
+        units: What passed.
+        shared: The part of it whose weights were not stacked: made once for all trials.
+        counting: Whether passes count now.
+        backward: Whether a gradient ever came.
+    """
+
     def __init__(self) -> None:
-        self.units = 0.0
+        self.units = self.shared = 0.0
         self.counting = True
         self.backward = False
 
-    def add(self, amount: float) -> None:
-        self.units += amount
-
-    def add_backward(self, amount: float) -> None:
-        self.units += amount
-        self.backward = True
+    def clear(self) -> None:
+        self.units = self.shared = 0.0
 
 
 def _hook(counter: _Counter, charge: float) -> Callable[[nn.Module, Any, Any], None]:
     """A plain closure: a deep copy of the module keeps counting in the same counter."""
 
     def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
-        if counter.counting and isinstance(output, Tensor):
-            amount = charge * output.numel()
-            counter.add(amount)
-            if output.grad_fn is not None:  # on the node: half the price of a tensor's hook
-                output.grad_fn.register_prehook(lambda _gradients: counter.add_backward(2 * amount))
+        if not (counter.counting and isinstance(output, Tensor)):
+            return
+        amount = charge * output.numel()
+        shared = 0.0 if is_functorch_wrapped_tensor(output) else amount
+        counter.units += amount
+        counter.shared += shared
+        node = output.grad_fn
+
+        def came(_gradients: Any) -> None:
+            counter.units += 2 * amount
+            counter.shared += 2 * shared
+            counter.backward = True
+
+        if node is not None:  # half the price of a tensor's hook
+            node.register_prehook(came)
 
     return hook
 

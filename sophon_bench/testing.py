@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import math
 import random
 import re
 import sys
@@ -21,7 +22,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from unittest import mock
 
 import numpy as np
@@ -30,7 +31,7 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from sophon_bench import registry, stages
-from sophon_bench.api import Attack, Defense, Incompatible, Model, Predictor, Samples
+from sophon_bench.api import Attack, AttackMany, Defense, Incompatible, Model, Predictor, Samples
 from sophon_bench.authoring import PLACEHOLDER
 from sophon_bench.backbones import Backbone, BackboneError
 from sophon_bench.meter import CountedSamples, Meter
@@ -205,7 +206,7 @@ def _findings(entry: Entry, path: Path, backbone: Backbone) -> Iterator[Finding]
         except (Exception, SystemExit) as error:
             yield finding("run", _sentence(error, path))
             reason = "the run ended before"
-    for check in CHECKS[entry.kind]:
+    for check in dict.fromkeys([*CHECKS[entry.kind], *problems]):
         if check in problems:
             yield finding(check, problems[check])
         else:
@@ -264,7 +265,63 @@ def _attack_problems(
         problems["budget"] = (
             f"between two yields it draws every sample {epochs:.0f} times; yield after every update"
         )
+    if hasattr(attack, "run_many") and not any(problems.values()):
+        problems[AT_ONCE] = _at_once_problem(
+            cast("AttackMany", attack), bench, weights, samples=samples, budget=budget
+        )
     return problems | _common(watched, seeded)
+
+
+AT_ONCE = "trials at once"
+"""The check of attacks that offer ``run_many``."""
+
+SCORES = 0.05
+"""Largest difference of a score between a trial alone and among others: rounding differs."""
+
+
+def _at_once_problem(
+    attack: AttackMany, bench: stages.Bench, weights: stages.Weights, *, samples: int, budget: int
+) -> str | None:
+    """Whether `run_many` does for each trial what `run` does, at the same cost."""
+    fields = {field.name for field in dataclasses.fields(cast("Any", attack))}
+    if unknown := sorted({*attack.together} - fields):
+        return (
+            f"together names {', '.join(unknown)}, which the attack has not; it lists "
+            f"hyperparameters, of {', '.join(sorted(fields))}"
+        )
+    trials = [attack, _varied(attack)]
+    many = stages.attack_many(
+        bench, weights, trials, samples=samples, seed=0, budget=budget, ticks=[_quiet] * 2
+    )
+    for trial, found in zip(trials, many, strict=True):
+        alone = stages.attack(
+            bench, weights, trial, samples=samples, seed=0, budget=budget, tick=_quiet
+        )
+        if isinstance(found, stages.NoUpdate):
+            return f"run_many of {trial}: {found}"
+        pairs = [*zip(_scores(alone), _scores(found), strict=False)]
+        same = len(alone.curve) == len(found.curve) and all(
+            one[0] == other[0]
+            and math.isclose(one[1], other[1], rel_tol=0.01)
+            and all(abs(a - b) <= SCORES for a, b in zip(one[2:], other[2:], strict=True))
+            for one, other in pairs
+        )
+        if not same:
+            return (
+                f"run_many makes of {trial} another than run does (steps, units, scores: "
+                f"{_scores(found)[-1:]} at the end, alone {_scores(alone)[-1:]}); each trial has "
+                f"to see the same batches and draws as alone"
+            )
+    return None
+
+
+def _varied(attack: AttackMany) -> AttackMany:
+    """The attack with half of the first hyperparameter in ``together`` that is a number, if any."""
+    for name in attack.together:
+        value = getattr(attack, name)
+        if isinstance(value, float) and value:
+            return cast("AttackMany", dataclasses.replace(cast("Any", attack), **{name: value / 2}))
+    return attack
 
 
 def _defense_problems(watched: _Watched, bench: stages.Bench, weights: stages.Weights) -> Problems:

@@ -32,9 +32,12 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-_FUSED = {"adagrad": ("cpu",), "adam": ("cpu", "cuda"), "adamw": ("cpu", "cuda")}
-"""Where one kernel does the whole update several times as fast; of the others, torch takes several
-weights at once on a GPU, and on a CPU one after the other, which is as fast there."""
+_FUSED = {
+    **dict.fromkeys(("sgd", "momentum", "nesterov", "adam", "adamw"), ("cpu", "cuda")),
+    "adagrad": ("cpu",),
+}
+"""Where one kernel does the whole update; of the others, torch takes several weights at once on a
+GPU, and on a CPU one after the other, which is as fast there."""
 
 
 def make_optimizer(
@@ -50,25 +53,70 @@ def make_optimizer(
 
 
 def _optimizer(name: OptimizerName, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-    device = groups[0]["params"][0].device if groups[0]["params"] else None
-    if device is None or device.type not in _FUSED.get(name, ()):
+    kinds = {(p.device.type, p.dtype) for group in groups for p in group["params"]}
+    if len(kinds) != 1 or next(iter(kinds))[0] not in _FUSED.get(name, ()):
         return _OPTIMIZERS[name](groups)
+    if name in ("sgd", "momentum", "nesterov"):
+        return _SGD(groups, momentum=0.0 if name == "sgd" else 0.9, nesterov=name == "nesterov")
     optimizer = _OPTIMIZERS[name](groups, fused=True)
     optimizer.register_step_pre_hook(_align)
     return optimizer
 
 
+class _SGD(torch.optim.SGD):
+    """torch's fused kernel and nothing around it, which on a small model takes as long again."""
+
+    def __init__(self, groups: Sequence[dict[str, Any]], *, momentum: float, nesterov: bool):
+        super().__init__(groups, momentum=momentum, nesterov=nesterov)
+        self._velocities: list[list[Tensor | None]] = [
+            [torch.zeros_like(p) if momentum else None for p in group["params"]]
+            for group in self.param_groups
+        ]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override] # noqa: ARG002
+        for group, velocities in zip(self.param_groups, self._velocities, strict=True):
+            moving = [
+                (parameter, _aligned(parameter.grad, parameter), velocity)
+                for parameter, velocity in zip(group["params"], velocities, strict=True)
+                if parameter.grad is not None
+            ]
+            if not moving:
+                continue
+            parameters, gradients, heavy = zip(*moving, strict=True)
+            torch._fused_sgd_(
+                parameters,
+                gradients,
+                heavy if group["momentum"] else [],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                dampening=0.0,
+                nesterov=group["nesterov"],
+                maximize=False,
+                is_first_step=False,
+            )
+
+    step.hooked = True  # type: ignore[attr-defined] # torch wraps a step that is not
+
+
 def _align(optimizer: torch.optim.Optimizer, *_arguments: Any) -> None:
-    """Lay gradients out as their parameters are.
+    """Lay all gradients out as their parameters are."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad = _aligned(parameter.grad, parameter)
+
+
+def _aligned(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """``gradient``, laid out as ``parameter`` is.
 
     torch's fused kernels walk through both in the order of memory, whatever their strides: of a
     transposed gradient they would silently take the wrong elements.
     """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            gradient = parameter.grad
-            if gradient is not None and gradient.stride() != parameter.stride():
-                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 ScheduleName = Literal["constant", "cosine", "one-cycle", "warm-up"]

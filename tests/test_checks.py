@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -311,6 +313,41 @@ def test_conforming_attacks_pass(
     function: Run, bench: stages.Bench, pretrained: stages.Made
 ) -> None:
     assert check(function, bench, pretrained) == []
+
+
+@dataclass(frozen=True)
+class AtOnce:
+    """Runs trials at once, with one fault."""
+
+    lr: float = 0.02
+    together: ClassVar[tuple[str, ...]] = ("lr",)
+
+    def run(self, model: Model, view: AttackView) -> Iterator[Model]:
+        yield from train(model, view, self.lr)
+
+    def run_many(
+        self, trials: Sequence[AtOnce], model: Model, view: AttackView
+    ) -> Iterator[list[Model]]:
+        for made in train(model, view, self.lr):
+            yield [made] * len(trials)
+
+
+class Misnamed(AtOnce):
+    together: ClassVar[tuple[str, ...]] = ("rate", "lr")
+
+
+@pytest.mark.parametrize(
+    ("attack", "words"),
+    [
+        (AtOnce(lr=2.0), r"run_many makes of AtOnce\(lr=1.0\) another than run does"),
+        (Misnamed(), "together names rate, which the attack has not; .* of lr"),
+    ],
+)
+def test_trials_at_once_have_to_be_those_of_run(
+    attack: AtOnce, words: str, bench: stages.Bench, pretrained: stages.Made
+) -> None:
+    (found,) = testing.check_attack(attack, bench, pretrained.weights, samples=40, budget=256)
+    assert re.match(words, found)
 
 
 def test_plugins_that_raise_raise_through_the_check(

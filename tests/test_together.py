@@ -18,6 +18,7 @@ from sophon_bench.stages import Attacked, Bench, Made
 TOGETHER = [
     name for name in registry.attacks.names() if hasattr(registry.attacks.get(name).cls, "run_many")
 ]
+DESCENDING = [name for name in TOGETHER if "lr" in registry.attacks.get(name).cls.together]
 LRS = (1e-3, 1e-2, 3e-2)
 TOLERANCE = 1e-8
 """Largest difference of a weight after five updates in float64: kernels round in another order."""
@@ -78,7 +79,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-@pytest.mark.parametrize("name", TOGETHER)
+@pytest.mark.parametrize("name", DESCENDING)
 def test_each_trial_does_what_it_would_do_alone(
     name: str, settings: dict[str, Any], other: Bench
 ) -> None:
@@ -105,12 +106,17 @@ def many(bench: Bench, made: Made, trials: Sequence[Any], budget: int = 512) -> 
     )
 
 
+@pytest.mark.parametrize("scope", ["all", "head", "blocks", "norm"])
 @pytest.mark.parametrize("name", TOGETHER)
 def test_curves_and_costs_are_those_of_one_at_a_time(
-    name: str, bench: Bench, pretrained: Made
+    name: str, scope: str, bench: Bench, pretrained: Made
 ) -> None:
     cls: Any = registry.attacks.get(name).cls
-    trials = [cls(lr=lr) for lr in LRS]
+    if scope != "all" and "scope" not in {field.name for field in dataclasses.fields(cls)}:
+        pytest.skip("it moves all weights")
+    settings = {} if scope == "all" else {"scope": scope}
+    field, values = ("lr", LRS) if "lr" in cls.together else (cls.together[0], (1, 3, 10))
+    trials = [cls(**settings, **{field: value}) for value in values]
     for trial, found in zip(trials, many(bench, pretrained, trials), strict=True):
         alone = stages.attack(
             bench, pretrained.weights, trial, samples=40, seed=0, budget=512, tick=quiet
@@ -125,6 +131,27 @@ def test_curves_and_costs_are_those_of_one_at_a_time(
             pytest.approx(alone.cost.units, rel=0.01),
             alone.cost.examples,
         )
+
+
+@pytest.mark.parametrize("name", sorted({*TOGETHER} - {*DESCENDING}))
+def test_probes_share_one_extraction(name: str, bench: Bench) -> None:
+    cls: Any = registry.attacks.get(name).cls
+    seen: list[int] = []
+    model = bench.new_model(torch.Generator().manual_seed(0))
+    first, last = model.blocks()[0][1], model.blocks()[-1][1]
+    for block in (first, last):
+        block.register_forward_hook(lambda _module, args, _output: seen.append(len(args[0])))
+    train, validation = bench.attacker(bench.data.restricted, 40, 0)
+    shown = dataclasses.replace(view(bench), train=train, validation=validation)
+    trials = [cls(**{cls.together[0]: value}) for value in (1, 3, 10)]
+    for _ in trials[0].run_many(trials, model, shown):
+        pass
+    assert seen == [len(train)] * 2 + [len(validation)] * 2
+
+
+def test_probes_of_other_lengths_do_not_run_at_once(bench: Bench) -> None:
+    cls: Any = registry.attacks.get("probe-ridge").cls
+    assert stages.speed_up(bench, [cls(), cls(alpha=1.0)], samples=40) == 0
 
 
 def test_one_that_diverges_leaves_the_others_alone(bench: Bench, pretrained: Made) -> None:
