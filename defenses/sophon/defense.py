@@ -21,10 +21,10 @@ from torch import Tensor
 
 from sophon_bench.api import DefenseView, Domain, Incompatible, Model
 
+from .._watch import Watch, original_utility
 from .simulate import Gamma, draw_steps, first_order, reset, shared_parameters
 from .strategies import Head, Strategy
 from .unroll import RULES, second_order
-from .watch import Watch, original_utility
 
 Positive = Annotated[float, Gt(0)]
 Count = Annotated[int, Ge(1)]

@@ -1,0 +1,170 @@
+"""What defenses share that follow the gradient of one objective over both domains."""
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sophon_bench.api import DefenseView, Model
+
+from ._watch import Watch, original_utility
+
+Positive = Annotated[float, Gt(0)]
+Weight = Annotated[float, Ge(0)]
+Count = Annotated[int, Ge(1)]
+
+
+class Seen(NamedTuple):
+    """What a model makes of a batch: features ``(B, D)`` and the task's loss."""
+
+    features: Tensor
+    loss: Tensor
+
+
+class Scene:
+    """A model under protection, its batches, and what stands for a fine-tuner.
+
+    Args:
+        model: In train mode.
+        view: Where batches and draws come from.
+        batch_size: Examples of either domain.
+        head_lr: Step size (Adam) of the fine-tuner's head.
+
+    Attributes:
+        head: The fine-tuner's, for the restricted task. It starts fresh and takes a step after
+            the body from batch to batch, so that raising its loss means hiding something from it.
+        learner: A copy of the model to simulate on.
+    """
+
+    def __init__(self, model: Model, view: DefenseView, *, batch_size: int, head_lr: float) -> None:
+        self.model, self.view = model, view
+        self.learner = copy.deepcopy(model)
+        self.learner.fresh_head(view.restricted.task.num_outputs, view.rng)
+        self.head = self.learner.head
+        self._optimizer = torch.optim.Adam(self.head.parameters(), lr=head_lr)
+        domains = (view.original, view.restricted)
+        self._batches = [d.train.batches(batch_size, view.rng) for d in domains]
+        self._features: Tensor | None = None
+        self.original_batch, self.restricted_batch = (next(b) for b in self._batches)
+
+    def advance(self) -> None:
+        """Let the fine-tuner's head follow the body, and go on to the next batches."""
+        if self._features is not None:
+            self._optimizer.zero_grad()
+            self._behind(self._features).backward()
+            self._optimizer.step()
+        self._features = None
+        self.original_batch, self.restricted_batch = (next(b) for b in self._batches)
+
+    @property
+    def body(self) -> list[Tensor]:
+        """All parameters but the original head's: what a fine-tuner starts from."""
+        own = {id(p) for p in self.model.head.parameters()}
+        return [p for p in self.model.parameters() if id(p) not in own]
+
+    def original(self) -> Seen:
+        """The original batch, behind the original head."""
+        features = self.model.features(self.original_batch.inputs)
+        task, head = self.view.original.task, self.model.head
+        return Seen(features, task.loss(lambda _inputs: head(features), self.original_batch))
+
+    def restricted(self) -> Seen:
+        """The restricted batch, behind the fine-tuner's head; BatchNorm's statistics stay."""
+        with kept_statistics(self.model):
+            features = self.model.features(self.restricted_batch.inputs)
+        if self._features is None:
+            self._features = features.detach()
+        return Seen(features, self._behind(features))
+
+    def _behind(self, features: Tensor) -> Tensor:
+        """The restricted loss of these features of the batch."""
+        return self.view.restricted.task.loss(
+            lambda _inputs: self.head(features), self.restricted_batch
+        )
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """BatchNorm normalises by the batch inside, and its running statistics do not move."""
+    moved = {m: m.momentum for m in model.modules() if isinstance(m, _BatchNorm)}
+    for module in moved:
+        module.momentum = 0.0
+    try:
+        yield
+    finally:
+        for module, momentum in moved.items():
+            module.momentum = momentum
+
+
+def add_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
+    """Add to what the parameters have."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer(ABC):
+    """Minimise an objective over both domains with Adam; release no model that lost its own task.
+
+    Args:
+        lr: Step size of Adam.
+        iterations: Updates.
+        batch_size: Examples of either domain per update.
+        head_lr: Step size (Adam) of the head that stands for the fine-tuner's.
+        clip: Largest norm of the gradient.
+        max_drop: Largest fall of original utility on validation that may be released.
+        watch_every: Updates from one look at it to the next.
+        patience: Looks below the tolerance, in a row, that end the run early.
+    """
+
+    lr: Positive = 1e-3
+    iterations: Count = 400
+    batch_size: Annotated[int, Ge(2)] = 64
+    head_lr: Positive = 1e-2
+    clip: Positive = 1.0
+    max_drop: Annotated[float, Ge(0)] | None = 0.015
+    watch_every: Count = 20
+    patience: Count = 20
+
+    @property
+    def steps(self) -> int:
+        """Updates of a whole run, each of them yielded; a roll-back yields once more."""
+        return self.iterations
+
+    @abstractmethod
+    def objective(self, scene: Scene) -> Tensor:
+        """What is minimised, a scalar, on the scene's batches."""
+
+    def differentiate(self, scene: Scene) -> None:
+        """Give the model's parameters the objective's gradient."""
+        self.objective(scene).backward()
+
+    def run(self, model: Model, view: DefenseView) -> Generator[Model, None, str | None]:
+        """Yield the model after every update."""
+        drop = math.inf if self.max_drop is None else self.max_drop
+        floor = original_utility(model, view.original) - drop
+        watch = Watch(model, view.original, floor=floor, patience=self.patience)
+        scene = Scene(model.train(), view, batch_size=self.batch_size, head_lr=self.head_lr)
+        optimizer = torch.optim.Adam(model.parameters(), lr=self.lr)
+        for iteration in range(1, self.iterations + 1):
+            optimizer.zero_grad()
+            self.differentiate(scene)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)
+            optimizer.step()
+            scene.advance()
+            yield model
+            final = iteration == self.iterations
+            if final or iteration % self.watch_every == 0:
+                ended = watch.look(iteration, final=final)
+                if ended:
+                    yield model
+                    return ended
+        return None

@@ -1,0 +1,45 @@
+"""Raise the restricted loss directly, without simulating a fine-tuner.
+
+Reference: the baseline "naive" of Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from sophon_bench.registry import defenses
+
+from ._outer import Outer, Positive, Scene, Weight
+
+
+@defenses.register("naive-ascent")
+@dataclass(frozen=True, kw_only=True)
+class NaiveAscent(Outer):
+    """Minimise ``CE(original) - weight min(CE(restricted), cap)``.
+
+    The paper's naive baseline has one combined loss and no simulated fine-tuning. Here the
+    restricted loss is that of a head which follows the body (no head of the released model fits
+    the restricted classes), and it is capped: without a cap its gradient outgrows the other.
+
+    Args:
+        weight: Of the restricted loss.
+        cap: Restricted loss beyond which nothing more is gained; chance is the log of the number
+            of classes.
+    """
+
+    weight: Weight = 1.0
+    cap: Positive = 4.0
+
+    tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "lr": (3e-4, 1e-3, 3e-3), "weight": (0.3, 1.0, 3.0), "cap": (3.0, 4.0, 8.0),
+    }  # fmt: skip
+
+    def objective(self, scene: Scene) -> Tensor:
+        restricted = scene.restricted()
+        return naive(scene.original().loss, restricted.loss, weight=self.weight, cap=self.cap)
+
+
+def naive(original: Tensor, restricted: Tensor, *, weight: float, cap: float) -> Tensor:
+    """``original - weight min(restricted, cap)`` of two losses."""
+    return original - weight * restricted.clamp_max(cap)

@@ -1,0 +1,99 @@
+"""A model and two domains so small that a defense runs on them in a moment, in float64 too."""
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from sophon_bench.api import DefenseView, Domain, Model, Samples
+from sophon_bench.tasks.classification import Classification
+
+ORIGINAL, RESTRICTED = 4, 3
+
+
+class Tiny(Model):
+    """A smooth two-layer network with BatchNorm on ``(B, 8)`` inputs."""
+
+    def __init__(self, seed: int = 0, width: int = 5) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, width), nn.BatchNorm1d(width), nn.Tanh())
+        self.head = nn.Linear(width, ORIGINAL)
+        rng = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=rng))
+
+    @property
+    def num_outputs(self) -> int:
+        return self.head.out_features
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.head(self.features(inputs))
+
+    def features(self, inputs: Tensor) -> Tensor:
+        return self.body(inputs)
+
+    def fresh_head(self, num_outputs: int, rng: torch.Generator) -> None:
+        old = self.head.weight
+        self.head = nn.utils.skip_init(nn.Linear, old.shape[1], num_outputs, dtype=old.dtype)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.randn(num_outputs, old.shape[1], generator=rng) * 0.3)
+            self.head.bias.zero_()
+
+    def blocks(self) -> list[tuple[str, nn.Module]]:
+        return [("body", self.body)]
+
+
+def samples(n: int, classes: int, seed: int, dtype: torch.dtype = torch.float32) -> Samples:
+    """Blobs around unit vectors; those of odd seeds lie across those of even ones."""
+    rng = torch.Generator().manual_seed(seed)
+    targets = torch.arange(n) % classes
+    centres = 3 * torch.eye(8)[targets + 4 * (seed % 2)]
+    return Samples((centres + 0.7 * torch.randn(n, 8, generator=rng)).to(dtype), targets)
+
+
+def view(seed: int = 0, dtype: torch.dtype = torch.float32, n: int = 40) -> DefenseView:
+    return DefenseView(
+        original=Domain(
+            Classification(ORIGINAL),
+            samples(64, ORIGINAL, 2, dtype),
+            samples(64, ORIGINAL, 4, dtype),
+        ),
+        restricted=Domain(
+            Classification(RESTRICTED),
+            samples(n, RESTRICTED, 1, dtype),
+            samples(32, RESTRICTED, 3, dtype),
+        ),
+        device=torch.device("cpu"),
+        rng=torch.Generator().manual_seed(seed),
+    )
+
+
+def trained(steps: int = 150) -> Tiny:
+    model, data = Tiny(), view().original
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    batches = data.train.batches(32, torch.Generator().manual_seed(0))
+    for batch in itertools.islice(batches, steps):
+        optimizer.zero_grad()
+        torch.autograd.backward(data.task.loss(model, batch))
+        optimizer.step()
+    return model
+
+
+def drain(run: Iterator[Model]) -> tuple[list[dict[str, Tensor]], str | None]:
+    """The state at every yield of ``run``, and the sentence that it returns."""
+    states = []
+    while True:
+        try:
+            states.append(state(next(run)))
+        except StopIteration as stop:
+            return states, stop.value
+
+
+def state(model: Model) -> dict[str, Tensor]:
+    return {name: t.clone() for name, t in model.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
