@@ -41,10 +41,8 @@ class MLAC(Simulated):
     }  # fmt: skip
 
     def strategy(self, rng: torch.Generator) -> Strategy:
-        drawn = float(torch.rand((), generator=rng))
-        lr = self.lowest * (self.highest / self.lowest) ** drawn
-        adapt = self.batch_size - self.judge
-        return Strategy(optimizer="momentum", lr=lr, batch_size=adapt, head="fresh")
+        adapt, lrs = self.batch_size - self.judge, {"lr": self.lowest, "highest": self.highest}
+        return Strategy(optimizer="momentum", batch_size=adapt, head="fresh", **lrs).drawn(rng)
 
     def judged(self, logits: Tensor, targets: Tensor) -> Tensor:
         return -cross_entropy(calibration(logits.detach(), targets) * logits, targets)

@@ -550,7 +550,7 @@ def test_strategies_parse():
     [
         ("sgd", "strategy 'sgd' is not of the form optimizer@lr"),
         ("sgd@", "is not of the form"),
-        ("sgd@0.1/half", r"is not of the form optimizer@lr\[/batch\]\[/fresh\|kept\]"),
+        ("sgd@0.1/half", r"is not of the form optimizer@lr\[..lr\]\[/batch\]\[/fresh\|kept\]"),
         ("sgd@0.1/kept/32", "is not of the form"),
         ("adm@0.1", "unknown optimizer 'adm'; did you mean 'adam'"),
         ("sgd@fast", "learning rate must be positive, got 'fast'"),

@@ -8,11 +8,13 @@ from .losses import (
     kl_from_uniform,
 )
 from .variants import SophonIce, SophonKlu
+from .wide import SophonWide
 
 __all__ = [
     "Sophon",
     "SophonIce",
     "SophonKlu",
+    "SophonWide",
     "denial_of_service",
     "inverse_cross_entropy",
     "inverse_cross_entropy_released",

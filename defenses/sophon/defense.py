@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Ge, Gt, Interval, MinLen
@@ -25,6 +25,7 @@ from .._watch import Watch, original_utility
 from .simulate import Gamma, draw_steps, first_order, reset, shared_parameters
 from .strategies import Head, Strategy
 from .unroll import RULES, second_order
+from .wander import Beginnings
 
 Positive = Annotated[float, Gt(0)]
 Count = Annotated[int, Ge(1)]
@@ -43,7 +44,8 @@ class Sophon(ABC):
         ntr_steps: Reinforcement steps per iteration.
         inner_steps: Updates K of a simulated fine-tuning.
         strategies: What the fine-tuner may do, drawn uniformly for each simulation:
-            ``optimizer@lr[/batch][/fresh|kept]``.
+            ``optimizer@lr[/batch][/fresh|kept]``, where a range ``1e-4..1`` for ``lr`` is drawn
+            from log-uniformly.
         head: The fine-tuner's head where its strategy names none. Behind a fresh head, only the
             body's gradient returns to the model.
         batch_size: Restricted examples drawn per inner step.
@@ -79,6 +81,9 @@ class Sophon(ABC):
     watch_every: Count = 10
     patience: Count = 20
 
+    may_diverge: ClassVar[bool] = False
+    """Whether a fine-tuner that is not finite is left out, and does not end the run."""
+
     @abstractmethod
     def suppression_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """L_alpha of the fine-tuned model's outputs, a mean over the batch."""
@@ -106,9 +111,9 @@ class Sophon(ABC):
     @property
     def planned_units(self) -> float:
         """Forward and backward passes of a whole run, one per example."""
-        judged = self.inner_steps if self.gamma == "mean" else 1
+        judged = self.horizon if self.gamma == "mean" else 1
         adapted = sum(s.batch_size for s in self._parsed) / len(self._parsed)
-        suppression = self.inner_steps * adapted + judged * (self.batch_size - self.adapt)
+        suppression = self.horizon * adapted + judged * (self.batch_size - self.adapt)
         reinforcement = self.ntr_steps * self.ntr_batch_size
         return self.iterations * (self.fts_steps * suppression + reinforcement)
 
@@ -124,14 +129,15 @@ class Sophon(ABC):
             model, view.original, floor=self._floor(model, view.original), patience=self.patience
         )
         model.train()
-        learners = {head: copy.deepcopy(model) for head in {s.head for s in self._parsed}}
+        learners = {head: copy.deepcopy(model) for head in self.heads}
+        beginnings = self.beginnings()
         batches = view.original.train.batches(self.ntr_batch_size, view.rng)
         suppression = torch.optim.Adam(model.parameters(), lr=self.alpha)
         reinforcement = torch.optim.Adam(model.parameters(), lr=self.beta)
         for iteration in range(1, self.iterations + 1):
             for _ in range(self.fts_steps):
                 suppression.zero_grad()
-                self._simulate(model, learners, view.restricted, view.rng)
+                self._simulate(model, learners, beginnings, view)
                 torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)
                 suppression.step()
                 yield model
@@ -150,16 +156,21 @@ class Sophon(ABC):
         return None
 
     def _simulate(
-        self, model: Model, learners: Mapping[Head, Model], domain: Domain, rng: torch.Generator
+        self,
+        model: Model,
+        learners: Mapping[Head, Model],
+        beginnings: Beginnings,
+        view: DefenseView,
     ) -> None:
         """Give the model's parameters the gradient of one simulated fine-tuning."""
-        drawn = int(torch.randint(len(self.strategies), (), generator=rng))
-        strategy = self._parsed[drawn]
+        domain, rng = view.restricted, view.rng
+        strategy, horizon = self.draw(rng)
         learner = learners[strategy.head]
         reset(learner, model, strategy.head, task=domain.task, rng=rng)
+        beginnings.begin(learner, strategy, horizon, rng)
         steps = draw_steps(
             domain.train,
-            self.inner_steps,
+            horizon,
             adapt=strategy.batch_size,
             judge=self.batch_size - self.adapt,
             gamma=self.gamma,
@@ -169,9 +180,30 @@ class Sophon(ABC):
         gradients = differentiate(
             learner, strategy, steps, task=domain.task, objective=self.suppression_loss
         )
-        shared = shared_parameters(model, strategy.head)
-        for parameter, gradient in zip(shared, gradients, strict=True):
-            parameter.grad = gradient
+        beginnings.end(learner, model)
+        if not self.may_diverge or all(bool(g.isfinite().all()) for g in gradients):
+            shared = shared_parameters(model, strategy.head)
+            for parameter, gradient in zip(shared, gradients, strict=True):
+                parameter.grad = gradient
+
+    @property
+    def horizon(self) -> float:
+        """Updates of a simulated fine-tuning, on average."""
+        return self.inner_steps
+
+    def beginnings(self) -> Beginnings:
+        """Where fine-tuners begin, for one run."""
+        return Beginnings()
+
+    @property
+    def heads(self) -> set[Head]:
+        """The heads that fine-tuners may choose."""
+        return {strategy.head for strategy in self._parsed}
+
+    def draw(self, rng: torch.Generator) -> tuple[Strategy, int]:
+        """What the next fine-tuner does, and how many updates K it makes."""
+        drawn = int(torch.randint(len(self.strategies), (), generator=rng))
+        return self._parsed[drawn].drawn(rng), self.inner_steps
 
     @functools.cached_property
     def _parsed(self) -> list[Strategy]:
@@ -179,7 +211,7 @@ class Sophon(ABC):
 
     def _check(self, model: Model, restricted: Domain) -> None:
         needed = restricted.task.num_outputs
-        if any(s.head == "kept" for s in self._parsed) and model.num_outputs < needed:
+        if "kept" in self.heads and model.num_outputs < needed:
             raise Incompatible(
                 f"a kept head needs at least {needed} outputs, the model has {model.num_outputs}"
             )

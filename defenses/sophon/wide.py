@@ -1,0 +1,69 @@
+"""SOPHON against a whole distribution of fine-tuners, and from where they have got to already.
+
+Beyond Deng et al., IEEE S&P 2024, https://arxiv.org/abs/2404.12699, whose code simulates one.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Interval, MinLen
+from torch import Tensor
+
+from sophon_bench.registry import defenses
+
+from .defense import Count, Sophon
+from .losses import inverse_cross_entropy, kl_from_uniform
+from .strategies import Strategy
+from .wander import Beginnings, Wandering
+
+
+@defenses.register("sophon-wide")
+@dataclass(frozen=True, kw_only=True)
+class SophonWide(Sophon):
+    """SOPHON whose fine-tuners are drawn from a distribution instead of a short list.
+
+    Optimizer, batch and head are drawn from ``strategies``, the step size log-uniformly over four
+    decades, the number of updates from ``horizons``. Some fine-tuners go on where an earlier one
+    has got to, so that the horizon grows beyond what is simulated at a time.
+
+    Args:
+        loss: What is minimised of a fine-tuner's outputs.
+        horizons: How many updates K it may make at a time.
+        replay: Share of fine-tuners that go on.
+        farthest: Updates, over all its turns, after which one is forgotten.
+        noise: Largest relative noise on the weights that the others begin with.
+    """
+
+    loss: Literal["ice", "klu"] = "klu"
+    strategies: Annotated[tuple[str, ...], MinLen(1)] = (
+        "sgd@1e-4..1", "momentum@1e-4..1", "adam@1e-5..1e-1",
+        "sgd@1e-4..1/16/kept", "momentum@1e-4..1/16/kept", "adam@1e-5..1e-1/16/kept",
+    )  # fmt: skip
+    horizons: Annotated[tuple[Count, ...], MinLen(1)] = (20, 60, 160)
+    replay: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    farthest: Count = 1000
+    noise: Annotated[float, Ge(0)] = 0.0
+
+    may_diverge: ClassVar[bool] = True
+    tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "alpha": (2e-3, 8e-3, 2e-2), "loss": ("ice", "klu"),
+        "replay": (0.0, 0.5), "noise": (0.0, 0.3), "horizons": ((20, 60, 160), (80,), (200,)),
+    }  # fmt: skip
+
+    @property
+    def horizon(self) -> float:
+        return sum(self.horizons) / len(self.horizons)
+
+    def draw(self, rng: torch.Generator) -> tuple[Strategy, int]:
+        strategy, _ = super().draw(rng)
+        return strategy, self.horizons[int(torch.randint(len(self.horizons), (), generator=rng))]
+
+    def beginnings(self) -> Beginnings:
+        return Wandering(replay=self.replay, farthest=self.farthest, noise=self.noise)
+
+    def suppression_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """ICE or KLU of the outputs."""
+        if self.loss == "ice":
+            return inverse_cross_entropy(outputs, targets)
+        return kl_from_uniform(outputs)
