@@ -861,11 +861,12 @@ TAKEN = {
 @click.option(
     "--defense",
     multiple=True,
-    default=["sophon-ice[inner_steps=20]"],
+    default=["sophon-ice[inner_steps=5]"],
     show_default=True,
     metavar="SELECTOR",
     shell_complete=_complete("defense"),
-    help="Defense whose growth is measured. Repeatable.",
+    help="Defense whose growth is measured, by default with few inner steps, to be quick. "
+    "Repeatable.",
 )
 @click.option(
     "--updates",
@@ -944,7 +945,7 @@ def overhead(context: click.Context, /, *, roofline: bool, growth: bool, **optio
       sophon-bench overhead
       sophon-bench overhead --from out.json --format md --plot overhead.svg
       sophon-bench overhead --growth --plot growth.png
-      sophon-bench overhead --growth --defense 'sophon-klu[inner_steps=5]' --backbone resnet18 \\
+      sophon-bench overhead --growth --defense sophon-klu --backbone resnet18 \\
         --backbone resnet34 --device cuda
       sophon-bench overhead --roofline
       sophon-bench overhead --roofline --backbone resnet18 --image-size 64 --rounds 20
