@@ -1,4 +1,4 @@
-"""Pictures of what records say: envelopes and resistance by budget, accuracy by learning rate.
+"""Pictures of what records say: envelopes and resistance by budget, sweeps, costs; and of growth.
 
 They are drawn through matplotlib's objects, not through pyplot's state, and are the same bytes for
 the same records. Colours are Okabe and Ito's, which the colour-blind tell apart; markers repeat
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+import statistics
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sophon_bench import metrics
 from sophon_bench.files import write_atomic
+from sophon_bench.leaderboard.tables import WHERE
 from sophon_bench.metrics import PLACE
 from sophon_bench.records import REFERENCE_BATCH, Cell, content_key
 
@@ -107,6 +109,25 @@ def write(
     return written
 
 
+def write_overhead(protection: Sequence[Row], half_costs: Sequence[Row], file: Path) -> bool:
+    """Draw `overhead` to ``file``, which ends in one of `FORMATS`; False if there is nothing."""
+    with drawing():
+        figure = overhead(protection, half_costs)
+        if figure is not None:
+            _save(figure, file)
+    return figure is not None
+
+
+def write_growth(updates: Sequence[Row], exponents: Sequence[Row], title: str, file: Path) -> None:
+    """Draw `growth` to ``file``, which ends in one of `FORMATS`."""
+    with drawing():
+        _save(growth(updates, exponents, title), file)
+
+
+def _save(figure: Figure, file: Path) -> None:
+    write_atomic(file.absolute(), encode(figure, file.suffix.removeprefix(".")))
+
+
 def drawing() -> AbstractContextManager[None]:
     """Our settings over matplotlib's defaults: the user's own do not show in a picture."""
     from matplotlib import style
@@ -136,7 +157,7 @@ def pictures(curves: Sequence[Row], sweeps: Sequence[Row]) -> Iterator[Picture]:
         ("resistance", curves, resistance),
         ("lr-sweep", sweeps, sweep),
     ):
-        for place, found in _by_place(rows).items():
+        for place, found in _by(PLACE, rows).items():
             figure = draw(found, styles)
             if figure is not None:
                 yield Picture(name=_file_name(place, kind), figure=figure)
@@ -151,10 +172,10 @@ def _styles(rows: Iterable[Row]) -> dict[str, Style]:
     }
 
 
-def _by_place(rows: Iterable[Row]) -> dict[Key, list[Row]]:
+def _by(keys: Sequence[str], rows: Iterable[Row]) -> dict[Key, list[Row]]:
     found: dict[Key, list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(row[key] for key in PLACE), []).append(row)
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
     return found
 
 
@@ -223,6 +244,142 @@ def sweep(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     return figure
 
 
+def overhead(protection: Sequence[Row], half_costs: Sequence[Row]) -> Figure | None:
+    """What protecting costs beside pre-training, and a tuned attacker half beside undefended.
+
+    One line of two panels per place; None if there is no defense.
+
+    Args:
+        protection: Rows of `metrics.protection`.
+        half_costs: Rows of `metrics.half_costs`, of which the envelope's are drawn.
+    """
+    places = _by(WHERE, [row for row in protection if not row["control"]])
+    if not places:
+        return None
+    envelopes = [r for r in half_costs if r["attack"] == metrics.ENVELOPE and not r["control"]]
+    halves = _by(WHERE, envelopes)
+    most = max(map(len, places.values()))
+    figure = _figure(width=2 * COLUMN, height=0.9 + len(places) * (0.7 + 0.36 * most))
+    grid = figure.subplots(len(places), 2, squeeze=False, sharey="row")
+    for (place, rows), (left, right) in zip(places.items(), grid, strict=True):
+        names = [row["defense"] for row in rows]
+        found = halves.get(place, [])
+        costs = {
+            label: {row["defense"]: (row[f"protect_{key}_times"], "=") for row in rows}
+            for label, key in (("FLOPs", "flops"), ("seconds", "seconds"))
+        }
+        by_n: dict[str, dict[str, Bar]] = {
+            f"n = {samples}": {
+                row["defense"]: (row["times_undefended"], row["times_undefended_bound"])
+                for row in found
+                if row["samples"] == samples
+            }
+            for samples in sorted({row["samples"] for row in found})
+        }
+        _bars(left, names, costs, COLOURS)
+        _bars(right, names, by_n, COLOURS[2:])
+        left.set_title(
+            "\n".join(textwrap.wrap(f"{rows[0]['scenario']}, {rows[0]['backbone']}", 48))
+        )
+        left.set_yticks(range(len(names)), ["\n".join(textwrap.wrap(name, 32)) for name in names])
+        left.invert_yaxis()
+    for axes, label in zip(
+        grid[-1],
+        ("protecting, × pre-training", "tuned attacker to half of U − S, × undefended"),
+        strict=True,
+    ):
+        axes.set_xlabel(label)
+    _legend(figure)
+    figure.suptitle("What protecting costs, and what it makes attacking cost")
+    return figure
+
+
+Bar = tuple[float | None, str | None]
+"""A multiple and its bound, as rows have them."""
+
+
+def _bars(
+    axes: Axes,
+    names: Sequence[str],
+    series: Mapping[str, Mapping[str, Bar]],
+    colours: Sequence[str],
+) -> None:
+    """Bars from 1 on a logarithmic axis, several per name; what was not reached is hatched."""
+    height = 0.8 / max(1, len(series))
+    axes.set_xscale("log")
+    axes.axvline(1, color="#000000", linewidth=0.8)
+    for number, (label, bars) in enumerate(series.items()):
+        colour = colours[number % len(colours)]
+        for place, name in enumerate(names):
+            value, bound = bars.get(name, (None, None))
+            if value is None:
+                continue
+            y = place - 0.4 + height * (number + 0.5)
+            axes.barh(
+                y,
+                value - 1,
+                left=1,
+                height=height,
+                color=colour if bound != ">" else "#ffffff",
+                edgecolor=colour,
+                hatch="////" if bound == ">" else None,
+                label=label,
+            )
+            text = f" {'' if bound == '=' else bound}{value:.3g}× "
+            axes.text(max(1.0, value), y, text, va="center", fontsize=6.5)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, 0.8), max(high * 2, 12))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
+    axes.grid(visible=False, axis="y")
+
+
+def growth(updates: Sequence[Row], exponents: Sequence[Row], title: str) -> Figure:
+    """Seconds per update by parameters and by FLOPs, with the fitted lines.
+
+    Args:
+        updates: Rows with the fields of `speed.Update`.
+        exponents: Rows with those of `speed.Exponents`, one per defense.
+        title: Where it was measured.
+    """
+    figure = _figure(width=2 * COLUMN, height=2.6)
+    panels = figure.subplots(1, 2, sharey=True)
+    styles = _styles({**fit, "control": False} for fit in exponents)
+    first = exponents[0]["defense"]
+    drawn = [("pre-training", first, "pretrain_", {**UNDEFENDED, "marker": "x"})]
+    drawn += [(name, name, "", {**style}) for name, style in styles.items()]
+    for axes, size, by, label in (
+        (panels[0], "parameters", "by_parameters", "parameters"),
+        (panels[1], "flops", "by_flops", "FLOPs of a forward and backward pass"),
+    ):
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel(label)
+        for name, defense, side, style in drawn:
+            points = sorted(
+                (row[size], row[f"{side}seconds"]) for row in updates if row["defense"] == defense
+            )
+            (fit,) = (fit for fit in exponents if fit["defense"] == defense)
+            _fitted(axes, points, fit[f"{side}{by}"], name, style)
+    panels[0].set_ylabel("seconds per update")
+    _legend(figure)
+    figure.suptitle("\n".join(["Protecting by size of the model", *textwrap.wrap(title, 130)]))
+    return figure
+
+
+def _fitted(
+    axes: Axes, points: Sequence[tuple[float, float]], slope: float, label: str, style: Style
+) -> None:
+    """Points, and the line with this slope through the middle of their logarithms."""
+    xs, ys = zip(*points, strict=True)
+    x, y = statistics.geometric_mean(xs), statistics.geometric_mean(ys)
+    axes.plot(xs, ys, **{**style, "linestyle": ""}, label=label)
+    ends = (xs[0], xs[-1])
+    line = [y * (end / x) ** slope for end in ends]
+    axes.plot(ends, line, color=style["color"], linewidth=0.9, linestyle="--")
+    axes.annotate(f"{slope:.2f}", (ends[1], line[1]), color=style["color"], fontsize=6.5)
+
+
 def _defenses(rows: Iterable[Row]) -> list[Row]:
     return sorted((row for row in rows if not row["control"]), key=lambda row: str(row["defense"]))
 
@@ -288,8 +445,8 @@ def _draw(axes: Axes, lines: Iterable[Line]) -> None:
             axes.fill_between(x, low, high, color=line.style["color"], alpha=0.15, linewidth=0)
 
 
-def _finish(figure: Figure, rows: Sequence[Row], title: str) -> None:
-    """Title and legend; the legend has each label once."""
+def _legend(figure: Figure) -> None:
+    """Below the axes, each label once."""
     handles: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -305,6 +462,11 @@ def _finish(figure: Figure, rows: Sequence[Row], title: str) -> None:
         frameon=False,
     )
     figure.set_figheight(figure.get_figheight() + LINE * -(-len(handles) // columns))
+
+
+def _finish(figure: Figure, rows: Sequence[Row], title: str) -> None:
+    """Title and legend."""
+    _legend(figure)
     first = rows[0]
     seeds = sorted({row["seeds"] for row in rows})
     many = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}–{seeds[-1]}"
@@ -318,4 +480,5 @@ def _finish(figure: Figure, rows: Sequence[Row], title: str) -> None:
         ]
     )
     bands = " (bands: 95 % intervals)" if any(axes.collections for axes in figure.axes) else ""
-    figure.suptitle("\n".join([title + bands, *textwrap.wrap(where, int(width * 19))]))
+    lines = textwrap.wrap(where, int(figure.get_figwidth() * 19))
+    figure.suptitle("\n".join([title + bands, *lines]))

@@ -128,12 +128,13 @@ class Place:
 
 def places(report: Report) -> list[Place]:
     """Per place: the scores, who won, and one matrix per sample count."""
-    rows, scores, winners = map(_by_place, (report.rows, report.scores, report.winners))
+    rows, scores, winners = map(by_place, (report.rows, report.scores, report.winners))
     return [_place(where, rows.get(where, []), scores.get(where, []), winners.get(where, []))
             for where in dict.fromkeys([*rows, *scores])]  # fmt: skip
 
 
-def _by_place(rows: Iterable[Row]) -> dict[Key, list[Row]]:
+def by_place(rows: Iterable[Row]) -> dict[Key, list[Row]]:
+    """Rows by their values of `WHERE`."""
     found: dict[Key, list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[key] for key in WHERE), []).append(row)
@@ -141,9 +142,22 @@ def _by_place(rows: Iterable[Row]) -> dict[Key, list[Row]]:
 
 
 def _place(where: Key, rows: Sequence[Row], scores: Sequence[Row], winners: Sequence[Row]) -> Place:
+    trials = Trials(rows)
+    told = {row["defense"]: set(row["flags"]) for row in scores}
+    matrices = [
+        _matrix(samples, [row for row in rows if row["samples"] == samples], trials, told)
+        for samples in dict.fromkeys(row["samples"] for row in rows)
+    ]
+    tables = [_score_table(scores)] if scores else []
+    tables += [_winner_table(winners, trials)] if winners else []
+    return Place(title=heading(where, rows), tables=[*tables, *matrices])
+
+
+def heading(where: Key, rows: Iterable[Row]) -> str:
+    """The place with these values of `WHERE`, and the suites that its rows are of."""
     at = dict(zip(WHERE, where, strict=True))
     suites = sorted({row["suite"] for row in rows if row["suite"]})
-    title = ", ".join(
+    return ", ".join(
         [
             f"{at['scenario']} (data {at['revision'][:8]})",
             at["backbone"],
@@ -153,15 +167,6 @@ def _place(where: Key, rows: Sequence[Row], scores: Sequence[Row], winners: Sequ
             *suites,
         ]
     )
-    trials = _Trials(rows)
-    told = {row["defense"]: set(row["flags"]) for row in scores}
-    matrices = [
-        _matrix(samples, [row for row in rows if row["samples"] == samples], trials, told)
-        for samples in dict.fromkeys(row["samples"] for row in rows)
-    ]
-    tables = [_score_table(scores)] if scores else []
-    tables += [_winner_table(winners, trials)] if winners else []
-    return Place(title=title, tables=[*tables, *matrices])
 
 
 SCORE_COLUMNS = (
@@ -177,7 +182,7 @@ def _score_table(scores: Sequence[Row]) -> Table:
     others = [row for row in ordered if not row["control"]]
     quiet = [_score_line(row, reasons) for row in controls]
     fresh = {row["scratch_after"]: None for row in controls if row["scratch_after"] is not None}
-    quiet += [["scratch", *_only("restricted", _percent(value))] for value in fresh]
+    quiet += [["scratch", *_only("restricted", percent(value))] for value in fresh]
     notes = [f"{_superscript(i)} {reason}" for i, reason in enumerate(reasons, 1)]
     if any(row["provisional"] for row in ordered):
         why = "fewer than five seeds, or no frozen list of budgets and n that count"
@@ -185,7 +190,7 @@ def _score_table(scores: Sequence[Row]) -> Table:
     known = {(row["undefended_after"], row["scratch_after"]) for row in controls}
     notes += [
         f"{row['defense']}: on its seeds the undefended model reaches "
-        f"{_percent(row['undefended_after'])}, scratch {_percent(row['scratch_after'])}"
+        f"{percent(row['undefended_after'])}, scratch {percent(row['scratch_after'])}"
         for row in others
         if (row["undefended_after"], row["scratch_after"]) not in known
     ]
@@ -201,7 +206,7 @@ def _score_table(scores: Sequence[Row]) -> Table:
 
 def _score_title(scores: Sequence[Row]) -> str:
     samples = max((row["samples"] for row in scores), key=len).replace(",", ", ")
-    over = f", n = {samples}, {_span(row['seeds'] for row in scores)}" if samples else ""
+    over = f", n = {samples}, {span(row['seeds'] for row in scores)}" if samples else ""
     return (
         f"Scores{over}: 100 · resistance · intactness · trainability; accuracies in % after the "
         "tuned attack, cost of protection as a multiple of pre-training"
@@ -227,8 +232,8 @@ def _score_line(row: Row, reasons: Sequence[str]) -> list[str]:
         _decimals(row["intactness"], 2),
         _decimals(row["trainability"], 2),
         _overheads(row),
-        f"{_percent(row['original_after'])} ({_percent(row['original_before'])})",
-        _percent(row["restricted_after"]),
+        f"{percent(row['original_after'])} ({percent(row['original_before'])})",
+        percent(row["restricted_after"]),
         _times(row["protect_cost"]),
         str(len(row["flags"])),
     ]
@@ -245,18 +250,20 @@ def _superscript(number: int) -> str:
 def _overheads(row: Row) -> str:
     if row["b50"] is None:
         return NOTHING
-    alone = _multiple(row["b50"], censored=row["b50_censored"])
+    alone = multiple(row["b50"], ">" if row["b50_censored"] else "")
     if row["b50_search"] is None:
         return alone
-    return f"{alone} ({_multiple(row['b50_search'], censored=row['b50_search_censored'])})"
+    searched = multiple(row["b50_search"], ">" if row["b50_search_censored"] else "")
+    return f"{alone} ({searched})"
 
 
-def _multiple(value: float, *, censored: bool) -> str:
+def multiple(value: float, bound: str = "") -> str:
+    """Two digits and a sign before them: ``>16×``."""
     text = f"{value:.0f}" if value >= 10 else f"{value:.2g}"
-    return f"{'>' if censored else ''}{text}×"
+    return f"{bound}{text}×"
 
 
-def _winner_table(winners: Sequence[Row], trials: _Trials) -> Table:
+def _winner_table(winners: Sequence[Row], trials: Trials) -> Table:
     budgets = sorted({row["times"] for row in winners})
     lines: dict[tuple[bool, str, int], dict[float, str]] = {}
     for row in winners:
@@ -273,16 +280,16 @@ def _winner_table(winners: Sequence[Row], trials: _Trials) -> Table:
     )
 
 
-def _winner(row: Row, trials: _Trials) -> str:
+def _winner(row: Row, trials: Trials) -> str:
     if not row["attacks"]:
         return NOTHING
     (attack, count), *_ = row["attacks"]
     seeds = sum(votes for _, votes in row["attacks"])
     part = "" if count == seeds else f" ({count}/{seeds})"
-    return f"{_percent(row['restricted_after'])} {trials.short(attack)}{part}"
+    return f"{percent(row['restricted_after'])} {trials.short(attack)}{part}"
 
 
-class _Trials:
+class Trials:
     """Attacks of one place, named by the hyperparameters that vary there."""
 
     def __init__(self, rows: Iterable[Row]) -> None:
@@ -336,7 +343,7 @@ def _plugin(attack: str) -> str:
 
 
 def _matrix(
-    samples: int, rows: Sequence[Row], trials: _Trials, told: Mapping[str, set[str]]
+    samples: int, rows: Sequence[Row], trials: Trials, told: Mapping[str, set[str]]
 ) -> Table:
     """Restricted accuracy by attack (lines) and defense (columns); flags not ``told`` already."""
     by_attack: dict[tuple[str, int], dict[str, Row]] = {}
@@ -357,11 +364,11 @@ def _matrix(
     )
     flags = {d: [f for f in best[d]["flags"] if f not in told.get(d, ())] for d in defenses}
     return Table(
-        title=f"n = {samples}, {_span(row['seeds'] for row in best.values())}: "
+        title=f"n = {samples}, {span(row['seeds'] for row in best.values())}: "
         "restricted accuracy after the attack, in %; cost as a multiple of pre-training",
         columns=["", *defenses],
         quiet=[
-            ["original accuracy", *(_percent(best[d]["original_after"]) for d in defenses)],
+            ["original accuracy", *(percent(best[d]["original_after"]) for d in defenses)],
             ["cost of protection", *(_times(best[d]["protect_cost"]) for d in defenses)],
         ],
         body=[line(key, trials.name(key[0])) for key in tried],
@@ -378,7 +385,8 @@ def _stretch(key: tuple[str, int]) -> int:
     return key[1]
 
 
-def _span(seeds: Iterable[int]) -> str:
+def span(seeds: Iterable[int]) -> str:
+    """Numbers of seeds in words: ``3–5 seeds``."""
     counts = sorted(set(seeds))
     listed = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
     return f"{listed} seed{'' if counts[-1] == 1 else 's'}"
@@ -409,7 +417,8 @@ def _decimals(value: float | None, digits: int) -> str:
     return NOTHING if value is None else f"{value:.{digits}f}"
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """A fraction in percent, without the sign."""
     return NOTHING if value is None else f"{100 * value:.1f}"
 
 
@@ -418,6 +427,11 @@ def _times(value: float | None) -> str:
 
 
 def console(report: Report) -> str:
+    """The report's tables, to be read in a terminal."""
+    return to_console(places(report))
+
+
+def to_console(found: Iterable[Place]) -> str:
     """Tables as wide as the terminal, or as numbers need; colours only on one.
 
     Names and attacks fold where the terminal is narrow; a number with its interval never does.
@@ -430,7 +444,7 @@ def console(report: Report) -> str:
         found = text.splitlines() if len(text) <= width else textwrap.wrap(text, width)
         lines.extend(click.style(line, **style) if colours else line for line in found)
 
-    for place in places(report):
+    for place in found:
         write(place.title, bold=True)
         for table in place.tables:
             write(table.title, italic=True)
@@ -492,8 +506,13 @@ def _words(cell: str) -> list[str]:
 
 
 def markdown(report: Report) -> str:
+    """The report's tables in GitHub's Markdown."""
+    return to_markdown(places(report))
+
+
+def to_markdown(found: Iterable[Place]) -> str:
     """Tables in GitHub's Markdown."""
-    return "\n\n".join(part for place in places(report) for part in _markdown(place)) + "\n"
+    return "\n\n".join(part for place in found for part in _markdown(place)) + "\n"
 
 
 def _markdown(place: Place) -> Iterator[str]:
@@ -514,14 +533,22 @@ def _markdown(place: Place) -> Iterator[str]:
 
 
 def csv(report: Report) -> str:
-    """Flat rows with stable keys, scores first (no attack); flags are joined by semicolons."""
-    keys = dict.fromkeys(key for row in (*report.rows, *report.scores) for key in row)
+    """Flat rows with stable keys, scores first (no attack)."""
+    return to_csv(flat_rows(report), [*report.rows, *report.scores])
+
+
+def to_csv(rows: Iterable[Row], like: Iterable[Row]) -> str:
+    """Flat rows, their columns in the order of the keys of ``like``.
+
+    Flags are joined by semicolons; parameters are left out.
+    """
     text = io.StringIO()
-    columns = [key for key in keys if key != "parameters"]
-    writer = DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    keys = [key for key in dict.fromkeys(k for row in like for k in row) if key != "parameters"]
+    writer = DictWriter(text, keys, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    for row in flat_rows(report):
-        writer.writerow({**row, "flags": "; ".join(row["flags"])})
+    for row in rows:
+        flags = {"flags": "; ".join(row["flags"])} if "flags" in row else {}
+        writer.writerow({**row, **flags})
     return text.getvalue()
 
 
@@ -532,7 +559,12 @@ def flat_rows(report: Report) -> list[Row]:
 
 def as_json(report: Report) -> str:
     """Flat rows with stable keys, scores first."""
-    return msgspec.json.format(msgspec.json.encode(flat_rows(report)), indent=1).decode() + "\n"
+    return to_json(flat_rows(report))
+
+
+def to_json(rows: Sequence[Row]) -> str:
+    """Flat rows as JSON."""
+    return msgspec.json.format(msgspec.json.encode(rows), indent=1).decode() + "\n"
 
 
 FORMATS: dict[str, Callable[[Report], str]] = {
@@ -555,7 +587,7 @@ def document(cells: Sequence[Cell], report: Report) -> str:
 
 def meaning(report: Report) -> str:
     """What the scores say, in two sentences per place; without a score, what the envelopes say."""
-    scores, rows = _by_place(report.scores), _by_place(report.rows)
+    scores, rows = by_place(report.scores), by_place(report.rows)
     said = []
     for where in dict.fromkeys([*rows, *scores]):
         scored = [
@@ -571,13 +603,13 @@ def _scored(defenses: Sequence[Row]) -> str:
     listed = _listed(
         f"{row['defense']} scores {_with_half_width(row['score'], row['score_half_width'], 1)} "
         f"of 100 ({'provisional; ' if row['provisional'] else ''}"
-        f"{_percent(row['restricted_after'])} % reached)"
+        f"{percent(row['restricted_after'])} % reached)"
         for row in defenses
     )
     first = defenses[0]
     return (
-        f"Against a tuned attacker, who reaches {_percent(first['undefended_after'])} % from the "
-        f"undefended model and {_percent(first['scratch_after'])} % from fresh weights, {listed}. "
+        f"Against a tuned attacker, who reaches {percent(first['undefended_after'])} % from the "
+        f"undefended model and {percent(first['scratch_after'])} % from fresh weights, {listed}. "
         "0 protects like no defense; 100 gives the attacker nothing over fresh weights at any "
         "budget, keeps the original accuracy and stays trainable on other tasks."
     )
@@ -597,7 +629,7 @@ def _unscored(rows: Sequence[Row]) -> list[str]:
 
 def _envelopes(rows: Sequence[Row]) -> str:
     reached = [
-        f"{_percent(row['restricted_after'])} % against {row['defense']} (best of {row['trials']} "
+        f"{percent(row['restricted_after'])} % against {row['defense']} (best of {row['trials']} "
         f"trials: {row['best']})"
         for row in rows
         if row["attack"] == ENVELOPE and row["restricted_after"] is not None
@@ -609,7 +641,7 @@ def _envelopes(rows: Sequence[Row]) -> str:
         for row in rows
         if row["control"] and not _is_envelope(row) and row["restricted_after"] is not None
     ]
-    bar = f"the {_percent(max(fresh))} % of fresh weights" if fresh else "that of fresh weights"
+    bar = f"the {percent(max(fresh))} % of fresh weights" if fresh else "that of fresh weights"
     return (
         "An attacker who chooses trial and checkpoint on a hidden split reaches "
         f"{_listed(reached)}. A defense keeps its word if that falls to {bar} while the original "

@@ -372,7 +372,7 @@ def _run(
     threads = threads or max(1, torch.get_num_threads() // workers)
     torch.set_num_threads(threads)
     if json_file is not None:
-        _check_writable(json_file)
+        _check_writable("--json", json_file)
     opened = Store(store or default_root())
     settings = _settings(scenario, backbone, image_size, precision, opened.data)
     plan = make_plan(request, settings, Registries(attacks=attacks, defenses=defenses))
@@ -409,14 +409,14 @@ def _run(
     return 1 if failed else 0
 
 
-def _check_writable(file: Path) -> None:
+def _check_writable(option: str, file: Path) -> None:
     import tempfile
 
     try:
         with tempfile.TemporaryFile(dir=file.absolute().parent):
             pass
     except OSError as error:
-        raise Refused(f"--json {str(file)!r} cannot be written: {error.strerror}") from error
+        raise Refused(f"{option} {str(file)!r} cannot be written: {error.strerror}") from error
 
 
 def _load_plugins(files: Iterable[Path]) -> None:
@@ -820,8 +820,63 @@ def freeze(source: Path | None, store: Path | None, out: Path) -> None:
     click.echo(f"{file}: {counted} cells of budget and n count, over seeds {document.seeds}")
 
 
+GROWN = ("test_resnet", "lcnet_050", "resnet10t", "resnet18", "resnet50")
+"""Backbones of `overhead --growth`: 0.4 to 24 M parameters, made for images of any size."""
+
+TAKEN = {
+    **dict.fromkeys(("source", "form"), ("records",)),
+    "plot_file": ("records", "growth"),
+    "store": ("records", "roofline", "growth"),
+    **dict.fromkeys(("attack", "batch_size", "rounds"), ("roofline",)),
+    **dict.fromkeys(("defense", "updates"), ("growth",)),
+    **dict.fromkeys(
+        ("backbone", "scenario", "image_size", "device", "precision", "compiled", "threads",
+         "plugin", "json_file"),
+        ("roofline", "growth"),
+    ),
+}  # fmt: skip
+"""Which views of `overhead` take which options."""
+
+
 @main.command()
 @click.option("--roofline", is_flag=True, help="Measure the loop against bare passes and a matmul.")
+@click.option("--growth", is_flag=True, help="Measure how protecting grows with the backbone.")
+@click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
+@store_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["console", "md", "csv", "json"]),
+    default="console",
+    show_default=True,
+    help="How to print what records say; csv and json are flat rows with stable keys.",
+)
+@click.option(
+    "--plot",
+    "plot_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.png|svg",
+    help="Draw what records say, or growth.",
+)
+@click.option(
+    "--defense",
+    multiple=True,
+    default=["sophon-ice[inner_steps=5]"],
+    show_default=True,
+    metavar="SELECTOR",
+    shell_complete=_complete("defense"),
+    help="Defense whose growth is measured, by default with few inner steps, to be quick. "
+    "Repeatable.",
+)
+@click.option(
+    "--updates",
+    type=click.IntRange(min=1),
+    default=15,
+    show_default=True,
+    metavar="N",
+    help="Updates that growth is timed over, after as many and one to warm up: a whole cycle of "
+    "the defense's, or several (SOPHON's has fts_steps + ntr_steps).",
+)
 @click.option(
     "--attack",
     multiple=True,
@@ -831,7 +886,13 @@ def freeze(source: Path | None, store: Path | None, out: Path) -> None:
     shell_complete=_complete("attack"),
     help="Attack whose loop is measured. Repeatable.",
 )
-@backbone_option
+@click.option(
+    "--backbone",
+    multiple=True,
+    metavar="SELECTOR",
+    help="timm model, with keyword arguments in brackets. Repeatable. By default "
+    f"{DEFAULT_BACKBONE}; for growth {', '.join(GROWN)}.",
+)
 @click.option(
     "--scenario", default=DEFAULT_SCENARIO, show_default=True, metavar="SELECTOR", help="Scenario."
 )
@@ -857,16 +918,23 @@ def freeze(source: Path | None, store: Path | None, out: Path) -> None:
 @compile_option
 @threads_option
 @plugin_option
-@store_option
 @click.option(
     "--json",
     "json_file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write the numbers there.",
+    help="Write the numbers of a measurement there.",
 )
-def overhead(*, roofline: bool, **options: Any) -> None:
-    """Measure how fast this machine trains.
+@click.pass_context
+def overhead(context: click.Context, /, *, roofline: bool, growth: bool, **options: Any) -> None:
+    """Say what protecting and attacking cost, or measure what this machine takes for it.
+
+    Of the records in the store, or of a run's JSON file: what each defense took, as multiples of
+    pre-training; and the cost at which each attack, and the tuned envelope, gets half of what the
+    undefended model gives over scratch, as multiples of the undefended model's and of scratch's.
+
+    With --growth: updates of a defense and of pre-training, in turns, on backbones of several
+    sizes, and the exponents with which they grow.
 
     With --roofline: forward and backward passes on resident batches, alone and inside the loop of
     an attack, take turns. Speeds are ratios of the same run; MFU is the share of the fastest
@@ -874,17 +942,89 @@ def overhead(*, roofline: bool, **options: Any) -> None:
 
     \b
     Examples:
+      sophon-bench overhead
+      sophon-bench overhead --from out.json --format md --plot overhead.svg
+      sophon-bench overhead --growth --plot growth.png
+      sophon-bench overhead --growth --defense sophon-klu --backbone resnet18 \\
+        --backbone resnet34 --device cuda
       sophon-bench overhead --roofline
       sophon-bench overhead --roofline --backbone resnet18 --image-size 64 --rounds 20
       sophon-bench overhead --roofline --device cuda --precision bf16 --batch-size 256
     """
-    if not roofline:
-        raise Refused("overhead has one view so far; give --roofline (see 'overhead --help')")
-    _roofline(**options)
+    if roofline and growth:
+        raise Refused("--roofline and --growth are two measurements; give one")
+    view = "roofline" if roofline else "growth" if growth else "records"
+    for parameter in context.command.params:
+        views = TAKEN.get(parameter.name or "", (view,))
+        given = context.get_parameter_source(parameter.name or "")
+        if view not in views and given is click.core.ParameterSource.COMMANDLINE:
+            raise Refused(_misplaced(parameter.opts[0], view, views))
+    views_of: dict[str, Callable[..., None]] = {
+        "records": _overhead,
+        "growth": _growth,
+        "roofline": _roofline,
+    }
+    views_of[view](**{name: options[name] for name, views in TAKEN.items() if view in views})
+
+
+def _misplaced(option: str, view: str, views: Sequence[str]) -> str:
+    """What to say about an option of other views than this one."""
+    measured = " or ".join(f"--{other}" for other in views if other != "records")
+    if view == "records":
+        return f"{option} goes with {measured}"
+    if not measured:
+        return f"{option} is for records, and --{view} measures; leave one of them out"
+    return f"{option} goes with {measured}, not with --{view}"
+
+
+def _overhead(
+    *, source: Path | None, form: str, plot_file: Path | None, store: Path | None
+) -> None:
+    from sophon_bench.leaderboard import overhead, plots
+    from sophon_bench.leaderboard.frozen import published
+
+    if plot_file is not None:
+        _check_picture(plot_file)
+    with _no_collector():
+        found = overhead.overhead(_records(source, store), published())
+    if plot_file is not None and not plots.write_overhead(
+        found.protection, found.half_costs, plot_file
+    ):
+        raise Refused("no record of a defense to draw; 'sophon-bench run --defense' makes some")
+    click.echo(overhead.FORMATS[form](found), nl=False)
+
+
+def _check_picture(file: Path) -> None:
+    from sophon_bench.leaderboard import plots
+
+    if file.suffix.removeprefix(".") not in plots.FORMATS:
+        known = " or ".join(f".{form}" for form in plots.FORMATS)
+        raise Refused(f"--plot draws a file that ends in {known}; got {str(file)!r}")
+    _check_writable("--plot", file)
 
 
 def _advance(progress: Any, task: Any, fraction: float) -> None:
     progress.update(task, completed=fraction)
+
+
+def _machine(device: str, threads: int | None) -> tuple[Any, str]:
+    """The device, and what is measured on in words; sets the threads that torch uses."""
+    import torch
+
+    from sophon_bench.provenance import device_name
+
+    place = _device(device)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    words = f"{device_name(place)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return place, words
+
+
+def _write_json(file: Path, content: Any) -> None:
+    import json
+
+    from sophon_bench.files import write_atomic
+
+    write_atomic(file.absolute(), (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _roofline(
@@ -903,14 +1043,9 @@ def _roofline(
     store: Path | None,
     json_file: Path | None,
 ) -> None:
-    import json
-
-    import torch
     from rich.progress import Progress
 
-    from sophon_bench.files import write_atomic
     from sophon_bench.plan import default_samples
-    from sophon_bench.provenance import device_name
     from sophon_bench.registry import attacks
     from sophon_bench.selectors import construct, trials
     from sophon_bench.speed import roofline
@@ -918,19 +1053,17 @@ def _roofline(
     from sophon_bench.store import Store, default_root
 
     _load_plugins(plugin)
-    place = _device(device)
-    torch.set_num_threads(threads or torch.get_num_threads())
+    place, where = _machine(device, threads)
     if json_file is not None:
-        _check_writable(json_file)
+        _check_writable("--json", json_file)
     chosen = []
     for trial in trials(attacks, attack):
         takes = "batch_size" in trial.parameters
         values = {**trial.parameters, **({"batch_size": batch_size} if takes else {})}
         chosen.append((trial.label, construct(trial.entry, values)))
     cache = Store(store or default_root()).data
-    settings = _settings([scenario], backbone, image_size, precision, cache)
+    settings = _settings([scenario], backbone or [DEFAULT_BACKBONE], image_size, precision, cache)
     found = []
-    where = f"{device_name(place)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     for setting in settings:
         size = setting.data.image_size
         bench = Bench(
@@ -964,7 +1097,69 @@ def _roofline(
             )
         found.append({"setting": title, "machine": where, **dataclasses.asdict(measured)})
     if json_file is not None:
-        write_atomic(json_file.absolute(), (json.dumps(found, indent=1) + "\n").encode())
+        _write_json(json_file, found)
+
+
+def _growth(
+    *,
+    defense: Sequence[str],
+    updates: int,
+    backbone: Sequence[str],
+    scenario: str,
+    image_size: int | None,
+    device: str,
+    precision: Any,
+    compiled: Any,
+    threads: int | None,
+    plugin: Sequence[Path],
+    store: Path | None,
+    plot_file: Path | None,
+    json_file: Path | None,
+) -> None:
+    from rich.progress import Progress
+
+    from sophon_bench import speed
+    from sophon_bench.api import Incompatible
+    from sophon_bench.leaderboard import overhead, plots
+    from sophon_bench.registry import defenses
+    from sophon_bench.selectors import trials
+    from sophon_bench.stages import Bench
+    from sophon_bench.store import Store, default_root
+
+    _load_plugins(plugin)
+    place, where = _machine(device, threads)
+    if json_file is not None:
+        _check_writable("--json", json_file)
+    if plot_file is not None:
+        _check_picture(plot_file)
+    chosen = [(trial.label, trial.plugin) for trial in trials(defenses, defense)]
+    cache = Store(store or default_root()).data
+    settings = _settings([scenario], backbone or GROWN, image_size, precision, cache)
+    benches = [
+        Bench(setting.data, setting.backbone, device=place, precision=precision, compiled=compiled)
+        for setting in settings
+    ]
+    found: list[speed.Update] = []
+    try:
+        speed.check(benches, chosen, updates=updates)
+        for bench in benches:
+            with Progress(transient=True) as progress:
+                task = progress.add_task(bench.backbone.label, total=1.0)
+                tick = functools.partial(_advance, progress, task)
+                found += speed.growth(bench, chosen, updates=updates, tick=tick)
+    except (speed.Unmeasurable, Incompatible) as error:
+        raise Refused(str(error)) from error
+    rows = [dataclasses.asdict(update) for update in found]
+    fits = [dataclasses.asdict(fit) for fit in speed.exponents(found)]
+    size = settings[0].data.image_size
+    title = f"{settings[0].scenario.label}, {size}x{size}, {precision}"
+    title += "" if compiled == "off" else f", compiled ({compiled})"
+    click.echo(overhead.growth(f"{title}; {where}; {updates} updates", rows, fits), nl=False)
+    if plot_file is not None:
+        plots.write_growth(rows, fits, title, plot_file)
+    if json_file is not None:
+        content = {"setting": title, "machine": where, "updates": updates}
+        _write_json(json_file, {**content, "measured": rows, "exponents": fits})
 
 
 @main.command()

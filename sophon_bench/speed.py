@@ -1,28 +1,33 @@
-"""How fast the loop is: against the bare passes of the same batches, and against a matmul.
+"""How fast the loop is against bare passes and a matmul, and how protecting grows with the model.
 
-Everything is a ratio within one run: bare passes and the loop take turns, so that whatever else the
+Everything is a ratio within one run: what is compared takes turns, so that whatever else the
 machine does hits both.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from sophon_bench.api import Attack, AttackView
+from sophon_bench.api import Attack, AttackView, Defense, DefenseView
 from sophon_bench.meter import CountedSamples, Meter, WatchedTask
-from sophon_bench.stages import Bench
+from sophon_bench.stages import Bench, pretraining
 
 RESIDENT = 8
 """Batches that the bare passes take turns with."""
 
 SAMPLED = 8
 """Updates that are left out: of them the meter samples 1, 2, 3, 5 and 8, outside its own clock."""
+
+WARM_UP = 3
+"""Updates of pre-training before it is timed."""
 
 SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 """Widths of the square matrices whose product is the peak."""
@@ -155,6 +160,170 @@ def _loop(bench: Bench, plugin: Attack, samples: int) -> Iterator[object]:
     for _ in itertools.islice(run, SAMPLED):
         pass
     return run
+
+
+class Unmeasurable(ValueError):
+    """Growth that cannot be measured as asked."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update of a defense takes on one backbone, and one of pre-training in turns with it.
+
+    Attributes:
+        defense: Its selector.
+        parameters: Of the backbone, with the original task's head.
+        flops: Of one unit: forward and backward of the backbone on one example.
+        units: Of an update of the defense, a mean.
+        seconds: Of an update of the defense, a mean.
+        pretrain_seconds: Of an update of pre-training, a mean.
+        times: The one as a multiple of the other.
+    """
+
+    backbone: str
+    defense: str
+    parameters: int
+    flops: float
+    units: float
+    seconds: float
+    pretrain_seconds: float
+    times: float
+
+
+@dataclass(frozen=True)
+class Exponents:
+    """How seconds per update grow, of a defense and of pre-training: 1 is in proportion."""
+
+    defense: str
+    by_parameters: float
+    by_flops: float
+    pretrain_by_parameters: float
+    pretrain_by_flops: float
+
+
+class Size(NamedTuple):
+    """Parameters of a backbone with the original task's head, and the FLOPs of one unit."""
+
+    parameters: int
+    flops: float
+
+
+def size(bench: Bench) -> Size:
+    """How large the backbone is."""
+    model = bench.new_model(torch.Generator())
+    return Size(sum(p.numel() for p in model.parameters()), bench.profile.flops_per_unit)
+
+
+def check(
+    benches: Sequence[Bench], defenses: Sequence[tuple[str, Defense]], *, updates: int
+) -> None:
+    """See before anything is trained that `growth` and `exponents` can be had.
+
+    Raises:
+        Unmeasurable: If the backbones are of one size, or a defense says that it is too short.
+    """
+    if any(len(set(sizes)) < 2 for sizes in zip(*map(size, benches), strict=True)):
+        names = ", ".join(bench.backbone.label for bench in benches)
+        raise Unmeasurable(f"growth needs at least two backbones of different sizes; got {names}")
+    for selector, plugin in defenses:
+        steps: int | None = getattr(plugin, "steps", None)
+        if steps is not None:
+            _check_length(selector, steps, updates)
+
+
+def _check_length(selector: str, steps: int, updates: int) -> None:
+    if steps <= 2 * updates:
+        advice = f"measure {(steps - 1) // 2}" if steps > 2 else "choose another defense"
+        raise Unmeasurable(
+            f"defense {selector!r} ends after {steps} updates, which are too few to measure "
+            f"{updates} after as many and one to warm up; {advice}"
+        )
+
+
+def growth(
+    bench: Bench,
+    defenses: Sequence[tuple[str, Defense]],
+    *,
+    updates: int,
+    tick: Callable[[float], None],
+) -> list[Update]:
+    """Measure ``defenses``, given with their selectors, on fresh weights of one backbone.
+
+    Args:
+        updates: How many are timed, after the first one and as many whose passes are counted; a
+            multiple of the defense's cycle, if its updates are of several kinds.
+        tick: Told the finished fraction.
+
+    Raises:
+        Unmeasurable: If a defense ends before that.
+        Incompatible: If one cannot apply.
+    """
+    found = []
+    for number, (selector, plugin) in enumerate(defenses):
+        meter = Meter(bench.profile, bench.device)
+        run = _protection(bench, selector, plugin, meter, updates)
+        driven = meter.drive(run)
+        next(driven)  # a defense does things once before its first yield
+        begun = meter.units
+        for done, _ in enumerate(itertools.islice(driven, updates), 1):
+            tick((number + done / (2 * updates)) / len(defenses))
+        base = pretraining(bench, WARM_UP + updates)
+        _seconds(bench, base, WARM_UP)
+        spent, pretrained = 0.0, 0.0
+        for done in range(updates + 1, 2 * updates + 1):
+            pretrained += _seconds(bench, base, 1)
+            spent += _seconds(bench, run, 1)
+            tick((number + done / (2 * updates)) / len(defenses))
+        found.append(
+            Update(
+                backbone=bench.backbone.label,
+                defense=selector,
+                **size(bench)._asdict(),
+                units=(meter.units - begun) / updates,
+                seconds=spent / updates,
+                pretrain_seconds=pretrained / updates,
+                times=spent / pretrained,
+            )
+        )
+    return found
+
+
+def exponents(found: Sequence[Update]) -> list[Exponents]:
+    """Per defense, over at least two backbones that differ in parameters and in FLOPs."""
+    fitted = []
+    for defense in dict.fromkeys(update.defense for update in found):
+        own = [update for update in found if update.defense == defense]
+        fitted.append(
+            Exponents(
+                defense=defense,
+                by_parameters=exponent([(u.parameters, u.seconds) for u in own]),
+                by_flops=exponent([(u.flops, u.seconds) for u in own]),
+                pretrain_by_parameters=exponent([(u.parameters, u.pretrain_seconds) for u in own]),
+                pretrain_by_flops=exponent([(u.flops, u.pretrain_seconds) for u in own]),
+            )
+        )
+    return fitted
+
+
+def exponent(points: Sequence[tuple[float, float]]) -> float:
+    """The slope of the least-squares line through the logarithms."""
+    xs, ys = zip(*((math.log(x), math.log(y)) for x, y in points), strict=True)
+    return statistics.linear_regression(xs, ys).slope
+
+
+def _protection(
+    bench: Bench, selector: str, plugin: Defense, meter: Meter, updates: int
+) -> Iterator[object]:
+    original, restricted = bench.defender()
+    view = DefenseView(
+        original=original, restricted=restricted, device=bench.device, rng=torch.Generator()
+    )
+    model = meter.watch(bench.new_model(torch.Generator().manual_seed(0)))
+    steps = 0
+    for made in plugin.run(model, view):
+        yield made
+        steps += 1
+    _check_length(selector, steps, updates)
 
 
 def _seconds(bench: Bench, run: Iterator[object], steps: int) -> float:

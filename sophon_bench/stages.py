@@ -292,22 +292,27 @@ def pretrain(bench: Bench, seed: int, tick: Tick) -> Made:
 
 def seconds_per_unit(bench: Bench) -> float:
     """How long one unit takes here: an update of 64 examples, after one to warm up."""
-    domain, _ = bench.defender()
     steps = 3
-    run = training.train(
-        bench.new_model(torch.Generator()),
-        domain,
-        steps=steps,
-        batch_size=REFERENCE_BATCH,
-        lr=PRETRAIN_LR,
-        rng=torch.Generator(),
-    )
+    run = pretraining(bench, steps)
     next(run)
     begin = time.perf_counter()
     for _ in run:
         pass
     _synchronize(bench.device)
-    return (time.perf_counter() - begin) / ((steps - 1) * REFERENCE_BATCH)
+    return (time.perf_counter() - begin) / ((steps - 1) * PRETRAIN_BATCH)
+
+
+def pretraining(bench: Bench, steps: int) -> Iterator[Model]:
+    """So many updates of pre-training on fresh weights, to time them."""
+    domain, _ = bench.defender()
+    return training.train(
+        bench.new_model(torch.Generator()),
+        domain,
+        steps=steps,
+        batch_size=PRETRAIN_BATCH,
+        lr=PRETRAIN_LR,
+        rng=torch.Generator(),
+    )
 
 
 def protect(bench: Bench, weights: Weights, defense: Defense, seed: int, tick: Tick) -> Made:

@@ -1,18 +1,34 @@
-"""The roofline: numbers that fit together, and a command that says and writes them."""
+"""The roofline and growth: numbers that fit together, and commands that say and write them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from sophon_bench import registry
+from sophon_bench.api import DefenseView, Model
+from sophon_bench.backbones import Backbone
 from sophon_bench.cli import main
+from sophon_bench.leaderboard import plots
 from sophon_bench.selectors import trials
-from sophon_bench.speed import roofline
-from sophon_bench.stages import Bench
+from sophon_bench.speed import (
+    Size,
+    Unmeasurable,
+    Update,
+    check,
+    exponent,
+    exponents,
+    growth,
+    roofline,
+    size,
+)
+from sophon_bench.stages import PRETRAIN_BATCH, Bench
 
 
 def test_numbers_of_a_roofline_fit_together(bench: Bench) -> None:
@@ -57,7 +73,6 @@ def test_the_command_says_and_writes_the_roofline(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "give --roofline"),
         (["--roofline", "--attack", "finetun"], "finetune"),
         (["--roofline", "--rounds", "1"], "--rounds"),
         (["--roofline", "--json", "/nowhere/x.json"], "cannot be written"),
@@ -69,3 +84,146 @@ def test_bad_input_is_one_line(arguments: list[str], words: str) -> None:
     assert result.exit_code == 2
     assert words in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def larger(bench: Bench) -> Bench:
+    other = Backbone.of("test_byobnet")
+    return Bench(bench.data, other, device=bench.device, precision="fp32")
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """Looks at 60 examples first; then turns of an update of 32 examples and one of 2 of those."""
+
+    length: int
+
+    def run(self, model: Model, view: DefenseView) -> Iterator[Model]:
+        batches = view.original.train.batches(32, view.rng)
+        for _ in range(5):
+            view.original.task.loss(model, next(batches)).backward()
+        for number in range(self.length):
+            for _ in range(1 + number % 2):
+                view.original.task.loss(model, next(batches)).backward()
+            yield model
+
+
+def test_growth_counts_whole_cycles_after_the_start(bench: Bench) -> None:
+    told: list[float] = []
+    (update,) = growth(bench, [("cycle", Cycle(9))], updates=4, tick=told.append)
+    assert update.units == pytest.approx(32 * (1 + 2) / 2)
+    assert (update.backbone, update.defense) == ("test_resnet", "cycle")
+    assert (update.parameters, update.flops) == size(bench)
+    assert update.times == pytest.approx(update.seconds / update.pretrain_seconds)
+    assert min(update.seconds, update.pretrain_seconds) > 0
+    assert len(told) == 2 * 4
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+
+
+def test_a_size_is_of_the_backbone_with_the_original_head(bench: Bench) -> None:
+    model = Backbone.of("test_resnet").build(
+        bench.data.original.task.num_outputs, torch.Generator()
+    )
+    assert size(bench) == Size(
+        sum(p.numel() for p in model.parameters()), bench.profile.flops_per_unit
+    )
+
+
+def test_a_defense_that_ends_too_early_is_told(bench: Bench, larger: Bench) -> None:
+    with pytest.raises(Unmeasurable, match=r"'cycle' ends after 8 updates.* measure 3"):
+        growth(bench, [("cycle", Cycle(8))], updates=4, tick=lambda _: None)
+    (none,) = trials(registry.defenses, ["none"])
+    with pytest.raises(Unmeasurable, match=r"'none' ends after 1 updates.* another defense"):
+        check([bench, larger], [("none", none.plugin)], updates=4)
+
+
+def test_growth_needs_backbones_of_two_sizes(bench: Bench, larger: Bench) -> None:
+    check([bench, larger], [("cycle", Cycle(1))], updates=4)
+    with pytest.raises(Unmeasurable, match="different sizes; got test_resnet, test_resnet"):
+        check([bench, bench], [], updates=4)
+
+
+def test_an_exponent_is_the_slope_of_logarithms() -> None:
+    assert exponent([(1, 3), (10, 300), (100, 30_000)]) == pytest.approx(2)
+    # slopes 0 and 1 over like steps: least squares takes their mean
+    assert exponent([(1, 1), (10, 1), (100, 10)]) == pytest.approx(0.5)
+
+
+def updates() -> list[Update]:
+    """Parameters n, FLOPs n^2, the defense n^3 seconds and pre-training n; another one n^2."""
+    return [
+        Update(
+            backbone=f"b{n}", defense=defense, parameters=n, flops=float(n**2), units=64.0,
+            seconds=float(n**power), pretrain_seconds=float(n), times=float(n ** (power - 1)),
+        )
+        for n in (2, 4, 8)
+        for defense, power in (("one", 3), ("other", 2))
+    ]  # fmt: skip
+
+
+def test_exponents_are_fitted_for_each_defense() -> None:
+    one, other = exponents(updates())
+    assert (one.defense, other.defense) == ("one", "other")
+    assert (one.by_parameters, one.by_flops) == (pytest.approx(3), pytest.approx(1.5))
+    assert (other.by_parameters, other.by_flops) == (pytest.approx(2), pytest.approx(1))
+    assert one.pretrain_by_parameters == pytest.approx(1)
+    assert one.pretrain_by_flops == pytest.approx(0.5)
+
+
+def test_the_picture_of_growth_has_points_and_fitted_lines() -> None:
+    rows, fits = ([asdict(found) for found in group] for group in (updates(), exponents(updates())))
+    figure = plots.growth(rows, fits, "here")
+    by_parameters, by_flops = figure.axes
+    lines = {str(line.get_label()): line for line in by_parameters.lines}
+    assert list(lines["one"].get_xdata()) == [2, 4, 8]
+    assert list(lines["one"].get_ydata()) == [8, 64, 512]
+    assert list(lines["pre-training"].get_ydata()) == [2, 4, 8]
+    fitted = [line for line in by_flops.lines if str(line.get_label()).startswith("_")]
+    assert [list(line.get_ydata()) for line in fitted] == [
+        pytest.approx(ends) for ends in ([2, 8], [8, 512], [4, 64])
+    ]
+    assert [text.get_text() for text in by_parameters.texts] == ["1.00", "3.00", "2.00"]
+
+
+def test_the_command_says_writes_and_draws_growth(tmp_path: Path) -> None:
+    file, picture = tmp_path / "growth.json", tmp_path / "growth.svg"
+    result = CliRunner().invoke(
+        main,
+        [
+            "overhead", "--growth", "--scenario", "tiny", "--updates", "2",
+            "--backbone", "test_resnet", "--backbone", "test_byobnet",
+            "--defense", "sophon-ice[ntr_steps=1,inner_steps=1]",
+            "--json", str(file), "--plot", str(picture),
+        ],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for words in ("2 updates", "parameters", "test_byobnet", "exponent by FLOP", "pre-training"):
+        assert words in result.output
+    content = json.loads(file.read_text())
+    assert [row["backbone"] for row in content["measured"]] == ["test_resnet", "test_byobnet"]
+    for row in content["measured"]:  # 40 of a simulation, behind a head of another width
+        assert row["units"] == pytest.approx((PRETRAIN_BATCH + 40) / 2, rel=0.01)
+    assert content["exponents"][0]["defense"] == "sophon-ice[ntr_steps=1,inner_steps=1]"
+    assert picture.read_bytes()[:5] == b"<?xml"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--backbone", "test_resnet"], "at least two backbones of different sizes"),
+        (["--defense", "sophon-icy"], "sophon-ice"),
+        (["--updates", "0"], "--updates"),
+        (["--defense", "none", "--backbone", "test_resnet", "--backbone", "test_byobnet"],
+         "'none' ends after 1 updates"),
+        (["--defense", "sophon-ice[min_original=1.0]", "--updates", "1",
+          "--backbone", "test_resnet", "--backbone", "test_byobnet"],
+         "below min_original=1.0"),
+        (["--plot", "x"], "'x'"),
+    ],
+)  # fmt: skip
+def test_growth_that_cannot_be_measured_is_one_line(arguments: list[str], words: str) -> None:
+    result = CliRunner().invoke(main, ["overhead", "--growth", "--scenario", "tiny", *arguments])
+    assert result.exit_code == 2
+    assert words in result.output
+    assert len(result.stderr.strip().splitlines()) == 1

@@ -13,6 +13,7 @@ from sophon_bench.metrics.envelopes import (
 )
 from sophon_bench.metrics.frozen import FLOOR, Frozen, Gap, freeze
 from sophon_bench.metrics.masking import flags
+from sophon_bench.metrics.overhead import PRETRAINING, half_costs, protection
 from sophon_bench.metrics.scoring import difference, scores
 from sophon_bench.metrics.series import curves, sweeps, winners
 from sophon_bench.metrics.trials import (
@@ -28,6 +29,7 @@ __all__ = [
     "ENVELOPE",
     "FLOOR",
     "PLACE",
+    "PRETRAINING",
     "STRETCHED_ENVELOPE",
     "Frozen",
     "Gap",
@@ -37,11 +39,13 @@ __all__ = [
     "envelope",
     "flags",
     "freeze",
+    "half_costs",
     "intactness",
     "interval",
     "pivot",
     "place",
     "places",
+    "protection",
     "rows",
     "scores",
     "selected",

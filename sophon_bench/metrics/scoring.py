@@ -8,7 +8,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from sophon_bench.metrics.envelopes import (
     Candidates,
@@ -121,6 +121,39 @@ class HalfBudget:
     ratio: float
     searched: float | None
     censored: bool
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Where a level is reached.
+
+    Attributes:
+        cost: In units; where the level is not reached, how far that was tried.
+        bound: ``=``; ``>`` where it is not reached; ``<=`` where it is from the start.
+    """
+
+    cost: float
+    bound: Literal["=", "<=", ">"]
+
+
+def reached(levels: Sequence[tuple[float, float]], target: float) -> Reached:
+    """The cost at which a utility first is at ``target``, log-linear between budgets.
+
+    What is there at the first budget counts as reached at its cost: earlier is not looked at.
+
+    Args:
+        levels: Cost in units and utility, at least one, in order of cost.
+        target: A utility.
+    """
+    before: tuple[float, float] | None = None
+    for now in levels:
+        if now[1] >= target:
+            if before is None:
+                return Reached(now[0], "<=")
+            share = (target - before[1]) / (now[1] - before[1])
+            return Reached(before[0] * math.exp(share * math.log(now[0] / before[0])), "=")
+        before = now
+    return Reached(levels[-1][0], ">")
 
 
 class Case:
@@ -298,19 +331,27 @@ class Case:
         means = [(self.mean(side, slot), self.images[slot[0]]) for slot in slots]
         return sum(math.sqrt(max(0.0, p * (1 - p)) / images) for p, images in means)
 
+    def halves(self) -> dict[Where, float]:
+        """Half of what pre-training is worth, where the regular budget counts.
+
+        The level in the middle of scratch's and the undefended model's envelopes at that budget.
+        """
+        whole = [slot for slot in self.counted if slot[1] == self.budget]
+        return {slot[0]: (self.mean(1, slot) + self.mean(2, slot)) / 2 for slot in whole}
+
+    def levels(self, side: int, at: Where) -> list[tuple[float, float]]:
+        """The envelope of a side by cost."""
+        slots = sorted(slot for slot in self.tables[side] if slot[0] == at)
+        return [(slot[1], self.mean(side, slot)) for slot in slots]
+
     def half_budget(self) -> HalfBudget | None:
         """Where the envelope recovers half of undefended minus scratch, relative to undefended."""
         plain, searched, censored = [], [], False
-        whole = [at for at, cost in self.counted if cost == self.budget]
-        for at in whole:
-            low, high = (self.mean(s, (at, self.budget)) for s in (2, 1))
-            target = low + (high - low) / 2
-            mine, theirs = (self._reached(side, at, target) for side in (0, 1))
-            longest = max(cost for place, cost in self.tables[0] if place == at)
-            censored |= mine is None
-            cost, base = (longest if found is None else found for found in (mine, theirs))
-            plain.append(cost / base)
-            charged = [self._charged(side, at, b) for side, b in ((0, cost), (1, base))]
+        for at, half in self.halves().items():
+            mine, theirs = (reached(self.levels(side, at), half) for side in (0, 1))
+            censored |= mine.bound == ">"
+            plain.append(mine.cost / theirs.cost)
+            charged = [self._charged(s, at, side.cost) for s, side in ((0, mine), (1, theirs))]
             searched.append(charged[0] / charged[1] if charged[1] > 0 else math.nan)
         if not plain:
             return None
@@ -320,19 +361,6 @@ class Case:
             statistics.geometric_mean(searched) if whole_search else None,
             censored,
         )
-
-    def _reached(self, side: int, at: Where, target: float) -> float | None:
-        """The cost at which the envelope first is at ``target``, log-linear between budgets."""
-        before: tuple[float, float] | None = None
-        for slot in sorted(slot for slot in self.tables[side] if slot[0] == at):
-            now = slot[1], self.mean(side, slot)
-            if now[1] >= target:
-                if before is None:
-                    return now[0]
-                share = (target - before[1]) / (now[1] - before[1])
-                return before[0] * math.exp(share * math.log(now[0] / before[0]))
-            before = now
-        return None
 
     def _charged(self, side: int, at: Where, cost: float) -> float:
         """What all trials of the search cost if each is stopped at ``cost``, a mean over seeds."""

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
 import multiprocessing
 import os
 import statistics
@@ -21,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ from sophon_bench.records import DataId
 from sophon_bench.registry import attacks, defenses, scenarios
 from sophon_bench.samples import Pixels
 from sophon_bench.selectors import Arsenal, Rules, trials
+from sophon_bench.speed import exponent
 from sophon_bench.store import Store
 from sophon_bench.tasks.classification import Classification
 
@@ -139,12 +139,6 @@ def _peak(
 def _resident() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
-
-
-def exponent(points: Sequence[tuple[float, float]]) -> float:
-    """The slope of the least-squares line through the logarithms."""
-    xs, ys = zip(*((math.log(x), math.log(y)) for x, y in points), strict=True)
-    return statistics.linear_regression(xs, ys).slope
 
 
 def paired(
