@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,10 +19,12 @@ from sophon_bench import __version__
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from sophon_bench.plan import Plan, Setting
+    from sophon_bench.records import Cell
     from sophon_bench.registry import Registry
-    from sophon_bench.selectors import Trial
+    from sophon_bench.runs import Job
     from sophon_bench.store import Store
+
+C = TypeVar("C", bound=Callable[..., Any])
 
 KINDS = ("attacks", "defenses", "scenarios", "backbones", "suites")
 DEFAULT_SCENARIO = "glyphs-digits"
@@ -211,6 +213,51 @@ image_size_option = click.option(
 )
 
 
+samples_option = click.option(
+    "--samples",
+    callback=_numbers,
+    metavar="N,N",
+    help="The attacker's sample counts; by default the scenario's middle one.",
+)
+steps_option = click.option(
+    "--steps",
+    type=int,
+    metavar="N",
+    help="Budget of an attack, in updates of 64 examples; by default the scenario's.",
+)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that work side by side; finished work is the same with any number.",
+)
+together_option = click.option(
+    "--together",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Trials at most that train at once, where they are measured to take less time than one "
+    "after the other; by default 32 on a GPU, and 1 on the CPU, where they do not.",
+)
+retry_option = click.option("--retry-failed", is_flag=True, help="Do cells again that failed.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Print the plan and its cost, and stop."
+)
+
+
+def _running(command: C) -> C:
+    """What commands that make records have in common, but for what they cross."""
+    options = (
+        samples_option, steps_option, image_size_option, device_option, precision_option,
+        compile_option, workers_option, threads_option, together_option, plugin_option,
+        store_option, retry_option, dry_run_option,
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sophon-bench")
 def main() -> None:
@@ -263,42 +310,9 @@ def main() -> None:
 )
 @backbone_option
 @click.option(
-    "--samples",
-    callback=_numbers,
-    metavar="N,N",
-    help="The attacker's sample counts; by default the scenario's middle one.",
-)
-@click.option(
     "--seeds", callback=_numbers, default="0", show_default=True, metavar="A-B", help="Seeds."
 )
-@click.option(
-    "--steps",
-    type=int,
-    metavar="N",
-    help="Budget of an attack, in updates of 64 examples; by default the scenario's.",
-)
-@image_size_option
-@device_option
-@precision_option
-@compile_option
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Processes that work side by side; finished work is the same with any number.",
-)
-@threads_option
-@click.option(
-    "--together",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Trials at most that train at once, where they are measured to take less time than one "
-    "after the other; by default 32 on a GPU, and 1 on the CPU, where they do not.",
-)
-@plugin_option
-@store_option
+@_running
 @click.option(
     "--json",
     "json_file",
@@ -306,8 +320,6 @@ def main() -> None:
     metavar="FILE",
     help="Write the run's records and summary there.",
 )
-@click.option("--retry-failed", is_flag=True, help="Do cells again that failed.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and its cost, and stop.")
 @click.pass_context
 def run(context: click.Context, /, **options: Any) -> None:
     """Cross defenses with attacks, and print who won.
@@ -330,75 +342,42 @@ def _run(
     *,
     defense: Sequence[str],
     attack: Sequence[str],
-    scenario: Sequence[str],
-    backbone: Sequence[str],
-    samples: list[int],
-    seeds: list[int],
-    steps: int | None,
-    image_size: int | None,
-    device: str,
-    precision: Any,
-    compiled: Any,
-    workers: int,
-    threads: int | None,
-    together: int | None,
-    plugin: Sequence[Path],
-    store: Path | None,
     json_file: Path | None,
-    retry_failed: bool,
     dry_run: bool,
+    **options: Any,
 ) -> int:
-    import torch
-
-    from sophon_bench.engines.local import LocalEngine, unfinished
+    from sophon_bench import runs
     from sophon_bench.files import write_atomic
     from sophon_bench.leaderboard import tables
     from sophon_bench.leaderboard.frozen import published
-    from sophon_bench.plan import Registries, Request, make_plan
-    from sophon_bench.progress import reporter
     from sophon_bench.registry import attacks, defenses
     from sophon_bench.selectors import arsenal, trials
-    from sophon_bench.store import Store, default_root
 
-    _load_plugins(plugin)
-    request = Request(
-        defenses=trials(defenses, defense),
-        attacks=arsenal(attacks, attack),
-        seeds=seeds,
-        samples=samples,
-        steps=steps,
-    )
-    place = _device(device)
-    threads = threads or max(1, torch.get_num_threads() // workers)
-    torch.set_num_threads(threads)
+    _load_plugins(options["plugin"])
     if json_file is not None:
         _check_writable(json_file)
-    opened = Store(store or default_root())
-    settings = _settings(scenario, backbone, image_size, precision, opened.data)
-    plan = make_plan(request, settings, Registries(attacks=attacks, defenses=defenses))
-    with reporter(plan.stages) as progress:
-        engine = LocalEngine(
-            opened,
-            place,
-            progress,
-            retry_failed=retry_failed,
-            workers=workers,
-            threads=threads,
-            plugins=plugin,
-            compiled=compiled,
-            together=together or (32 if place.type == "cuda" else 1),
-        )
-        if dry_run:
-            _print_plan(plan, engine)
-            return 0
-        cells = engine.run(plan)
+    job = runs.prepare(
+        runs.Options(**options),
+        defenses=trials(defenses, defense),
+        attacks=arsenal(attacks, attack),
+    )
+    if dry_run:
+        return _print_plan(job)
+    cells = job.run()
     report = tables.report(cells, published())
     click.echo(tables.console(report))
     click.echo(tables.meaning(report))
     if json_file is not None:
         write_atomic(json_file.absolute(), tables.document(cells, report).encode())
         click.echo(f"Records and summary: {json_file}")
-    click.echo(f"Records: {opened.root / 'cells'} ({len(cells)} of this run)")
+    return _conclude(job, cells)
+
+
+def _conclude(job: Job, cells: Sequence[Cell]) -> int:
+    """Say where the records are and what failed; the exit code."""
+    from sophon_bench.engines.local import unfinished
+
+    click.echo(f"Records: {job.store.root / 'cells'} ({len(cells)} of this run)")
     failed = unfinished(cells)
     for cell in failed:
         click.echo(
@@ -426,81 +405,17 @@ def _load_plugins(files: Iterable[Path]) -> None:
         load_file(file)
 
 
-def _device(text: str) -> Any:
-    import torch
-
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = text.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise Refused(f"--device takes auto, cpu, cuda or cuda:INDEX; got {text!r}")
-    if text.startswith("cpu:"):
-        raise Refused(f"--device takes no index for the CPU; got {text!r}, try --device cpu")
-    if kind == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(index or 0) >= count:
-            raise Refused(f"--device {text}: torch finds {count} CUDA devices; try --device cpu")
-    return torch.device(text)
-
-
-def _settings(
-    scenarios: Sequence[str],
-    backbones: Sequence[str],
-    image_size: int | None,
-    precision: Any,
-    cache: Path,
-) -> list[Setting]:
-    from sophon_bench.plan import Setting
-    from sophon_bench.records import DataId
-
-    found = []
-    for scenario in _scenarios(scenarios, image_size):
-        chosen = [_backbone(text) for text in backbones]
-        data = scenario.plugin.build(cache)
-        for backbone in chosen:
-            backbone.check(data.image_size, data.original.task.num_outputs)
-            identity = DataId(
-                name=scenario.name,
-                label=scenario.label,
-                parameters=scenario.parameters,
-                revision=data.revision,
-            )
-            found.append(Setting(scenario, data, identity, backbone, precision))
-    return found
-
-
-def _scenarios(selectors: Sequence[str], image_size: int | None) -> list[Trial]:
-    from sophon_bench.registry import scenarios
-    from sophon_bench.selectors import construct, trials
-
-    found = trials(scenarios, selectors)
-    if image_size is None:
-        return found
-    return [
-        dataclasses.replace(
-            trial, plugin=construct(trial.entry, {**trial.parameters, "image_size": image_size})
-        )
-        for trial in found
-    ]
-
-
-def _backbone(text: str) -> Any:
-    from sophon_bench.backbones import Backbone
-    from sophon_bench.selectors import parse, scalar
-
-    selector = parse(text)
-    return Backbone.of(selector.name, {k: scalar(v) for k, v in selector.parameters.items()})
-
-
-def _print_plan(plan: Plan, engine: Any) -> None:
-    pending = engine.pending(plan)
+def _print_plan(job: Job) -> int:
+    plan = job.plan
+    with job.engine() as engine:
+        pending = engine.pending(plan)
+        flops, seconds = engine.estimate(pending)
     missing = {stage.key for stage in pending}
     for stage in plan.stages:
         mark = "to do" if stage.key in missing else "done "
         units = "? units" if stage.units is None else f"{stage.units:.0f} units"
         click.echo(f"{mark}  {stage.label}  ({units})")
     known = sum(stage.units or 0 for stage in pending)
-    flops, seconds = engine.estimate(pending)
     unknown = sum(stage.units is None for stage in pending)
     plural = "s" if unknown > 1 else ""
     click.echo(
@@ -517,6 +432,7 @@ def _print_plan(plan: Plan, engine: Any) -> None:
             f"({more:.0f} units), and finer lr grids in {refined} searches"
         )
     click.echo("(1 unit = forward and backward of the undefended backbone on one example)")
+    return 0
 
 
 @main.command("list")
@@ -638,9 +554,10 @@ def _show_plugin(entry: Any) -> None:
 def _show_scenario(
     name: str, image_size: int | None, images: Path | None, store: Path | None
 ) -> None:
+    from sophon_bench.runs import find_scenarios
     from sophon_bench.store import Store, default_root
 
-    (trial,) = _scenarios([name], image_size)
+    (trial,) = find_scenarios([name], image_size)
     data = trial.plugin.build(Store(store or default_root()).data)
     click.echo(f"\ndata revision {data.revision}, {data.image_size}x{data.image_size} pixels")
     for domain in data.domains:
@@ -659,7 +576,9 @@ def _show_scenario(
 def _show_backbone(name: str) -> None:
     import torch
 
-    model = _backbone(name).build(10, torch.Generator(), fresh=True)
+    from sophon_bench.runs import find_backbone
+
+    model = find_backbone(name).build(10, torch.Generator(), fresh=True)
     count = sum(p.numel() for p in model.parameters())
     click.echo(f"backbone {name}: {count / 1e6:.2f} M parameters with 10 outputs")
     for path, block in model.blocks():
@@ -912,13 +831,14 @@ def _roofline(
     from sophon_bench.plan import default_samples
     from sophon_bench.provenance import device_name
     from sophon_bench.registry import attacks
+    from sophon_bench.runs import find_device, find_settings
     from sophon_bench.selectors import construct, trials
     from sophon_bench.speed import roofline
     from sophon_bench.stages import Bench
     from sophon_bench.store import Store, default_root
 
     _load_plugins(plugin)
-    place = _device(device)
+    place = find_device(device)
     torch.set_num_threads(threads or torch.get_num_threads())
     if json_file is not None:
         _check_writable(json_file)
@@ -928,7 +848,9 @@ def _roofline(
         values = {**trial.parameters, **({"batch_size": batch_size} if takes else {})}
         chosen.append((trial.label, construct(trial.entry, values)))
     cache = Store(store or default_root()).data
-    settings = _settings([scenario], backbone, image_size, precision, cache)
+    settings = find_settings(
+        [scenario], backbone, image_size=image_size, precision=precision, cache=cache
+    )
     found = []
     where = f"{device_name(place)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     for setting in settings:
@@ -991,10 +913,11 @@ def check(context: click.Context, /, file: Path, name: str | None, backbone: str
     Exit codes: 0 all checks passed, 1 some failed, 2 bad input.
     """
     from sophon_bench import testing
+    from sophon_bench.runs import find_backbone
 
     counts = dict.fromkeys(("passed", "FAILED", "warning", "skipped"), 0)
     plugin = ""
-    for finding in testing.check_file(file, name=name, backbone=_backbone(backbone)):
+    for finding in testing.check_file(file, name=name, backbone=find_backbone(backbone)):
         if finding.plugin != plugin:
             plugin = finding.plugin
             click.echo(plugin)
