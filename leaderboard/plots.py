@@ -223,6 +223,48 @@ def sweep(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     return figure
 
 
+def ablation(rows: Sequence[Row]) -> Figure:
+    """Resistance and the cost of protection by the value of a hyperparameter; a line per family.
+
+    Args:
+        rows: Rows of `metrics.ablation` of one place, at least one of a defense.
+    """
+    tried = [row for row in rows if not row["control"]]
+    styles = _styles({"defense": row["family"], "control": False} for row in tried)
+    at = _positions([row["value"] for row in tried])
+    figure = _figure(width=COLUMN, height=3.4)
+    above, below = figure.subplots(2, 1, sharex=True)
+    for axes, label, key in (
+        (above, "resistance R", "resistance"),
+        (below, "cost of protection\n(× pre-training)", "protect_cost"),
+    ):
+        axes.set_ylabel(label)
+        lines = []
+        for family, style in styles.items():
+            own = [row for row in tried if row["family"] == family and row[key] is not None]
+            points = [
+                (at[metrics.shown(r["value"])], r[key], r.get(f"{key}_half_width")) for r in own
+            ]
+            lines.append(Line(label=family, points=points, style=style))
+        _draw(axes, lines)
+    if min(at.values()) > 0:
+        below.set_xscale("log")
+    below.set_xticks(list(at.values()), list(at))
+    below.minorticks_off()
+    below.set_xlabel(rows[0]["axis"])
+    _finish(figure, tried, f"Resistance and cost by {rows[0]['axis']}")
+    return figure
+
+
+def _positions(values: Sequence[Any]) -> dict[str, float]:
+    """Where each value stands on an axis: at its own number, or all in order if one has none."""
+    levels = {metrics.shown(value): metrics.magnitude(value) for value in values}
+    return {
+        text: float(i) if None in levels.values() or level is None else level
+        for i, (text, level) in enumerate(levels.items())
+    }
+
+
 def _defenses(rows: Iterable[Row]) -> list[Row]:
     return sorted((row for row in rows if not row["control"]), key=lambda row: str(row["defense"]))
 

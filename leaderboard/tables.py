@@ -142,8 +142,20 @@ def _by_place(rows: Iterable[Row]) -> dict[Key, list[Row]]:
 
 def _place(where: Key, rows: Sequence[Row], scores: Sequence[Row], winners: Sequence[Row]) -> Place:
     at = dict(zip(WHERE, where, strict=True))
+    trials = _Trials(rows)
+    told = {row["defense"]: set(row["flags"]) for row in scores}
+    matrices = [
+        _matrix(samples, [row for row in rows if row["samples"] == samples], trials, told)
+        for samples in dict.fromkeys(row["samples"] for row in rows)
+    ]
+    tables = [_score_table(scores)] if scores else []
+    tables += [_winner_table(winners, trials)] if winners else []
+    return Place(title=_place_title(at, rows), tables=[*tables, *matrices])
+
+
+def _place_title(at: Row, rows: Iterable[Row]) -> str:
     suites = sorted({row["suite"] for row in rows if row["suite"]})
-    title = ", ".join(
+    return ", ".join(
         [
             f"{at['scenario']} (data {at['revision'][:8]})",
             at["backbone"],
@@ -153,15 +165,6 @@ def _place(where: Key, rows: Sequence[Row], scores: Sequence[Row], winners: Sequ
             *suites,
         ]
     )
-    trials = _Trials(rows)
-    told = {row["defense"]: set(row["flags"]) for row in scores}
-    matrices = [
-        _matrix(samples, [row for row in rows if row["samples"] == samples], trials, told)
-        for samples in dict.fromkeys(row["samples"] for row in rows)
-    ]
-    tables = [_score_table(scores)] if scores else []
-    tables += [_winner_table(winners, trials)] if winners else []
-    return Place(title=title, tables=[*tables, *matrices])
 
 
 SCORE_COLUMNS = (
@@ -178,10 +181,7 @@ def _score_table(scores: Sequence[Row]) -> Table:
     quiet = [_score_line(row, reasons) for row in controls]
     fresh = {row["scratch_after"]: None for row in controls if row["scratch_after"] is not None}
     quiet += [["scratch", *_only("restricted", _percent(value))] for value in fresh]
-    notes = [f"{_superscript(i)} {reason}" for i, reason in enumerate(reasons, 1)]
-    if any(row["provisional"] for row in ordered):
-        why = "fewer than five seeds, or no frozen list of budgets and n that count"
-        notes.append(f"{PROVISIONAL} provisional: {why}")
+    notes = _score_notes(ordered, reasons)
     known = {(row["undefended_after"], row["scratch_after"]) for row in controls}
     notes += [
         f"{row['defense']}: on its seeds the undefended model reaches "
@@ -189,7 +189,7 @@ def _score_table(scores: Sequence[Row]) -> Table:
         for row in others
         if (row["undefended_after"], row["scratch_after"]) not in known
     ]
-    notes += [f"{r['defense']}: {', '.join(r['flags'])}" for r in ordered if r["flags"]]
+    notes += _flag_notes(ordered)
     return Table(
         title=_score_title(ordered),
         columns=["", *SCORE_COLUMNS],
@@ -199,13 +199,130 @@ def _score_table(scores: Sequence[Row]) -> Table:
     )
 
 
-def _score_title(scores: Sequence[Row]) -> str:
-    samples = max((row["samples"] for row in scores), key=len).replace(",", ", ")
-    over = f", n = {samples}, {_span(row['seeds'] for row in scores)}" if samples else ""
-    return (
-        f"Scores{over}: 100 · resistance · intactness · trainability; accuracies in % after the "
-        "tuned attack, cost of protection as a multiple of pre-training"
+def _score_notes(scores: Sequence[Row], reasons: Sequence[str]) -> list[str]:
+    notes = [f"{_superscript(i)} {reason}" for i, reason in enumerate(reasons, 1)]
+    if any(row["provisional"] for row in scores):
+        why = "fewer than five seeds, or no frozen list of budgets and n that count"
+        notes.append(f"{PROVISIONAL} provisional: {why}")
+    return notes
+
+
+def _flag_notes(scores: Iterable[Row]) -> list[str]:
+    return [f"{row['defense']}: {', '.join(row['flags'])}" for row in scores if row["flags"]]
+
+
+ABLATION_COLUMNS = (
+    "score",
+    "resistance",
+    "original (was)",
+    "restricted",
+    "listed",
+    "cost",
+    "flags",
+)
+
+
+def ablation(rows: Sequence[Row], notes: Sequence[str]) -> list[Place]:
+    """Scores by the value of a hyperparameter, one table per place.
+
+    Args:
+        rows: Rows of `metrics.ablation`, at least one.
+        notes: Lines that go below each table.
+    """
+    return [
+        Place(
+            title=_place_title(dict(zip(WHERE, where, strict=True)), found),
+            tables=[_ablation_table(found, notes)],
+        )
+        for where, found in _by_place(rows).items()
+    ]
+
+
+def _ablation_table(rows: Sequence[Row], notes: Sequence[str]) -> Table:
+    reasons = list(dict.fromkeys(row["unscored"] for row in rows if row["unscored"]))
+    several = len({row["family"] for row in rows if not row["control"]}) > 1
+
+    def line(row: Row) -> list[str]:
+        texts = dict(zip(SCORE_COLUMNS, _score_line(row, reasons)[1:], strict=True))
+        texts["listed"] = _percent(row["listed_after"])
+        name = row["defense"] if row["control"] else metrics.shown(row["value"])
+        family = [NOTHING if row["control"] else row["family"]] if several else []
+        return [name, *family, *(texts[column] for column in ABLATION_COLUMNS)]
+
+    fresh = {row["scratch_after"]: None for row in rows if row["scratch_after"] is not None}
+    blank = [NOTHING] * (len(ABLATION_COLUMNS) + several)
+    at = ABLATION_COLUMNS.index("restricted") + several
+    scratch = [["scratch", *blank[:at], _percent(value), *blank[at + 1 :]] for value in fresh]
+    return Table(
+        title=f"Scores{_over(rows)}, by {rows[0]['axis']}: accuracies in %, "
+        "restricted after the tuned attack and after the best of the listed trials alone; "
+        "cost of protection as a multiple of pre-training",
+        columns=[rows[0]["axis"], *(["defense"] if several else []), *ABLATION_COLUMNS],
+        quiet=[line(row) for row in rows if row["control"]] + scratch,
+        body=[line(row) for row in rows if not row["control"]],
+        notes=[*_score_notes(rows, reasons), *_flag_notes(rows), *notes],
     )
+
+
+CRITERION_COLUMNS = (
+    "criterion", "resistance", "intact", "original (was)", "restricted", "cost",
+)  # fmt: skip
+
+
+def tuning(rows: Sequence[Row], notes: Sequence[str]) -> Place:
+    """All configurations of one defense by what they are chosen by, the chosen one last.
+
+    Args:
+        rows: Rows of `metrics.criteria` of one place, in the order drawn, at least one.
+        notes: Lines that go below the table.
+    """
+    reasons = list(dict.fromkeys(row["unscored"] for row in rows if row["unscored"]))
+    best = metrics.chosen(rows)
+
+    def line(row: Row, mark: str) -> list[str]:
+        unscored = _superscript(reasons.index(row["unscored"]) + 1) if row["unscored"] else ""
+        return [
+            mark + row["defense"],
+            _decimals(row["criterion"], 1) + unscored,
+            _decimals(row["resistance"], 3),
+            _decimals(row["intactness"], 2),
+            f"{_percent(row['original_after'])} ({_percent(row['original_before'])})",
+            _percent(row["restricted_after"]),
+            _times(row["protect_cost"]),
+        ]
+
+    spare = [NOTHING] * len(CRITERION_COLUMNS)
+    at = CRITERION_COLUMNS.index("restricted")
+    bars = {"undefended": rows[0]["undefended_after"], "scratch": rows[0]["scratch_after"]}
+    return Place(
+        title=_place_title(rows[0], rows),
+        tables=[
+            Table(
+                title=f"Configurations{_over(rows)}: criterion = 100 · resistance · intactness on "
+                "validation data alone; accuracies in % of the selection and validation splits",
+                columns=["", *CRITERION_COLUMNS],
+                quiet=[
+                    [name, *spare[:at], _percent(value), *spare[at + 1 :]]
+                    for name, value in bars.items()
+                ],
+                body=[line(row, "") for row in rows],
+                loud=[] if best is None else [line(best, "chosen: ")],
+                notes=[f"{_superscript(i)} {why}" for i, why in enumerate(reasons, 1)] + [*notes],
+            )
+        ],
+    )
+
+
+def _score_title(scores: Sequence[Row]) -> str:
+    return (
+        f"Scores{_over(scores)}: 100 · resistance · intactness · trainability; accuracies "
+        "in % after the tuned attack, cost of protection as a multiple of pre-training"
+    )
+
+
+def _over(scores: Sequence[Row]) -> str:
+    samples = max((row["samples"] for row in scores), key=len).replace(",", ", ")
+    return f", n = {samples}, {_span(row['seeds'] for row in scores)}" if samples else ""
 
 
 def _rank(row: Row) -> tuple[bool, bool, float, str]:
@@ -418,6 +535,11 @@ def _times(value: float | None) -> str:
 
 
 def console(report: Report) -> str:
+    """Tables of all places, as `drawn` draws them."""
+    return drawn(places(report))
+
+
+def drawn(places: Iterable[Place]) -> str:
     """Tables as wide as the terminal, or as numbers need; colours only on one.
 
     Names and attacks fold where the terminal is narrow; a number with its interval never does.
@@ -430,7 +552,7 @@ def console(report: Report) -> str:
         found = text.splitlines() if len(text) <= width else textwrap.wrap(text, width)
         lines.extend(click.style(line, **style) if colours else line for line in found)
 
-    for place in places(report):
+    for place in places:
         write(place.title, bold=True)
         for table in place.tables:
             write(table.title, italic=True)
@@ -492,8 +614,13 @@ def _words(cell: str) -> list[str]:
 
 
 def markdown(report: Report) -> str:
+    """Tables of all places in GitHub's Markdown."""
+    return in_markdown(places(report))
+
+
+def in_markdown(places: Iterable[Place]) -> str:
     """Tables in GitHub's Markdown."""
-    return "\n\n".join(part for place in places(report) for part in _markdown(place)) + "\n"
+    return "\n\n".join(part for place in places for part in _markdown(place)) + "\n"
 
 
 def _markdown(place: Place) -> Iterator[str]:

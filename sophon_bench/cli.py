@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=Callable[..., Any])
 
-KINDS = ("attacks", "defenses", "scenarios", "backbones", "suites")
+KINDS = ("attacks", "defenses", "scenarios", "backbones", "suites", "studies")
 DEFAULT_SCENARIO = "glyphs-digits"
 DEFAULT_BACKBONE = "test_resnet"
 DEFAULT_SUITE = "@smoke"
+TUNING_SUITE = "@tuning"
 
 
 class Refused(click.ClickException):
@@ -79,6 +81,7 @@ def _input_errors() -> tuple[type[Exception], ...]:
         ("store", "StoreError"),
         ("backbones", "BackboneError"),
         ("plan", "PlanError"),
+        ("leaderboard.tuning", "Occupied"),
     ):
         loaded = sys.modules.get(f"sophon_bench.{module}")
         found += [getattr(loaded, name)] if loaded else []
@@ -175,6 +178,21 @@ plugin_option = click.option(
     type=click.Path(path_type=Path),
     metavar="FILE.py",
     help="Load an attack, a defense or a scenario from a file. Repeatable.",
+)
+one_scenario_option = click.option(
+    "--scenario",
+    default=DEFAULT_SCENARIO,
+    show_default=True,
+    metavar="SELECTOR",
+    shell_complete=_complete("scenario"),
+    help="Scenario.",
+)
+one_backbone_option = click.option(
+    "--backbone",
+    default=DEFAULT_BACKBONE,
+    show_default=True,
+    metavar="SELECTOR",
+    help="timm model, with keyword arguments in brackets.",
 )
 backbone_option = click.option(
     "--backbone",
@@ -388,6 +406,219 @@ def _conclude(job: Job, cells: Sequence[Cell]) -> int:
     return 1 if failed else 0
 
 
+ASIDE = {
+    "store", "out", "workers", "threads", "together", "retry_failed", "dry_run", "force",
+}  # fmt: skip
+"""Options that say where things go and how fast, not what is done."""
+
+
+def _command(context: click.Context, *arguments: str) -> str:
+    """What to give a shell for the same numbers: the arguments, and options that were given."""
+    from click.core import ParameterSource
+
+    words = ["sophon-bench", str(context.info_name), *arguments]
+    for option in context.command.params:
+        name = str(option.name)
+        given = context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        if isinstance(option, click.Option) and given and name not in ASIDE:
+            value = context.params[name]
+            for each in value if option.multiple else [value]:
+                words += [
+                    option.opts[0],
+                    ",".join(map(str, each)) if isinstance(each, list) else str(each),
+                ]
+    return shlex.join(words)
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--attack",
+    multiple=True,
+    metavar="SELECTOR",
+    shell_complete=_complete("attack"),
+    help="Attack or @suite in place of the study's. Repeatable.",
+)
+@one_scenario_option
+@one_backbone_option
+@click.option("--seeds", callback=_numbers, metavar="A-B", help="Seeds; by default the study's.")
+@_running
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Where table, rows and picture go; made if need be.",
+)
+@click.pass_context
+def study(context: click.Context, /, **options: Any) -> None:
+    """Run a named experiment: how one hyperparameter of a defense changes what it is worth.
+
+    NAME is one of 'sophon-bench list studies', or a YAML file like them. Writes NAME.md, NAME.json
+    and NAME.png. What the store has is not done again: interrupt at any moment and give the same
+    command.
+
+    \b
+    Examples:
+      sophon-bench list studies
+      sophon-bench study horizon --out studies
+      sophon-bench study horizon --attack @standard --seeds 0-4 --workers 2 --out studies
+      sophon-bench study my_study.yaml --out studies --dry-run
+    """
+    context.exit(_study(context, **options))
+
+
+def _study(
+    context: click.Context,
+    *,
+    name: str,
+    attack: Sequence[str],
+    scenario: str,
+    backbone: str,
+    seeds: list[int],
+    out: Path,
+    dry_run: bool,
+    **options: Any,
+) -> int:
+    from sophon_bench import runs
+    from sophon_bench.leaderboard import studies, tables
+    from sophon_bench.leaderboard.frozen import published
+    from sophon_bench.registry import attacks, defenses
+    from sophon_bench.selectors import arsenal
+
+    _load_plugins(options["plugin"])
+    chosen = studies.load_study(name)
+    against = list(attack) or chosen.attacks
+    job = runs.prepare(
+        runs.Options(
+            scenario=[scenario], backbone=[backbone], seeds=seeds or chosen.seeds, **options
+        ),
+        defenses=studies.varied(chosen, defenses),
+        attacks=arsenal(attacks, against),
+    )
+    if dry_run:
+        return _print_plan(job)
+    _make_directory(out)
+    cells = job.run()
+    command = _command(context, name)
+    rows, places = studies.findings(chosen, cells, published(), command=command, attacks=against)
+    click.echo(tables.drawn(places))
+    for file in studies.write(chosen, rows, places, out, command=command):
+        click.echo(file)
+    return _conclude(job, cells)
+
+
+def _make_directory(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
+
+
+@main.command()
+@click.argument(
+    "names", nargs=-1, required=True, metavar="DEFENSE...", shell_complete=_complete("defense")
+)
+@click.option(
+    "--configurations",
+    type=click.IntRange(min=1),
+    default=12,
+    show_default=True,
+    metavar="N",
+    help="How many are tried: the defaults, and others drawn from the defense's grid.",
+)
+@one_scenario_option
+@one_backbone_option
+@click.option(
+    "--seeds",
+    callback=_numbers,
+    default="100-101",
+    show_default=True,
+    metavar="A-B",
+    help="Seeds; others than those that defenses are judged on.",
+)
+@_running
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Where DEFENSE.json goes; in the repository, leaderboard/tuning.",
+)
+@click.option("--force", is_flag=True, help="Replace the document of another search.")
+@click.pass_context
+def tune(context: click.Context, /, **options: Any) -> None:
+    """Choose a defense's hyperparameters: the same search and budget for every defense.
+
+    Tries configurations of the grid that the defense declares ('sophon-bench show DEFENSE') under
+    @tuning, and chooses by resistance and intactness on validation data alone. What the store has
+    is not done again: interrupt at any moment and give the same command.
+
+    \b
+    Examples:
+      sophon-bench tune sophon-ice --out leaderboard/tuning
+      sophon-bench tune sophon-ice sophon-klu --configurations 20 --workers 2 --out tuning
+      sophon-bench tune sophon-ice --out tuning --dry-run
+    """
+    context.exit(_tune(context, **options))
+
+
+def _tune(
+    context: click.Context,
+    *,
+    names: Sequence[str],
+    configurations: int,
+    scenario: str,
+    backbone: str,
+    out: Path,
+    force: bool,
+    dry_run: bool,
+    **options: Any,
+) -> int:
+    from sophon_bench import grids, metrics, runs
+    from sophon_bench.leaderboard import tables, tuning
+    from sophon_bench.registry import attacks, defenses
+    from sophon_bench.selectors import arsenal
+
+    _load_plugins(options["plugin"])
+    drawn = {
+        name: grids.configurations(defenses.get(name), configurations)
+        for name in dict.fromkeys(names)
+    }
+    job = runs.prepare(
+        runs.Options(scenario=[scenario], backbone=[backbone], **options),
+        defenses=[trial for trials in drawn.values() for trial in trials],
+        attacks=arsenal(attacks, [TUNING_SUITE]),
+    )
+    if dry_run:
+        return _print_plan(job)
+    _make_directory(out)
+    files = {name: out / f"{name}.json" for name in drawn}
+    commands = {name: _command(context, name) for name in drawn}
+    if not force:
+        for name, file in files.items():
+            tuning.check(file, commands[name])
+    cells = job.run()
+    code = 0
+    for name, trials in drawn.items():
+        rows = tuning.rows_of(cells, [trial.label for trial in trials])
+        click.echo(tables.drawn([tables.tuning(rows, [f"command: {commands[name]}"])]))
+        content = tuning.document(
+            cells,
+            rows,
+            defense=name,
+            grid=defenses.get(name).tuning,
+            drawn_with=grids.DRAWN_WITH,
+            command=commands[name],
+        )
+        tuning.write(content, files[name], force=force)
+        click.echo(files[name])
+        if metrics.chosen(rows) is None:
+            click.echo(f"failed: no configuration of {name} can be chosen", err=True)
+            code = 1
+    return max(_conclude(job, cells), code)
+
+
 def _check_writable(file: Path) -> None:
     import tempfile
 
@@ -466,6 +697,11 @@ def _listing(kind: str) -> list[tuple[str, str]]:
 
         suites = [load_suite(name) for name in sorted(suite_files())]
         return [(f"@{s.name}", f"v{s.version}: {s.description}") for s in suites]
+    if kind == "studies":
+        from sophon_bench.leaderboard.studies import load_study, study_files
+
+        studies = [load_study(name) for name in study_files()]
+        return [(study.name, f"v{study.version}: {study.question}") for study in studies]
     registry = _registries()[kind]
     entries = [registry.get(name) for name in registry.names()]
     return [
@@ -549,6 +785,8 @@ def _show_plugin(entry: Any) -> None:
     for preset, values in entry.presets.items():
         text = ", ".join(f"{k}={v}" for k, v in values.items()) or "the defaults"
         click.echo(f"  preset={preset}: {text}")
+    for field, grid in entry.tuning.items():
+        click.echo(f"  tuning {field}: {', '.join(map(str, grid))}")
 
 
 def _show_scenario(
@@ -751,9 +989,7 @@ def freeze(source: Path | None, store: Path | None, out: Path) -> None:
     help="Attack whose loop is measured. Repeatable.",
 )
 @backbone_option
-@click.option(
-    "--scenario", default=DEFAULT_SCENARIO, show_default=True, metavar="SELECTOR", help="Scenario."
-)
+@one_scenario_option
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),

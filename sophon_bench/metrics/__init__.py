@@ -3,6 +3,7 @@
 Utilities are fractions; a claim about several seeds is a mean with a 95 % interval over them.
 """
 
+from sophon_bench.metrics.choosing import chosen, criteria
 from sophon_bench.metrics.envelopes import (
     Interval,
     envelope,
@@ -14,7 +15,7 @@ from sophon_bench.metrics.envelopes import (
 from sophon_bench.metrics.frozen import FLOOR, Frozen, Gap, freeze
 from sophon_bench.metrics.masking import flags
 from sophon_bench.metrics.scoring import difference, scores
-from sophon_bench.metrics.series import curves, sweeps, winners
+from sophon_bench.metrics.series import ablation, curves, magnitude, shown, sweeps, winners
 from sophon_bench.metrics.trials import (
     ENVELOPE,
     PLACE,
@@ -32,6 +33,9 @@ __all__ = [
     "Frozen",
     "Gap",
     "Interval",
+    "ablation",
+    "chosen",
+    "criteria",
     "curves",
     "difference",
     "envelope",
@@ -39,12 +43,14 @@ __all__ = [
     "freeze",
     "intactness",
     "interval",
+    "magnitude",
     "pivot",
     "place",
     "places",
     "rows",
     "scores",
     "selected",
+    "shown",
     "sweeps",
     "winners",
 ]
