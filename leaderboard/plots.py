@@ -190,10 +190,14 @@ def resistance(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | Non
     title = "Resistance by budget (dotted: of all n together)"
     figure = _budget_figure(rows, lines, title, "resistance R(b)")
     if figure is not None:
-        (axes,) = figure.axes
-        low, high = axes.get_ylim()
-        axes.set_ylim(min(low, -0.03), max(high, 1.03))
+        _whole_range(figure.axes[0])
     return figure
+
+
+def _whole_range(axes: Axes) -> None:
+    """Let an axis of resistance show all of [0, 1]."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -0.03), max(high, 1.03))
 
 
 def sweep(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
@@ -247,6 +251,8 @@ def ablation(rows: Sequence[Row]) -> Figure:
             ]
             lines.append(Line(label=family, points=points, style=style))
         _draw(axes, lines)
+    _whole_range(above)
+    below.set_ylim(bottom=0)
     if min(at.values()) > 0:
         below.set_xscale("log")
     below.set_xticks(list(at.values()), list(at))

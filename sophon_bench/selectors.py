@@ -484,9 +484,11 @@ def read_document(kind: str, path: Path, model: type[D]) -> D:
     except (yaml.YAMLError, TypeError) as error:
         raise SelectorError(f"{kind} file {str(path)!r} is not YAML of a {kind}") from error
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()
+        strange = [e for e in found if e["type"] == "extra_forbidden" and len(e["loc"]) == 1]
+        first = (strange or found)[0]  # a mistyped key is missing as well
         where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+        if strange:
             reason = unknown("key", where, (k for k in model.model_fields if k != "name"))
         else:
             reason = f"{where}: {first['msg'].removeprefix('Value error, ')}"
