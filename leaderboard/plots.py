@@ -227,13 +227,17 @@ def sweep(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     return figure
 
 
-def ablation(rows: Sequence[Row]) -> Figure:
+def ablation(rows: Sequence[Row]) -> Figure | None:
     """Resistance and the cost of protection by the value of a hyperparameter; a line per family.
+
+    None if no model could be made.
 
     Args:
         rows: Rows of `metrics.ablation` of one place, at least one of a defense.
     """
     tried = [row for row in rows if not row["control"]]
+    if all(row["protect_cost"] is None for row in tried):
+        return None
     styles = _styles({"defense": row["family"], "control": False} for row in tried)
     at = _positions([row["value"] for row in tried])
     figure = _figure(width=COLUMN, height=3.4)

@@ -141,19 +141,22 @@ def write(
 ) -> list[Path]:
     """Write ``NAME.md``, ``NAME.json`` and ``NAME.png`` into ``out``, which is made.
 
+    No picture if there is nothing to draw. Returns the files.
+
     Raises:
         OSError: ``out`` cannot be made or written.
     """
     out.mkdir(parents=True, exist_ok=True)
     document = {"study": study.model_dump(), "command": command, "rows": rows}
+    files = {
+        "md": f"# {study.name}: {study.question}\n\n{tables.in_markdown(places)}".encode(),
+        "json": (json.dumps(document, indent=1) + "\n").encode(),
+    }
     with plots.drawing():
-        picture = plots.encode(plots.ablation(rows), "png")
+        if (figure := plots.ablation(rows)) is not None:
+            files["png"] = plots.encode(figure, "png")
     written = []
-    for suffix, content in (
-        ("md", f"# {study.name}: {study.question}\n\n{tables.in_markdown(places)}".encode()),
-        ("json", (json.dumps(document, indent=1) + "\n").encode()),
-        ("png", picture),
-    ):
+    for suffix, content in files.items():
         written.append(out / f"{study.name}.{suffix}")
         write_atomic(written[-1].absolute(), content)
     return written

@@ -159,6 +159,37 @@ def test_the_same_command_again_does_nothing_anew_and_says_the_same(
     assert "0 to do" in plan.stdout
 
 
+def test_a_study_whose_defenses_fail_says_so_and_exits_with_one(
+    finished: tuple[Path, list[object], Result], tmp_path: Path
+) -> None:
+    plugin = tmp_path / "falling.py"
+    plugin.write_text(
+        "from dataclasses import dataclass\n"
+        "from sophon_bench.registry import defenses\n"
+        "@defenses.register('falling')\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Falling:\n"
+        "    far: int = 1\n"
+        "    def run(self, model, view):\n"
+        "        raise RuntimeError('fell')\n"
+        "        yield model\n"
+    )
+    text = TEXT.split("axis:")[0] + (
+        "axis: far\ndefenses: ['falling[far=[1,2]]']\nattacks: [finetune]\nseeds: [0]\n"
+    )
+    _, _, *options = finished[1]
+    out = ["--plugin", plugin, "--out", tmp_path / "out"]
+    try:
+        result = call("study", study(tmp_path, text=text), *options, *out)
+    finally:
+        defenses.remove("falling")
+    assert result.exit_code == 1, result.output
+    assert "failed: finetune[optimizer=adam] against falling[far=2]" in result.stderr
+    assert "RuntimeError: fell (falling.py:8)" in result.stderr
+    assert "no seed on which attacks" in result.stdout
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["mine.json", "mine.md"]
+
+
 def trial(
     make_cell: MakeCell, defense: str, level: float, *, attack: str = "finetune", **changes: Any
 ) -> Cell:
@@ -230,6 +261,7 @@ def settings() -> Iterator[None]:
 @pytest.mark.usefixtures("settings")
 def test_the_picture_has_resistance_and_cost_at_the_values(rows: list[dict[str, Any]]) -> None:
     figure = plots.ablation(rows)
+    assert figure is not None
     above, below = figure.axes
     lines = {str(line.get_label()): line for line in above.lines}
     assert list(lines["d"].get_xdata()) == [5, 20]
@@ -243,7 +275,9 @@ def test_the_picture_has_resistance_and_cost_at_the_values(rows: list[dict[str, 
 @pytest.mark.usefixtures("settings")
 def test_words_stand_side_by_side(rows: list[dict[str, Any]]) -> None:
     words = [{**row, "value": f"w{i}"} for i, row in enumerate(rows)]
-    below = plots.ablation(words[:3]).axes[1]
+    figure = plots.ablation(words[:3])
+    assert figure is not None
+    below = figure.axes[1]
     assert [text.get_text() for text in below.get_xticklabels()] == ["w1", "w2"]
     assert list(below.get_xticks()) == [0, 1]
     assert below.get_xscale() == "linear"
