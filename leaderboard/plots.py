@@ -211,10 +211,14 @@ def resistance(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | Non
     title = "Resistance by budget (dotted: of all n together)"
     figure = _budget_figure(rows, lines, title, "resistance R(b)")
     if figure is not None:
-        (axes,) = figure.axes
-        low, high = axes.get_ylim()
-        axes.set_ylim(min(low, -0.03), max(high, 1.03))
+        _whole_range(figure.axes[0])
     return figure
+
+
+def _whole_range(axes: Axes) -> None:
+    """Let an axis of resistance show all of [0, 1]."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -0.03), max(high, 1.03))
 
 
 def sweep(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
@@ -378,6 +382,54 @@ def _fitted(
     line = [y * (end / x) ** slope for end in ends]
     axes.plot(ends, line, color=style["color"], linewidth=0.9, linestyle="--")
     axes.annotate(f"{slope:.2f}", (ends[1], line[1]), color=style["color"], fontsize=6.5)
+
+
+def ablation(rows: Sequence[Row]) -> Figure | None:
+    """Resistance and the cost of protection by the value of a hyperparameter; a line per family.
+
+    None if no model could be made.
+
+    Args:
+        rows: Rows of `metrics.ablation` of one place, at least one of a defense.
+    """
+    tried = [row for row in rows if not row["control"]]
+    if all(row["protect_cost"] is None for row in tried):
+        return None
+    styles = _styles({"defense": row["family"], "control": False} for row in tried)
+    at = _positions([row["value"] for row in tried])
+    figure = _figure(width=COLUMN, height=3.4)
+    above, below = figure.subplots(2, 1, sharex=True)
+    for axes, label, key in (
+        (above, "resistance R", "resistance"),
+        (below, "cost of protection\n(× pre-training)", "protect_cost"),
+    ):
+        axes.set_ylabel(label)
+        lines = []
+        for family, style in styles.items():
+            own = [row for row in tried if row["family"] == family and row[key] is not None]
+            points = [
+                (at[metrics.shown(r["value"])], r[key], r.get(f"{key}_half_width")) for r in own
+            ]
+            lines.append(Line(label=family, points=points, style=style))
+        _draw(axes, lines)
+    _whole_range(above)
+    below.set_ylim(bottom=0)
+    if min(at.values()) > 0:
+        below.set_xscale("log")
+    below.set_xticks(list(at.values()), list(at))
+    below.minorticks_off()
+    below.set_xlabel(rows[0]["axis"])
+    _finish(figure, tried, f"Resistance and cost by {rows[0]['axis']}")
+    return figure
+
+
+def _positions(values: Sequence[Any]) -> dict[str, float]:
+    """Where each value stands on an axis: at its own number, or all in order if one has none."""
+    levels = {metrics.shown(value): metrics.magnitude(value) for value in values}
+    return {
+        text: float(i) if None in levels.values() or level is None else level
+        for i, (text, level) in enumerate(levels.items())
+    }
 
 
 def _defenses(rows: Iterable[Row]) -> list[Row]:

@@ -183,10 +183,7 @@ def _score_table(scores: Sequence[Row]) -> Table:
     quiet = [_score_line(row, reasons) for row in controls]
     fresh = {row["scratch_after"]: None for row in controls if row["scratch_after"] is not None}
     quiet += [["scratch", *_only("restricted", percent(value))] for value in fresh]
-    notes = [f"{_superscript(i)} {reason}" for i, reason in enumerate(reasons, 1)]
-    if any(row["provisional"] for row in ordered):
-        why = "fewer than five seeds, or no frozen list of budgets and n that count"
-        notes.append(f"{PROVISIONAL} provisional: {why}")
+    notes = _score_notes(ordered, reasons)
     known = {(row["undefended_after"], row["scratch_after"]) for row in controls}
     notes += [
         f"{row['defense']}: on its seeds the undefended model reaches "
@@ -194,7 +191,7 @@ def _score_table(scores: Sequence[Row]) -> Table:
         for row in others
         if (row["undefended_after"], row["scratch_after"]) not in known
     ]
-    notes += [f"{r['defense']}: {', '.join(r['flags'])}" for r in ordered if r["flags"]]
+    notes += _flag_notes(ordered)
     return Table(
         title=_score_title(ordered),
         columns=["", *SCORE_COLUMNS],
@@ -204,13 +201,130 @@ def _score_table(scores: Sequence[Row]) -> Table:
     )
 
 
-def _score_title(scores: Sequence[Row]) -> str:
-    samples = max((row["samples"] for row in scores), key=len).replace(",", ", ")
-    over = f", n = {samples}, {span(row['seeds'] for row in scores)}" if samples else ""
-    return (
-        f"Scores{over}: 100 · resistance · intactness · trainability; accuracies in % after the "
-        "tuned attack, cost of protection as a multiple of pre-training"
+def _score_notes(scores: Sequence[Row], reasons: Sequence[str]) -> list[str]:
+    notes = [f"{_superscript(i)} {reason}" for i, reason in enumerate(reasons, 1)]
+    if any(row["provisional"] for row in scores):
+        why = "fewer than five seeds, or no frozen list of budgets and n that count"
+        notes.append(f"{PROVISIONAL} provisional: {why}")
+    return notes
+
+
+def _flag_notes(scores: Iterable[Row]) -> list[str]:
+    return [f"{row['defense']}: {', '.join(row['flags'])}" for row in scores if row["flags"]]
+
+
+ABLATION_COLUMNS = (
+    "score",
+    "resistance",
+    "original (was)",
+    "restricted",
+    "listed",
+    "cost",
+    "flags",
+)
+
+
+def ablation(rows: Sequence[Row], notes: Sequence[str]) -> list[Place]:
+    """Scores by the value of a hyperparameter, one table per place.
+
+    Args:
+        rows: Rows of `metrics.ablation`, at least one.
+        notes: Lines that go below each table.
+    """
+    return [
+        Place(
+            title=heading(where, found),
+            tables=[_ablation_table(found, notes)],
+        )
+        for where, found in by_place(rows).items()
+    ]
+
+
+def _ablation_table(rows: Sequence[Row], notes: Sequence[str]) -> Table:
+    reasons = list(dict.fromkeys(row["unscored"] for row in rows if row["unscored"]))
+    several = len({row["family"] for row in rows if not row["control"]}) > 1
+
+    def line(row: Row) -> list[str]:
+        texts = dict(zip(SCORE_COLUMNS, _score_line(row, reasons)[1:], strict=True))
+        texts["listed"] = percent(row["listed_after"])
+        name = row["defense"] if row["control"] else metrics.shown(row["value"])
+        family = [NOTHING if row["control"] else row["family"]] if several else []
+        return [name, *family, *(texts[column] for column in ABLATION_COLUMNS)]
+
+    fresh = {row["scratch_after"]: None for row in rows if row["scratch_after"] is not None}
+    blank = [NOTHING] * (len(ABLATION_COLUMNS) + several)
+    at = ABLATION_COLUMNS.index("restricted") + several
+    scratch = [["scratch", *blank[:at], percent(value), *blank[at + 1 :]] for value in fresh]
+    return Table(
+        title=f"Scores{_over(rows)}, by {rows[0]['axis']}: accuracies in %, "
+        "restricted after the tuned attack and after the best of the listed trials alone; "
+        "cost of protection as a multiple of pre-training",
+        columns=[rows[0]["axis"], *(["defense"] if several else []), *ABLATION_COLUMNS],
+        quiet=[line(row) for row in rows if row["control"]] + scratch,
+        body=[line(row) for row in rows if not row["control"]],
+        notes=[*_score_notes(rows, reasons), *_flag_notes(rows), *notes],
     )
+
+
+CRITERION_COLUMNS = (
+    "criterion", "resistance", "intact", "original (was)", "restricted", "cost",
+)  # fmt: skip
+
+
+def tuning(rows: Sequence[Row], notes: Sequence[str]) -> Place:
+    """All configurations of one defense by what they are chosen by, the chosen one last.
+
+    Args:
+        rows: Rows of `metrics.criteria` of one place, in the order drawn, at least one.
+        notes: Lines that go below the table.
+    """
+    reasons = list(dict.fromkeys(row["unscored"] for row in rows if row["unscored"]))
+    best = metrics.chosen(rows)
+
+    def line(row: Row, mark: str) -> list[str]:
+        unscored = _superscript(reasons.index(row["unscored"]) + 1) if row["unscored"] else ""
+        return [
+            mark + row["defense"],
+            _decimals(row["criterion"], 1) + unscored,
+            _decimals(row["resistance"], 3),
+            _decimals(row["intactness"], 2),
+            f"{percent(row['original_after'])} ({percent(row['original_before'])})",
+            percent(row["restricted_after"]),
+            _times(row["protect_cost"]),
+        ]
+
+    spare = [NOTHING] * len(CRITERION_COLUMNS)
+    at = CRITERION_COLUMNS.index("restricted")
+    bars = {"undefended": rows[0]["undefended_after"], "scratch": rows[0]["scratch_after"]}
+    return Place(
+        title=heading(tuple(rows[0][key] for key in WHERE), rows),
+        tables=[
+            Table(
+                title=f"Configurations{_over(rows)}: criterion = 100 · resistance · intactness on "
+                "validation data alone; accuracies in % of the selection and validation splits",
+                columns=["", *CRITERION_COLUMNS],
+                quiet=[
+                    [name, *spare[:at], percent(value), *spare[at + 1 :]]
+                    for name, value in bars.items()
+                ],
+                body=[line(row, "") for row in rows],
+                loud=[] if best is None else [line(best, "chosen: ")],
+                notes=[f"{_superscript(i)} {why}" for i, why in enumerate(reasons, 1)] + [*notes],
+            )
+        ],
+    )
+
+
+def _score_title(scores: Sequence[Row]) -> str:
+    return (
+        f"Scores{_over(scores)}: 100 · resistance · intactness · trainability; accuracies "
+        "in % after the tuned attack, cost of protection as a multiple of pre-training"
+    )
+
+
+def _over(scores: Sequence[Row]) -> str:
+    samples = max((row["samples"] for row in scores), key=len).replace(",", ", ")
+    return f", n = {samples}, {span(row['seeds'] for row in scores)}" if samples else ""
 
 
 def _rank(row: Row) -> tuple[bool, bool, float, str]:

@@ -6,11 +6,12 @@ import contextlib
 import dataclasses
 import functools
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,15 +20,18 @@ from sophon_bench import __version__
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from sophon_bench.plan import Plan, Setting
+    from sophon_bench.records import Cell
     from sophon_bench.registry import Registry
-    from sophon_bench.selectors import Trial
+    from sophon_bench.runs import Job
     from sophon_bench.store import Store
 
-KINDS = ("attacks", "defenses", "scenarios", "backbones", "suites")
+C = TypeVar("C", bound=Callable[..., Any])
+
+KINDS = ("attacks", "defenses", "scenarios", "backbones", "suites", "studies")
 DEFAULT_SCENARIO = "glyphs-digits"
 DEFAULT_BACKBONE = "test_resnet"
 DEFAULT_SUITE = "@smoke"
+TUNING_SUITE = "@tuning"
 
 
 class Refused(click.ClickException):
@@ -77,6 +81,7 @@ def _input_errors() -> tuple[type[Exception], ...]:
         ("store", "StoreError"),
         ("backbones", "BackboneError"),
         ("plan", "PlanError"),
+        ("leaderboard.tuning", "Occupied"),
     ):
         loaded = sys.modules.get(f"sophon_bench.{module}")
         found += [getattr(loaded, name)] if loaded else []
@@ -174,6 +179,21 @@ plugin_option = click.option(
     metavar="FILE.py",
     help="Load an attack, a defense or a scenario from a file. Repeatable.",
 )
+one_scenario_option = click.option(
+    "--scenario",
+    default=DEFAULT_SCENARIO,
+    show_default=True,
+    metavar="SELECTOR",
+    shell_complete=_complete("scenario"),
+    help="Scenario.",
+)
+one_backbone_option = click.option(
+    "--backbone",
+    default=DEFAULT_BACKBONE,
+    show_default=True,
+    metavar="SELECTOR",
+    help="timm model, with keyword arguments in brackets.",
+)
 backbone_option = click.option(
     "--backbone",
     multiple=True,
@@ -209,6 +229,51 @@ threads_option = click.option(
 image_size_option = click.option(
     "--image-size", type=int, metavar="PIXELS", help="Size of the scenario's images."
 )
+
+
+samples_option = click.option(
+    "--samples",
+    callback=_numbers,
+    metavar="N,N",
+    help="The attacker's sample counts; by default the scenario's middle one.",
+)
+steps_option = click.option(
+    "--steps",
+    type=int,
+    metavar="N",
+    help="Budget of an attack, in updates of 64 examples; by default the scenario's.",
+)
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes that work side by side; finished work is the same with any number.",
+)
+together_option = click.option(
+    "--together",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Trials at most that train at once, where they are measured to take less time than one "
+    "after the other; by default 32 on a GPU, and 1 on the CPU, where they do not.",
+)
+retry_option = click.option("--retry-failed", is_flag=True, help="Do cells again that failed.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Print the plan and its cost, and stop."
+)
+
+
+def _running(command: C) -> C:
+    """What commands that make records have in common, but for what they cross."""
+    options = (
+        samples_option, steps_option, image_size_option, device_option, precision_option,
+        compile_option, workers_option, threads_option, together_option, plugin_option,
+        store_option, retry_option, dry_run_option,
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -263,42 +328,9 @@ def main() -> None:
 )
 @backbone_option
 @click.option(
-    "--samples",
-    callback=_numbers,
-    metavar="N,N",
-    help="The attacker's sample counts; by default the scenario's middle one.",
-)
-@click.option(
     "--seeds", callback=_numbers, default="0", show_default=True, metavar="A-B", help="Seeds."
 )
-@click.option(
-    "--steps",
-    type=int,
-    metavar="N",
-    help="Budget of an attack, in updates of 64 examples; by default the scenario's.",
-)
-@image_size_option
-@device_option
-@precision_option
-@compile_option
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Processes that work side by side; finished work is the same with any number.",
-)
-@threads_option
-@click.option(
-    "--together",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Trials at most that train at once, where they are measured to take less time than one "
-    "after the other; by default 32 on a GPU, and 1 on the CPU, where they do not.",
-)
-@plugin_option
-@store_option
+@_running
 @click.option(
     "--json",
     "json_file",
@@ -306,8 +338,6 @@ def main() -> None:
     metavar="FILE",
     help="Write the run's records and summary there.",
 )
-@click.option("--retry-failed", is_flag=True, help="Do cells again that failed.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and its cost, and stop.")
 @click.pass_context
 def run(context: click.Context, /, **options: Any) -> None:
     """Cross defenses with attacks, and print who won.
@@ -330,75 +360,42 @@ def _run(
     *,
     defense: Sequence[str],
     attack: Sequence[str],
-    scenario: Sequence[str],
-    backbone: Sequence[str],
-    samples: list[int],
-    seeds: list[int],
-    steps: int | None,
-    image_size: int | None,
-    device: str,
-    precision: Any,
-    compiled: Any,
-    workers: int,
-    threads: int | None,
-    together: int | None,
-    plugin: Sequence[Path],
-    store: Path | None,
     json_file: Path | None,
-    retry_failed: bool,
     dry_run: bool,
+    **options: Any,
 ) -> int:
-    import torch
-
-    from sophon_bench.engines.local import LocalEngine, unfinished
+    from sophon_bench import runs
     from sophon_bench.files import write_atomic
     from sophon_bench.leaderboard import tables
     from sophon_bench.leaderboard.frozen import published
-    from sophon_bench.plan import Registries, Request, make_plan
-    from sophon_bench.progress import reporter
     from sophon_bench.registry import attacks, defenses
     from sophon_bench.selectors import arsenal, trials
-    from sophon_bench.store import Store, default_root
 
-    _load_plugins(plugin)
-    request = Request(
-        defenses=trials(defenses, defense),
-        attacks=arsenal(attacks, attack),
-        seeds=seeds,
-        samples=samples,
-        steps=steps,
-    )
-    place = _device(device)
-    threads = threads or max(1, torch.get_num_threads() // workers)
-    torch.set_num_threads(threads)
+    _load_plugins(options["plugin"])
     if json_file is not None:
         _check_writable("--json", json_file)
-    opened = Store(store or default_root())
-    settings = _settings(scenario, backbone, image_size, precision, opened.data)
-    plan = make_plan(request, settings, Registries(attacks=attacks, defenses=defenses))
-    with reporter(plan.stages) as progress:
-        engine = LocalEngine(
-            opened,
-            place,
-            progress,
-            retry_failed=retry_failed,
-            workers=workers,
-            threads=threads,
-            plugins=plugin,
-            compiled=compiled,
-            together=together or (32 if place.type == "cuda" else 1),
-        )
-        if dry_run:
-            _print_plan(plan, engine)
-            return 0
-        cells = engine.run(plan)
+    job = runs.prepare(
+        runs.Options(**options),
+        defenses=trials(defenses, defense),
+        attacks=arsenal(attacks, attack),
+    )
+    if dry_run:
+        return _print_plan(job)
+    cells = job.run()
     report = tables.report(cells, published())
     click.echo(tables.console(report))
     click.echo(tables.meaning(report))
     if json_file is not None:
         write_atomic(json_file.absolute(), tables.document(cells, report).encode())
         click.echo(f"Records and summary: {json_file}")
-    click.echo(f"Records: {opened.root / 'cells'} ({len(cells)} of this run)")
+    return _conclude(job, cells)
+
+
+def _conclude(job: Job, cells: Sequence[Cell]) -> int:
+    """Say where the records are and what failed; the exit code."""
+    from sophon_bench.engines.local import unfinished
+
+    click.echo(f"Records: {job.store.root / 'cells'} ({len(cells)} of this run)")
     failed = unfinished(cells)
     for cell in failed:
         click.echo(
@@ -407,6 +404,219 @@ def _run(
             err=True,
         )
     return 1 if failed else 0
+
+
+ASIDE = {
+    "store", "out", "workers", "threads", "together", "retry_failed", "dry_run", "force",
+}  # fmt: skip
+"""Options that say where things go and how fast, not what is done."""
+
+
+def _command(context: click.Context, *arguments: str) -> str:
+    """What to give a shell for the same numbers: the arguments, and options that were given."""
+    from click.core import ParameterSource
+
+    words = ["sophon-bench", str(context.info_name), *arguments]
+    for option in context.command.params:
+        name = str(option.name)
+        given = context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        if isinstance(option, click.Option) and given and name not in ASIDE:
+            value = context.params[name]
+            for each in value if option.multiple else [value]:
+                words += [
+                    option.opts[0],
+                    ",".join(map(str, each)) if isinstance(each, list) else str(each),
+                ]
+    return shlex.join(words)
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--attack",
+    multiple=True,
+    metavar="SELECTOR",
+    shell_complete=_complete("attack"),
+    help="Attack or @suite in place of the study's. Repeatable.",
+)
+@one_scenario_option
+@one_backbone_option
+@click.option("--seeds", callback=_numbers, metavar="A-B", help="Seeds; by default the study's.")
+@_running
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Where table, rows and picture go; made if need be.",
+)
+@click.pass_context
+def study(context: click.Context, /, **options: Any) -> None:
+    """Run a named experiment: how one hyperparameter of a defense changes what it is worth.
+
+    NAME is one of 'sophon-bench list studies', or a YAML file like them. Writes NAME.md, NAME.json
+    and NAME.png. What the store has is not done again: interrupt at any moment and give the same
+    command.
+
+    \b
+    Examples:
+      sophon-bench list studies
+      sophon-bench study horizon --out studies
+      sophon-bench study horizon --attack @standard --seeds 0-4 --workers 2 --out studies
+      sophon-bench study my_study.yaml --out studies --dry-run
+    """
+    context.exit(_study(context, **options))
+
+
+def _study(
+    context: click.Context,
+    *,
+    name: str,
+    attack: Sequence[str],
+    scenario: str,
+    backbone: str,
+    seeds: list[int],
+    out: Path,
+    dry_run: bool,
+    **options: Any,
+) -> int:
+    from sophon_bench import runs
+    from sophon_bench.leaderboard import studies, tables
+    from sophon_bench.leaderboard.frozen import published
+    from sophon_bench.registry import attacks, defenses
+    from sophon_bench.selectors import arsenal
+
+    _load_plugins(options["plugin"])
+    chosen = studies.load_study(name)
+    against = list(attack) or chosen.attacks
+    job = runs.prepare(
+        runs.Options(
+            scenario=[scenario], backbone=[backbone], seeds=seeds or chosen.seeds, **options
+        ),
+        defenses=studies.varied(chosen, defenses),
+        attacks=arsenal(attacks, against),
+    )
+    if dry_run:
+        return _print_plan(job)
+    _make_directory(out)
+    cells = job.run()
+    command = _command(context, name)
+    rows, places = studies.findings(chosen, cells, published(), command=command, attacks=against)
+    click.echo(tables.to_console(places))
+    for file in studies.write(chosen, rows, places, out, command=command):
+        click.echo(file)
+    return _conclude(job, cells)
+
+
+def _make_directory(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
+
+
+@main.command()
+@click.argument(
+    "names", nargs=-1, required=True, metavar="DEFENSE...", shell_complete=_complete("defense")
+)
+@click.option(
+    "--configurations",
+    type=click.IntRange(min=1),
+    default=12,
+    show_default=True,
+    metavar="N",
+    help="How many are tried: the defaults, and others drawn from the defense's grid.",
+)
+@one_scenario_option
+@one_backbone_option
+@click.option(
+    "--seeds",
+    callback=_numbers,
+    default="100-101",
+    show_default=True,
+    metavar="A-B",
+    help="Seeds; others than those that defenses are judged on.",
+)
+@_running
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Where DEFENSE.json goes; in the repository, leaderboard/tuning.",
+)
+@click.option("--force", is_flag=True, help="Replace the document of another search.")
+@click.pass_context
+def tune(context: click.Context, /, **options: Any) -> None:
+    """Choose a defense's hyperparameters: the same search and budget for every defense.
+
+    Tries configurations of the grid that the defense declares ('sophon-bench show DEFENSE') under
+    @tuning, and chooses by resistance and intactness on validation data alone. What the store has
+    is not done again: interrupt at any moment and give the same command.
+
+    \b
+    Examples:
+      sophon-bench tune sophon-ice --out leaderboard/tuning
+      sophon-bench tune sophon-ice sophon-klu --configurations 20 --workers 2 --out tuning
+      sophon-bench tune sophon-ice --out tuning --dry-run
+    """
+    context.exit(_tune(context, **options))
+
+
+def _tune(
+    context: click.Context,
+    *,
+    names: Sequence[str],
+    configurations: int,
+    scenario: str,
+    backbone: str,
+    out: Path,
+    force: bool,
+    dry_run: bool,
+    **options: Any,
+) -> int:
+    from sophon_bench import grids, metrics, runs
+    from sophon_bench.leaderboard import tables, tuning
+    from sophon_bench.registry import attacks, defenses
+    from sophon_bench.selectors import arsenal
+
+    _load_plugins(options["plugin"])
+    drawn = {
+        name: grids.configurations(defenses.get(name), configurations)
+        for name in dict.fromkeys(names)
+    }
+    job = runs.prepare(
+        runs.Options(scenario=[scenario], backbone=[backbone], **options),
+        defenses=[trial for trials in drawn.values() for trial in trials],
+        attacks=arsenal(attacks, [TUNING_SUITE]),
+    )
+    if dry_run:
+        return _print_plan(job)
+    _make_directory(out)
+    files = {name: out / f"{name}.json" for name in drawn}
+    commands = {name: _command(context, name) for name in drawn}
+    if not force:
+        for name, file in files.items():
+            tuning.check(file, commands[name])
+    cells = job.run()
+    code = 0
+    for name, trials in drawn.items():
+        rows = tuning.rows_of(cells, [trial.label for trial in trials])
+        click.echo(tables.to_console([tables.tuning(rows, [f"command: {commands[name]}"])]))
+        content = tuning.document(
+            cells,
+            rows,
+            defense=name,
+            grid=defenses.get(name).tuning,
+            drawn_with=grids.DRAWN_WITH,
+            command=commands[name],
+        )
+        tuning.write(content, files[name], force=force)
+        click.echo(files[name])
+        if metrics.chosen(rows) is None:
+            click.echo(f"failed: no configuration of {name} can be chosen", err=True)
+            code = 1
+    return max(_conclude(job, cells), code)
 
 
 def _check_writable(option: str, file: Path) -> None:
@@ -426,81 +636,17 @@ def _load_plugins(files: Iterable[Path]) -> None:
         load_file(file)
 
 
-def _device(text: str) -> Any:
-    import torch
-
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = text.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
-        raise Refused(f"--device takes auto, cpu, cuda or cuda:INDEX; got {text!r}")
-    if text.startswith("cpu:"):
-        raise Refused(f"--device takes no index for the CPU; got {text!r}, try --device cpu")
-    if kind == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if int(index or 0) >= count:
-            raise Refused(f"--device {text}: torch finds {count} CUDA devices; try --device cpu")
-    return torch.device(text)
-
-
-def _settings(
-    scenarios: Sequence[str],
-    backbones: Sequence[str],
-    image_size: int | None,
-    precision: Any,
-    cache: Path,
-) -> list[Setting]:
-    from sophon_bench.plan import Setting
-    from sophon_bench.records import DataId
-
-    found = []
-    for scenario in _scenarios(scenarios, image_size):
-        chosen = [_backbone(text) for text in backbones]
-        data = scenario.plugin.build(cache)
-        for backbone in chosen:
-            backbone.check(data.image_size, data.original.task.num_outputs)
-            identity = DataId(
-                name=scenario.name,
-                label=scenario.label,
-                parameters=scenario.parameters,
-                revision=data.revision,
-            )
-            found.append(Setting(scenario, data, identity, backbone, precision))
-    return found
-
-
-def _scenarios(selectors: Sequence[str], image_size: int | None) -> list[Trial]:
-    from sophon_bench.registry import scenarios
-    from sophon_bench.selectors import construct, trials
-
-    found = trials(scenarios, selectors)
-    if image_size is None:
-        return found
-    return [
-        dataclasses.replace(
-            trial, plugin=construct(trial.entry, {**trial.parameters, "image_size": image_size})
-        )
-        for trial in found
-    ]
-
-
-def _backbone(text: str) -> Any:
-    from sophon_bench.backbones import Backbone
-    from sophon_bench.selectors import parse, scalar
-
-    selector = parse(text)
-    return Backbone.of(selector.name, {k: scalar(v) for k, v in selector.parameters.items()})
-
-
-def _print_plan(plan: Plan, engine: Any) -> None:
-    pending = engine.pending(plan)
+def _print_plan(job: Job) -> int:
+    plan = job.plan
+    with job.engine() as engine:
+        pending = engine.pending(plan)
+        flops, seconds = engine.estimate(pending)
     missing = {stage.key for stage in pending}
     for stage in plan.stages:
         mark = "to do" if stage.key in missing else "done "
         units = "? units" if stage.units is None else f"{stage.units:.0f} units"
         click.echo(f"{mark}  {stage.label}  ({units})")
     known = sum(stage.units or 0 for stage in pending)
-    flops, seconds = engine.estimate(pending)
     unknown = sum(stage.units is None for stage in pending)
     plural = "s" if unknown > 1 else ""
     click.echo(
@@ -517,6 +663,7 @@ def _print_plan(plan: Plan, engine: Any) -> None:
             f"({more:.0f} units), and finer lr grids in {refined} searches"
         )
     click.echo("(1 unit = forward and backward of the undefended backbone on one example)")
+    return 0
 
 
 @main.command("list")
@@ -550,6 +697,11 @@ def _listing(kind: str) -> list[tuple[str, str]]:
 
         suites = [load_suite(name) for name in sorted(suite_files())]
         return [(f"@{s.name}", f"v{s.version}: {s.description}") for s in suites]
+    if kind == "studies":
+        from sophon_bench.leaderboard.studies import load_study, study_files
+
+        studies = [load_study(name) for name in study_files()]
+        return [(study.name, f"v{study.version}: {study.question}") for study in studies]
     registry = _registries()[kind]
     entries = [registry.get(name) for name in registry.names()]
     return [
@@ -633,14 +785,17 @@ def _show_plugin(entry: Any) -> None:
     for preset, values in entry.presets.items():
         text = ", ".join(f"{k}={v}" for k, v in values.items()) or "the defaults"
         click.echo(f"  preset={preset}: {text}")
+    for field, grid in entry.tuning.items():
+        click.echo(f"  tuning {field}: {', '.join(map(str, grid))}")
 
 
 def _show_scenario(
     name: str, image_size: int | None, images: Path | None, store: Path | None
 ) -> None:
+    from sophon_bench.runs import find_scenarios
     from sophon_bench.store import Store, default_root
 
-    (trial,) = _scenarios([name], image_size)
+    (trial,) = find_scenarios([name], image_size)
     data = trial.plugin.build(Store(store or default_root()).data)
     click.echo(f"\ndata revision {data.revision}, {data.image_size}x{data.image_size} pixels")
     for domain in data.domains:
@@ -659,7 +814,9 @@ def _show_scenario(
 def _show_backbone(name: str) -> None:
     import torch
 
-    model = _backbone(name).build(10, torch.Generator(), fresh=True)
+    from sophon_bench.runs import find_backbone
+
+    model = find_backbone(name).build(10, torch.Generator(), fresh=True)
     count = sum(p.numel() for p in model.parameters())
     click.echo(f"backbone {name}: {count / 1e6:.2f} M parameters with 10 outputs")
     for path, block in model.blocks():
@@ -893,9 +1050,7 @@ TAKEN = {
     help="timm model, with keyword arguments in brackets. Repeatable. By default "
     f"{DEFAULT_BACKBONE}; for growth {', '.join(GROWN)}.",
 )
-@click.option(
-    "--scenario", default=DEFAULT_SCENARIO, show_default=True, metavar="SELECTOR", help="Scenario."
-)
+@one_scenario_option
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
@@ -1012,8 +1167,9 @@ def _machine(device: str, threads: int | None) -> tuple[Any, str]:
     import torch
 
     from sophon_bench.provenance import device_name
+    from sophon_bench.runs import find_device
 
-    place = _device(device)
+    place = find_device(device)
     torch.set_num_threads(threads or torch.get_num_threads())
     words = f"{device_name(place)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     return place, words
@@ -1047,6 +1203,7 @@ def _roofline(
 
     from sophon_bench.plan import default_samples
     from sophon_bench.registry import attacks
+    from sophon_bench.runs import find_settings
     from sophon_bench.selectors import construct, trials
     from sophon_bench.speed import roofline
     from sophon_bench.stages import Bench
@@ -1062,7 +1219,13 @@ def _roofline(
         values = {**trial.parameters, **({"batch_size": batch_size} if takes else {})}
         chosen.append((trial.label, construct(trial.entry, values)))
     cache = Store(store or default_root()).data
-    settings = _settings([scenario], backbone or [DEFAULT_BACKBONE], image_size, precision, cache)
+    settings = find_settings(
+        [scenario],
+        backbone or [DEFAULT_BACKBONE],
+        image_size=image_size,
+        precision=precision,
+        cache=cache,
+    )
     found = []
     for setting in settings:
         size = setting.data.image_size
@@ -1122,6 +1285,7 @@ def _growth(
     from sophon_bench.api import Incompatible
     from sophon_bench.leaderboard import overhead, plots
     from sophon_bench.registry import defenses
+    from sophon_bench.runs import find_settings
     from sophon_bench.selectors import trials
     from sophon_bench.stages import Bench
     from sophon_bench.store import Store, default_root
@@ -1134,7 +1298,9 @@ def _growth(
         _check_picture(plot_file)
     chosen = [(trial.label, trial.plugin) for trial in trials(defenses, defense)]
     cache = Store(store or default_root()).data
-    settings = _settings([scenario], backbone or GROWN, image_size, precision, cache)
+    settings = find_settings(
+        [scenario], backbone or GROWN, image_size=image_size, precision=precision, cache=cache
+    )
     benches = [
         Bench(setting.data, setting.backbone, device=place, precision=precision, compiled=compiled)
         for setting in settings
@@ -1186,10 +1352,11 @@ def check(context: click.Context, /, file: Path, name: str | None, backbone: str
     Exit codes: 0 all checks passed, 1 some failed, 2 bad input.
     """
     from sophon_bench import testing
+    from sophon_bench.runs import find_backbone
 
     counts = dict.fromkeys(("passed", "FAILED", "warning", "skipped"), 0)
     plugin = ""
-    for finding in testing.check_file(file, name=name, backbone=_backbone(backbone)):
+    for finding in testing.check_file(file, name=name, backbone=find_backbone(backbone)):
         if finding.plugin != plugin:
             plugin = finding.plugin
             click.echo(plugin)

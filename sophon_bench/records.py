@@ -159,6 +159,8 @@ class StageRecord(Record, frozen=True, kw_only=True):
     Attributes:
         original: Test utility on the original domain.
         original_second: The same on the second rendering of the test split.
+        original_validation: Utility on the original domain's validation split, which the defense
+            sees too: what its hyperparameters may be chosen by. Null in older records.
         restricted: Test utility on the restricted domain, with the model's own head.
         weights: SHA-256 of the safetensors file.
         sigma_ratios: Largest singular value of each weight over that of the undefended model.
@@ -175,6 +177,7 @@ class StageRecord(Record, frozen=True, kw_only=True):
     cost: Cost | None = None
     original: float | None = None
     original_second: float | None = None
+    original_validation: float | None = None
     restricted: float | None = None
     sigma_ratios: Ratios | None = None
     gradient_ratios: Ratios | None = None

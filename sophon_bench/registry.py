@@ -73,6 +73,11 @@ class Entry:
         """Named sets of hyperparameters that the class declares; ``preset=NAME`` selects one."""
         return dict(getattr(self.cls, "presets", {}))
 
+    @property
+    def tuning(self) -> dict[str, tuple[Any, ...]]:
+        """The grid that the class declares for tuning: values by hyperparameter."""
+        return dict(getattr(self.cls, "tuning", {}))
+
 
 class Registry:
     """The plugins of one kind, by name."""

@@ -21,7 +21,7 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
@@ -37,6 +37,8 @@ from sophon_bench.registry import (
 
 _TOKEN = re.compile(r"""[^\[\],=\s'"]+""")
 _QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
+
+D = TypeVar("D", bound=BaseModel)
 
 
 class SelectorError(ValueError):
@@ -289,10 +291,7 @@ def _expand(registry: Registry, selector: Selector) -> list[Trial]:
     given = dict(selector.parameters)
     presets = given.pop("preset", []) if "preset" not in fields else []
     bases = [_preset(entry, name) for name in _listed(presets)] or [{}]
-    for key in given:
-        if key not in fields:
-            known = unknown("parameter", key, fields).split("; ", 1)[1]
-            raise SelectorError(f"{entry.kind} {entry.name!r} has no parameter {key!r}; {known}")
+    check_parameters(entry, given)
     axes = [
         [(key, value) for value in _grid(fields[key], entry.cls, value)]
         for key, value in given.items()
@@ -301,6 +300,19 @@ def _expand(registry: Registry, selector: Selector) -> list[Trial]:
         Trial(entry, construct(entry, {**base, **dict(choice)}))
         for base, *choice in itertools.product(bases, *axes)
     ]
+
+
+def check_parameters(entry: Entry, names: Iterable[str]) -> None:
+    """Nothing, if the plugin has parameters of these names.
+
+    Raises:
+        SelectorError: Naming the first that it does not have, and close ones that it has.
+    """
+    fields = [field.name for field in _fields(entry.cls)]
+    for name in names:
+        if name not in fields:
+            known = unknown("parameter", name, fields).split("; ", 1)[1]
+            raise SelectorError(f"{entry.kind} {entry.name!r} has no parameter {name!r}; {known}")
 
 
 def _listed(value: Any) -> list[Any]:
@@ -452,17 +464,32 @@ def load_suite(name: str) -> Suite:
     Raises:
         SelectorError: If there is none, or the file is not a suite.
     """
-    import yaml
-
     path = Path(name) if name.endswith((".yaml", ".yml")) else suite_files().get(name)
     if path is None or not path.is_file():
         raise SelectorError(unknown("suite", f"@{name}", (f"@{suite}" for suite in suite_files())))
+    return read_document("suite", path, Suite)
+
+
+def read_document(kind: str, path: Path, model: type[D]) -> D:
+    """The YAML file at ``path`` as a ``model``, whose ``name`` is the file's.
+
+    Raises:
+        SelectorError: If it is not one, with what is wrong and where.
+    """
+    import yaml
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Suite.model_validate({"name": path.stem, **content})
+        return model.model_validate({"name": path.stem, **content})
     except (yaml.YAMLError, TypeError) as error:
-        raise SelectorError(f"suite file {str(path)!r} is not YAML of a suite") from error
+        raise SelectorError(f"{kind} file {str(path)!r} is not YAML of a {kind}") from error
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()
+        strange = [e for e in found if e["type"] == "extra_forbidden" and len(e["loc"]) == 1]
+        first = (strange or found)[0]  # a mistyped key is missing as well
         where = ".".join(str(part) for part in first["loc"])
-        raise SelectorError(f"suite file {str(path)!r}: {where}: {first['msg']}") from error
+        if strange:
+            reason = unknown("key", where, (k for k in model.model_fields if k != "name"))
+        else:
+            reason = f"{where}: {first['msg'].removeprefix('Value error, ')}"
+        raise SelectorError(f"{kind} file {str(path)!r}: {reason}") from error

@@ -97,7 +97,7 @@ def test_the_label_says_only_what_differs_and_reads_back() -> None:
         ("thing[kind=b,lr=2]", "kind b needs lr at most 1"),
         ("thing[lrr=1]", "no parameter 'lrr'; did you mean 'lr'?"),
         ("thing[preset=weak]", "unknown preset of thing 'weak'"),
-        ("@nothing", "unknown suite '@nothing'; there are: @full, @paper, @smoke, @standard"),
+        ("@zzz", "unknown suite '@zzz'; there are: @full, @paper, @smoke, @standard, @tuning"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(text: str, message: str) -> None:
@@ -153,6 +153,9 @@ def test_a_suite_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
     assert len(trials(things, [f"@{file}"])) == 2
     file.write_text("version: 1\ndescription: mine\ntrials: []\nmore: 1\n")
     with pytest.raises(SelectorError, match="trials"):
+        trials(things, [f"@{file}"])
+    file.write_text("version: 1\ndescription: mine\ntrails: [thing]\ntrials: [thing]\n")
+    with pytest.raises(SelectorError, match="unknown key 'trails'; did you mean 'trials'"):
         trials(things, [f"@{file}"])
 
 

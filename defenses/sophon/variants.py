@@ -38,6 +38,20 @@ PAPER: dict[str, Any] = {
     "patience": 1,
 }
 
+# Around the defaults, by factors of two to three; the strategies are one, the default three, and
+# as many with Adam.
+GRID: dict[str, tuple[Any, ...]] = {
+    "alpha": (3e-3, 8e-3, 2e-2),
+    "beta": (3e-4, 1e-3, 3e-3),
+    "inner_steps": (20, 50, 80),
+    "ntr_steps": (4, 14, 28),
+    "strategies": (
+        ("sgd@0.01",),
+        ("sgd@0.01", "sgd@0.03", "momentum@0.01"),
+        ("sgd@0.03", "momentum@0.01", "adam@0.003"),
+    ),
+}
+
 
 @defenses.register("sophon-ice")
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +69,7 @@ class SophonIce(Sophon):
         "released": {**PAPER, "loss": "ice-released"},
         "embedded": {},
     }
+    tuning: ClassVar[dict[str, tuple[Any, ...]]] = GRID
 
     def suppression_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """ICE of the outputs."""
@@ -74,6 +89,7 @@ class SophonKlu(Sophon):
         "released": {**PAPER, "alpha": 1e-4, "beta": 1e-4, "ntr_steps": 5, "head": "kept"},
         "embedded": {},
     }
+    tuning: ClassVar[dict[str, tuple[Any, ...]]] = GRID
 
     def suppression_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """KL from uniform of the outputs; the targets do not matter."""

@@ -162,6 +162,7 @@ class Worker:
             cost=made.cost,
             original=bench.utility(made.weights, data.original, "test"),
             original_second=bench.utility(made.weights, data.original, "second_test"),
+            original_validation=bench.utility(made.weights, data.original, "validation"),
             restricted=bench.utility(made.weights, data.restricted, "test"),
             sigma_ratios=sigma,
             gradient_ratios=gradient,

@@ -3,6 +3,7 @@
 Utilities are fractions; a claim about several seeds is a mean with a 95 % interval over them.
 """
 
+from sophon_bench.metrics.choosing import chosen, criteria
 from sophon_bench.metrics.envelopes import (
     Interval,
     envelope,
@@ -15,7 +16,7 @@ from sophon_bench.metrics.frozen import FLOOR, Frozen, Gap, freeze
 from sophon_bench.metrics.masking import flags
 from sophon_bench.metrics.overhead import PRETRAINING, half_costs, protection
 from sophon_bench.metrics.scoring import difference, scores
-from sophon_bench.metrics.series import curves, sweeps, winners
+from sophon_bench.metrics.series import ablation, curves, magnitude, shown, sweeps, winners
 from sophon_bench.metrics.trials import (
     ENVELOPE,
     PLACE,
@@ -34,6 +35,9 @@ __all__ = [
     "Frozen",
     "Gap",
     "Interval",
+    "ablation",
+    "chosen",
+    "criteria",
     "curves",
     "difference",
     "envelope",
@@ -42,6 +46,7 @@ __all__ = [
     "half_costs",
     "intactness",
     "interval",
+    "magnitude",
     "pivot",
     "place",
     "places",
@@ -49,6 +54,7 @@ __all__ = [
     "rows",
     "scores",
     "selected",
+    "shown",
     "sweeps",
     "winners",
 ]

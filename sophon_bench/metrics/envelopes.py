@@ -86,13 +86,13 @@ class Names:
         return f"{plugin.label}@{plugin.version[:7]}" if ambiguous else plugin.label
 
 
-def family_label(plugin: PluginId) -> str:
-    """The trial's selector without its learning rate."""
+def family_label(plugin: PluginId, without: str = "lr") -> str:
+    """The plugin's selector without one hyperparameter, the learning rate if none is named."""
     try:
         found = parse(plugin.label)
     except SelectorError:
         return plugin.name
-    shown: dict[str, Any] = {k: v for k, v in found.parameters.items() if k != "lr"}
+    shown: dict[str, Any] = {k: v for k, v in found.parameters.items() if k != without}
     return format_selector(found.name, shown)
 
 

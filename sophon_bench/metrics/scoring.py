@@ -56,7 +56,7 @@ def scores(
             provisional.
     """
     return [
-        _row(sides, defense, document(sides, frozen))
+        score_row(sides, defense, document(sides, frozen))
         for sides in places(cells)
         for defense in sides.defenses
     ]
@@ -372,7 +372,8 @@ class Case:
         return sum(spent) / len(self.seeds)
 
 
-def _row(sides: Sides, defense: str, frozen: Frozen | None) -> dict[str, Any]:
+def score_row(sides: Sides, defense: str, frozen: Frozen | None) -> dict[str, Any]:
+    """The row of one defense in `scores`."""
     case = Case(sides, defense, frozen)
     cells = [cell for cell in case.cells if cell.role == "restricted"] or case.cells
     reason, seeds = case.unscored(), case.seeds
@@ -395,9 +396,9 @@ def _row(sides: Sides, defense: str, frozen: Frozen | None) -> dict[str, Any]:
         "samples": ",".join(str(n) for n in sorted({at.samples for at in case.restricted})),
         "seeds": len(seeds),
         **made([cell for cell in cells if cell.seed in seeds] or cells),
-        "restricted_after": _after(case, 0),
-        "undefended_after": _after(case, 1),
-        "scratch_after": _after(case, 2),
+        "restricted_after": attained(case, 0),
+        "undefended_after": attained(case, 1),
+        "scratch_after": attained(case, 2),
         "score": score,
         "score_half_width": None
         if score is None
@@ -422,8 +423,8 @@ def _row(sides: Sides, defense: str, frozen: Frozen | None) -> dict[str, Any]:
     }
 
 
-def _after(case: Case, side: int) -> float | None:
-    """The envelope at the whole budget, a mean over n and seeds."""
+def attained(case: Case, side: int) -> float | None:
+    """The envelope of a side (as in `Case.mean`) at the whole budget, a mean over n and seeds."""
     slots = [(at, case.budget) for at in case.restricted if (at, case.budget) in case.tables[side]]
     found = [case.mean(side, slot) for slot in slots]
     return statistics.fmean(found) if found else None

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sophon_bench.metrics.envelopes import (
     Open,
+    Pick,
     Places,
     Sides,
     Where,
     budgets,
+    envelope,
     family_label,
     head,
     interval,
@@ -21,7 +24,7 @@ from sophon_bench.metrics.envelopes import (
 )
 from sophon_bench.metrics.frozen import Frozen, utilities
 from sophon_bench.metrics.masking import swept
-from sophon_bench.metrics.scoring import Case, document
+from sophon_bench.metrics.scoring import Case, document, score_row
 from sophon_bench.records import Cell
 
 Level = tuple[float, float, float | None]
@@ -122,6 +125,64 @@ def winners(cells: Iterable[Cell] | Places) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def ablation(
+    cells: Iterable[Cell] | Places, axis: str, frozen: Frozen | Sequence[Frozen] | None = None
+) -> list[dict[str, Any]]:
+    """Scores by the value of one hyperparameter of the defenses: one row per place and defense.
+
+    Rows of `scores` with ``axis``; its ``value`` (null for a defense that does not have it);
+    ``family``, the defense's label without it; and ``listed_after``, what the best of the listed
+    trials gets out of the model itself at the whole budget, a mean over n and seeds: no search, no
+    fresh weights. In order of family and value, the undefended model first.
+    """
+    found = []
+    for sides in places(cells):
+        rows = []
+        for defense, own in sides.defenses.items():
+            plugin = next(cell.defense for here in own.values() for cell in here)
+            rows.append(
+                {
+                    **score_row(sides, defense, document(sides, frozen)),
+                    "axis": axis,
+                    "value": plugin.parameters.get(axis),
+                    "family": family_label(plugin, axis),
+                    "listed_after": _listed_after(sides, defense),
+                }
+            )
+        found += sorted(rows, key=_by_value)
+    return found
+
+
+def _by_value(row: Mapping[str, Any]) -> tuple[bool, str, bool, float, str]:
+    level = magnitude(row["value"])
+    return (not row["control"], row["family"], level is None, level or 0.0, str(row["value"]))
+
+
+def magnitude(value: Any) -> float | None:
+    """A hyperparameter's value as a number, a list by its length; None for words and nothing."""
+    if isinstance(value, list | tuple):
+        return float(len(value))
+    return float(value) if isinstance(value, int | float) else None
+
+
+def shown(value: Any) -> str:
+    """A hyperparameter's value as tables and pictures show it: a list is as long as it is."""
+    level = magnitude(value)
+    return str(value) if level is None else f"{level:g}"
+
+
+def _listed_after(sides: Sides, defense: str) -> float | None:
+    picks: dict[tuple[Where, int], list[Pick]] = {}
+    for at, own in sides.defenses[defense].items():
+        for cell in own:
+            if at.role == "restricted" and not cell.derived:
+                pick = sides.stand_ins.best(cell, cell.budget)
+                picks.setdefault((at, cell.seed), []).extend([pick] if pick else [])
+    best = [envelope(tried) for tried in picks.values()]
+    found = [pick[1].test for pick in best if pick is not None]
+    return math.fsum(found) / len(found) if found else None
 
 
 def _groups(cells: Iterable[Cell] | Places) -> Iterator[tuple[Sides, Where, str]]:

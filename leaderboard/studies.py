@@ -1,0 +1,162 @@
+"""Named experiments: a question, the hyperparameter that varies, and what records say of it.
+
+A study is a data file next to this one. It is crossed and run like anything else; its table and its
+picture are derived from the records.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sophon_bench import metrics
+from sophon_bench.files import write_atomic
+from sophon_bench.leaderboard import plots, tables
+from sophon_bench.records import Cell
+from sophon_bench.registry import Registry, unknown
+from sophon_bench.selectors import SelectorError, Trial, check_parameters, read_document, trials
+
+STUDIES = Path(__file__).parent / "studies"
+
+
+class Study(BaseModel):
+    """A named experiment, read from a YAML file.
+
+    Attributes:
+        question: What it answers, in one sentence.
+        axis: The hyperparameter that varies: the table's first column, the picture's x.
+        defenses: Selectors; all of them have the axis.
+        attacks: Selectors of what they are attacked with.
+        seeds: Of data, pre-training, defense and attack.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = ""
+    version: int = Field(ge=1)
+    question: str
+    axis: str
+    defenses: list[str] = Field(min_length=1)
+    attacks: list[str] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+
+    @property
+    def label(self) -> str:
+        """As tables carry it."""
+        return f"{self.name} v{self.version}"
+
+
+def study_files() -> dict[str, Path]:
+    """Every study's file by its name."""
+    return {file.stem: file for file in sorted(STUDIES.glob("*.yaml"))}
+
+
+def load_study(name: str) -> Study:
+    """The study called ``name``, or the one in the YAML file of that path.
+
+    Raises:
+        SelectorError: If there is none, or the file is not a study.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else study_files().get(name)
+    if path is None or not path.is_file():
+        hint = "'sophon-bench list studies' shows all"
+        raise SelectorError(unknown("study", name, study_files(), otherwise=hint))
+    return read_document("study", path, Study)
+
+
+def varied(study: Study, registry: Registry) -> list[Trial]:
+    """The study's defenses.
+
+    Raises:
+        SelectorError: If one does not have the axis, or two of a family would stand at one place
+            of it; or for a malformed selector, an unknown parameter or value.
+        UnknownName: For a name that is not registered.
+    """
+    found = trials(registry, study.defenses)
+    places: dict[tuple[str, str], Trial] = {}
+    for trial in found:
+        check_parameters(trial.entry, [study.axis])
+        fixed = {key: value for key, value in trial.parameters.items() if key != study.axis}
+        value = metrics.shown(trial.parameters[study.axis])
+        other = places.setdefault((f"{trial.name}{fixed}", value), trial)
+        if other is not trial:
+            raise SelectorError(
+                f"study {study.name!r}: {other.label} and {trial.label} are both at "
+                f"{study.axis}={value}; a list counts by its length"
+            )
+    return found
+
+
+def findings(
+    study: Study,
+    cells: Sequence[Cell],
+    frozen: Sequence[metrics.Frozen],
+    *,
+    command: str,
+    attacks: Sequence[str],
+) -> tuple[list[dict[str, Any]], list[tables.Place]]:
+    """What the records of a study say: rows of `metrics.ablation`, and their table.
+
+    Args:
+        study: What was run.
+        cells: Its records.
+        frozen: Which budgets and n count.
+        command: What made them; stands below the table, with suite, seeds and n.
+        attacks: Selectors of what was attacked with.
+    """
+    rows = metrics.ablation(cells, study.axis, frozen)
+    samples = ", ".join(
+        str(n) for n in sorted({c.samples for c in cells if c.role == "restricted"})
+    )
+    notes = [
+        f"study {study.label}: {study.question}",
+        f"command: {command}",
+        f"attacks: {', '.join(attacks)}; seeds {', '.join(map(str, seeds_of(cells)))}; "
+        f"n = {samples}",
+        *(
+            f"{study.axis} {metrics.shown(row['value'])}: {row['defense']}"
+            for row in rows
+            if not row["control"]
+        ),
+    ]
+    return rows, tables.ablation(rows, notes)
+
+
+def seeds_of(cells: Sequence[Cell]) -> list[int]:
+    """The seeds of the records, in order."""
+    return sorted({cell.seed for cell in cells})
+
+
+def write(
+    study: Study,
+    rows: Sequence[Mapping[str, Any]],
+    places: Sequence[tables.Place],
+    out: Path,
+    *,
+    command: str,
+) -> list[Path]:
+    """Write ``NAME.md``, ``NAME.json`` and ``NAME.png`` into ``out``, which is made.
+
+    No picture if there is nothing to draw. Returns the files.
+
+    Raises:
+        OSError: ``out`` cannot be made or written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    document = {"study": study.model_dump(), "command": command, "rows": rows}
+    files = {
+        "md": f"# {study.name}: {study.question}\n\n{tables.to_markdown(places)}".encode(),
+        "json": (json.dumps(document, indent=1) + "\n").encode(),
+    }
+    with plots.drawing():
+        if (figure := plots.ablation(rows)) is not None:
+            files["png"] = plots.encode(figure, "png")
+    written = []
+    for suffix, content in files.items():
+        written.append(out / f"{study.name}.{suffix}")
+        write_atomic(written[-1].absolute(), content)
+    return written

@@ -1,0 +1,208 @@
+"""One path from words to records, for every command that makes some."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sophon_bench.backbones import Backbone, Compile, Precision
+from sophon_bench.engines.local import LocalEngine
+from sophon_bench.plan import Plan, PlanError, Registries, Request, Setting, make_plan
+from sophon_bench.progress import reporter
+from sophon_bench.records import Cell, DataId
+from sophon_bench.registry import attacks as all_attacks
+from sophon_bench.registry import defenses as all_defenses
+from sophon_bench.registry import scenarios as all_scenarios
+from sophon_bench.selectors import Arsenal, Trial, construct, parse, scalar, trials
+from sophon_bench.store import Store, default_root
+
+AT_ONCE = 32
+"""Trials at most that train at once on a GPU, unless said otherwise; on the CPU it does not pay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where and how to run, in the words of the command line.
+
+    Attributes:
+        scenario: Selectors.
+        backbone: Selectors.
+        samples: The attacker's n; empty: the middle one of the scenario's.
+        seeds: Of data, pre-training, defense and attack.
+        steps: Longest budget in updates of 64 examples; None: the scenario's.
+        image_size: In pixels; None: the scenario's.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:INDEX``.
+        precision: Of forward and backward passes.
+        compiled: How models are compiled.
+        workers: Processes.
+        threads: CPU threads of each; None: all of them, shared out.
+        together: Trials at most that train at once; None: as many as pay on the device.
+        plugin: Files that were loaded, for the processes to load too.
+        store: Where finished work is and goes; None: in the user's cache directory.
+        retry_failed: Whether to do failed cells and models again.
+    """
+
+    scenario: Sequence[str]
+    backbone: Sequence[str]
+    samples: Sequence[int]
+    seeds: Sequence[int]
+    steps: int | None
+    image_size: int | None
+    device: str
+    precision: Precision
+    compiled: Compile
+    workers: int
+    threads: int | None
+    together: int | None
+    plugin: Sequence[Path]
+    store: Path | None
+    retry_failed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A plan, and what it will run on."""
+
+    plan: Plan
+    store: Store
+    device: torch.device
+    threads: int
+    options: Options
+
+    @contextlib.contextmanager
+    def engine(self) -> Iterator[LocalEngine]:
+        """An engine for the plan, with progress shown while the context is open."""
+        with reporter(self.plan.stages) as progress:
+            yield LocalEngine(
+                self.store,
+                self.device,
+                progress,
+                retry_failed=self.options.retry_failed,
+                workers=self.options.workers,
+                threads=self.threads,
+                plugins=self.options.plugin,
+                compiled=self.options.compiled,
+                together=self.options.together or (AT_ONCE if self.device.type == "cuda" else 1),
+            )
+
+    def run(self) -> list[Cell]:
+        """Do what the store does not have; all cells of the plan."""
+        with self.engine() as engine:
+            return engine.run(self.plan)
+
+
+def prepare(options: Options, *, defenses: Sequence[Trial], attacks: Arsenal) -> Job:
+    """Cross defenses with attacks. Nothing is trained yet; torch's threads are set.
+
+    Raises:
+        PlanError: For a device that is not there, or what `make_plan` refuses.
+        SelectorError: For a scenario's malformed selector, or a value that it does not take.
+        UnknownName: For a scenario that is not registered.
+        BackboneError: For a backbone that there is not, or that does not take the images.
+        StoreError: If the store cannot be used.
+    """
+    place = find_device(options.device)
+    threads = options.threads or max(1, torch.get_num_threads() // options.workers)
+    torch.set_num_threads(threads)
+    store = Store(options.store or default_root())
+    settings = find_settings(
+        options.scenario,
+        options.backbone,
+        image_size=options.image_size,
+        precision=options.precision,
+        cache=store.data,
+    )
+    request = Request(
+        defenses=defenses,
+        attacks=attacks,
+        seeds=options.seeds,
+        samples=options.samples,
+        steps=options.steps,
+    )
+    plan = make_plan(request, settings, Registries(attacks=all_attacks, defenses=all_defenses))
+    return Job(plan=plan, store=store, device=place, threads=threads, options=options)
+
+
+def find_device(text: str) -> torch.device:
+    """The device that ``--device`` names.
+
+    Raises:
+        PlanError: If there is no such device.
+    """
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = text.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise PlanError(f"--device takes auto, cpu, cuda or cuda:INDEX; got {text!r}")
+    if text.startswith("cpu:"):
+        raise PlanError(f"--device takes no index for the CPU; got {text!r}, try --device cpu")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            raise PlanError(f"--device {text}: torch finds {count} CUDA devices; try --device cpu")
+    return torch.device(text)
+
+
+def find_settings(
+    scenarios: Sequence[str],
+    backbones: Sequence[str],
+    *,
+    image_size: int | None,
+    precision: Precision,
+    cache: Path,
+) -> list[Setting]:
+    """Every scenario under every backbone, its data built or found in ``cache``.
+
+    Raises:
+        SelectorError: For a malformed selector, or a value that the scenario does not take.
+        UnknownName: For a scenario that is not registered.
+        BackboneError: For a backbone that there is not, or that does not take the images.
+    """
+    found = []
+    for scenario in find_scenarios(scenarios, image_size):
+        chosen = [find_backbone(text) for text in backbones]
+        data = scenario.plugin.build(cache)
+        for backbone in chosen:
+            backbone.check(data.image_size, data.original.task.num_outputs)
+            identity = DataId(
+                name=scenario.name,
+                label=scenario.label,
+                parameters=scenario.parameters,
+                revision=data.revision,
+            )
+            found.append(Setting(scenario, data, identity, backbone, precision))
+    return found
+
+
+def find_scenarios(selectors: Sequence[str], image_size: int | None) -> list[Trial]:
+    """The scenarios that ``selectors`` stand for, at another size of images if one is given.
+
+    Raises:
+        SelectorError: For a malformed selector, or a value that the scenario does not take.
+        UnknownName: For a name that is not registered.
+    """
+    found = trials(all_scenarios, selectors)
+    if image_size is None:
+        return found
+    return [dataclasses.replace(trial, plugin=_sized(trial, image_size)) for trial in found]
+
+
+def _sized(trial: Trial, image_size: int) -> Any:
+    return construct(trial.entry, {**trial.parameters, "image_size": image_size})
+
+
+def find_backbone(text: str) -> Backbone:
+    """The backbone that a selector stands for.
+
+    Raises:
+        SelectorError: For a malformed selector.
+        BackboneError: If there is none of that name.
+    """
+    selector = parse(text)
+    return Backbone.of(selector.name, {k: scalar(v) for k, v in selector.parameters.items()})
