@@ -15,7 +15,7 @@ from sophon_bench.metrics.frozen import FLOOR, Frozen, Gap, freeze
 from sophon_bench.metrics.masking import flags
 from sophon_bench.metrics.overhead import PRETRAINING, half_costs, protection
 from sophon_bench.metrics.scoring import difference, scores
-from sophon_bench.metrics.series import curves, sweeps, winners
+from sophon_bench.metrics.series import curves, recipe, releases, sweeps, winners
 from sophon_bench.metrics.trials import (
     ENVELOPE,
     PLACE,
@@ -46,6 +46,8 @@ __all__ = [
     "place",
     "places",
     "protection",
+    "recipe",
+    "releases",
     "rows",
     "scores",
     "selected",
