@@ -18,9 +18,10 @@ from ._outer import Outer, Positive, Scene, Weight
 class NaiveAscent(Outer):
     """Minimise ``CE(original) - weight min(CE(restricted), cap)``.
 
-    The paper's naive baseline has one combined loss and no simulated fine-tuning. Here the
-    restricted loss is that of a head which follows the body (no head of the released model fits
-    the restricted classes), and it is capped: without a cap its gradient outgrows the other.
+    As the paper's naive baseline, one combined loss and no simulated fine-tuning. Different from
+    the original: the restricted loss is that of a head which follows the body (no head of the
+    released model fits the restricted classes), and it is capped: without a cap its gradient
+    outgrows the other.
 
     Args:
         weight: Of the restricted loss.

@@ -31,6 +31,10 @@ class NTL(Outer):
     alpha: Positive = 0.1
     beta: Positive = 0.1
 
+    claim: ClassVar[str] = (
+        "In SOPHON's paper, by third-party notes on it, CAFormer → CIFAR-10, 20 epochs: NTL 84.4 % "
+        "at 90.2 % original accuracy, undefended 84.8 % at 99.6 %, scratch 62.7 %."
+    )
     tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
         "lr": (3e-4, 1e-3, 3e-3), "alpha": (0.1, 0.3, 1.0), "beta": (0.1, 0.3, 1.0),
     }  # fmt: skip

@@ -31,6 +31,7 @@ Key = tuple[Any, ...]
 NOTHING = "·"
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 PROVISIONAL = "†"
+ROLLED_BACK = "‡"
 MARGIN = 2
 """Width that the console puts between columns."""
 
@@ -148,7 +149,7 @@ def _place(where: Key, rows: Sequence[Row], scores: Sequence[Row], winners: Sequ
         _matrix(samples, [row for row in rows if row["samples"] == samples], trials, told)
         for samples in dict.fromkeys(row["samples"] for row in rows)
     ]
-    tables = [_score_table(scores)] if scores else []
+    tables = [score_table(scores)] if scores else []
     tables += [_winner_table(winners, trials)] if winners else []
     return Place(title=heading(where, rows), tables=[*tables, *matrices])
 
@@ -175,7 +176,8 @@ SCORE_COLUMNS = (
 )  # fmt: skip
 
 
-def _score_table(scores: Sequence[Row]) -> Table:
+def score_table(scores: Sequence[Row]) -> Table:
+    """The scores of one place, controls first, with what has to be said about them."""
     ordered = sorted(scores, key=_rank)
     reasons = list(dict.fromkeys(row["unscored"] for row in ordered if row["unscored"]))
     controls = [row for row in ordered if row["control"]]
@@ -183,7 +185,15 @@ def _score_table(scores: Sequence[Row]) -> Table:
     quiet = [_score_line(row, reasons) for row in controls]
     fresh = {row["scratch_after"]: None for row in controls if row["scratch_after"] is not None}
     quiet += [["scratch", *_only("restricted", percent(value))] for value in fresh]
-    notes = _score_notes(ordered, reasons)
+    notes = [
+        *_score_notes(ordered, reasons),
+        *(
+            f"{ROLLED_BACK} {row['defense']}: protection was rolled back on "
+            f"{row['rolled_back']} of {span([row['released_seeds']])}"
+            for row in ordered
+            if row["rolled_back"]
+        ),
+    ]
     known = {(row["undefended_after"], row["scratch_after"]) for row in controls}
     notes += [
         f"{row['defense']}: on its seeds the undefended model reaches "
@@ -337,11 +347,13 @@ def _score_line(row: Row, reasons: Sequence[str]) -> list[str]:
         mark = _superscript(reasons.index(row["unscored"]) + 1) if row["unscored"] else ""
         score = NOTHING + mark
     else:
-        score = _with_half_width(row["score"], row["score_half_width"], 1)
+        score = with_half_width(row["score"], row["score_half_width"], 1)
     return [
         row["defense"],
-        score + (PROVISIONAL if row["provisional"] else ""),
-        _with_half_width(row["resistance"], row["resistance_half_width"], 2),
+        score
+        + (PROVISIONAL if row["provisional"] else "")
+        + (ROLLED_BACK if row["rolled_back"] else ""),
+        with_half_width(row["resistance"], row["resistance_half_width"], 2),
         _decimals(row["worst_resistance"], 2),
         _decimals(row["intactness"], 2),
         _decimals(row["trainability"], 2),
@@ -513,7 +525,7 @@ def _cell(row: Row | None, seeds: int) -> str:
     if row["restricted_after"] is None:
         return str(row["status"])
     half_width = row["restricted_after_half_width"]
-    text = _with_half_width(
+    text = with_half_width(
         100 * row["restricted_after"], None if half_width is None else 100 * half_width, 1
     )
     marks = [] if row["status"] == "ok" or _is_envelope(row) else [row["status"]]
@@ -522,7 +534,8 @@ def _cell(row: Row | None, seeds: int) -> str:
     return f"{text} ({', '.join(marks)})" if marks else text
 
 
-def _with_half_width(value: float | None, half_width: float | None, digits: int) -> str:
+def with_half_width(value: float | None, half_width: float | None, digits: int) -> str:
+    """A number with its interval: ``12.3 ± 4.1``."""
     text = _decimals(value, digits)
     return text if value is None or half_width is None else f"{text} ± {half_width:.{digits}f}"
 
@@ -715,7 +728,7 @@ def meaning(report: Report) -> str:
 
 def _scored(defenses: Sequence[Row]) -> str:
     listed = _listed(
-        f"{row['defense']} scores {_with_half_width(row['score'], row['score_half_width'], 1)} "
+        f"{row['defense']} scores {with_half_width(row['score'], row['score_half_width'], 1)} "
         f"of 100 ({'provisional; ' if row['provisional'] else ''}"
         f"{percent(row['restricted_after'])} % reached)"
         for row in defenses

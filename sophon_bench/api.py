@@ -239,7 +239,8 @@ class Defense(Protocol):
     """Turns the pre-trained model into the one that is released.
 
     The last model yielded is released, as a state dict and nothing else. A generator may
-    ``return`` a sentence (a roll-back, say), which the record then carries.
+    ``return`` a sentence, which the record then carries; tables mark the defense where it begins
+    with ``rolled back``.
     """
 
     def run(self, model: Model, view: DefenseView) -> Iterator[Model]:

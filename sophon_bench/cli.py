@@ -782,11 +782,17 @@ def _show_plugin(entry: Any) -> None:
             click.echo(inspect.cleandoc(cls.__doc__ or "") + "\n")
     for field in dataclasses.fields(entry.cls):
         click.echo(f"  {field.name} = {field.default!r}  ({accepted(entry.cls, field.name)})")
-    for preset, values in entry.presets.items():
-        text = ", ".join(f"{k}={v}" for k, v in values.items()) or "the defaults"
+    for preset, text in _presets(entry).items():
         click.echo(f"  preset={preset}: {text}")
     for field, grid in entry.tuning.items():
         click.echo(f"  tuning {field}: {', '.join(map(str, grid))}")
+
+
+def _presets(entry: Any) -> dict[str, str]:
+    return {
+        name: ", ".join(f"{k}={v}" for k, v in values.items()) or "the defaults"
+        for name, values in entry.presets.items()
+    }
 
 
 def _show_scenario(
@@ -906,6 +912,96 @@ def plot(source: Path | None, store: Path | None, out: Path, formats: list[str])
         raise Refused("no record has a score to draw; 'sophon-bench table' shows why")
     for file in files:
         click.echo(file)
+
+
+@main.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=_complete("defense"))
+@click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
+@store_option
+@plugin_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.md",
+    help="Write the cards there instead of printing them.",
+)
+def cards(
+    names: Sequence[str],
+    source: Path | None,
+    store: Path | None,
+    plugin: Sequence[Path],
+    out: Path | None,
+) -> None:
+    """Make a fidelity card of each defense, or of those named, in Markdown.
+
+    What a defense minimises, where it comes from, what is different from the original, and what
+    its paper claims, as its source says; and what was measured under the recipe of @paper and
+    under the tuned envelope, of a run's JSON file or of the records in the store, if there is one.
+
+    \b
+    Examples:
+      sophon-bench cards
+      sophon-bench cards sophon-ice ntl --from out.json
+      sophon-bench cards --from out.json --out docs/defenses.md
+    """
+    from sophon_bench.files import write_atomic
+    from sophon_bench.leaderboard.cards import Recipe, cards
+    from sophon_bench.leaderboard.frozen import published
+    from sophon_bench.registry import attacks, defenses
+    from sophon_bench.selectors import load_suite, trials
+    from sophon_bench.store import default_root
+
+    _load_plugins(plugin)
+    entries = [defenses.get(name) for name in names or defenses.names()]
+    for entry in entries:
+        if names and entry.control:
+            raise Refused(f"{entry.name!r} is a control, and stands in the card of every defense")
+    if out is not None:
+        _check_writable("--out", out)
+    recipe = Recipe(
+        name=load_suite("paper").label,
+        trials=[trial.label for trial in trials(attacks, ["@paper"])],
+        controls=[trial.label for trial in trials(attacks, attacks.controls())],
+    )
+    some = source is not None or store is not None or (default_root() / "store.json").exists()
+    with _no_collector():
+        text = cards(
+            [_subject(entry) for entry in entries if not entry.control],
+            _records(source, store) if some else [],
+            recipe=recipe,
+            command=_cards_command(names, source),
+            frozen=published(),
+        )
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        write_atomic(out.absolute(), text.encode())
+        click.echo(out)
+
+
+def _subject(entry: Any) -> Any:
+    """What the registry knows of a defense, as plain words."""
+    import inspect
+
+    from sophon_bench.leaderboard.cards import Subject
+
+    return Subject(
+        name=entry.name,
+        description=inspect.cleandoc(entry.cls.__doc__ or ""),
+        reference=entry.reference,
+        claim=entry.claim,
+        source=entry.source,
+        hyperparameters={f.name: repr(f.default) for f in dataclasses.fields(entry.cls)},
+        presets=_presets(entry),
+    )
+
+
+def _cards_command(names: Sequence[str], source: Path | None) -> str:
+    """What makes the page, wherever the records are."""
+    import shlex
+
+    records = [] if source is None else ["--from", source.name]
+    return shlex.join(["sophon-bench", "cards", *names, *records])
 
 
 @contextlib.contextmanager

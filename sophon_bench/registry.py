@@ -69,6 +69,18 @@ class Entry:
         return (self.cls.__doc__ or "").strip().split("\n")[0]
 
     @property
+    def reference(self) -> str:
+        """The publication: what follows ``Reference:`` in the module docstring, or nothing."""
+        module = sys.modules.get(self.cls.__module__)
+        text = (getattr(module, "__doc__", None) or "").partition("Reference:")[2]
+        return " ".join(text.split("\n\n")[0].split())
+
+    @property
+    def claim(self) -> str:
+        """What the publication measured, as the class declares it, or nothing."""
+        return str(getattr(self.cls, "claim", ""))
+
+    @property
     def presets(self) -> dict[str, dict[str, Any]]:
         """Named sets of hyperparameters that the class declares; ``preset=NAME`` selects one."""
         return dict(getattr(self.cls, "presets", {}))

@@ -126,7 +126,9 @@ OBJECTIVES: list[tuple[Outer, Objective]] = [
 ]
 
 
-@pytest.mark.parametrize(("plugin", "transcribed"), OBJECTIVES, ids=str)
+@pytest.mark.parametrize(
+    ("plugin", "transcribed"), OBJECTIVES, ids=lambda part: getattr(part, "__name__", "")
+)
 def test_the_objective_is_its_formula(plugin: Outer, transcribed: Objective) -> None:
     one, other = scene(), scene()
     plugin.differentiate(one)

@@ -36,6 +36,7 @@ def score(defense: str, **changes: Any) -> dict[str, Any]:
         "b50_search_censored": False, "counted": 10, "frozen": True, "provisional": False,
         "unscored": None, "flags": [], "protect_cost": 5.78, "peak_memory": 1e9, "seconds": 3.0,
         "status": "ok",
+        "rolled_back": 0, "released_seeds": 5,
     }  # fmt: skip
     return {**made, **(UNDEFENDED if defense == "none" else {}), **changes}
 

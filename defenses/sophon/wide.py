@@ -1,6 +1,6 @@
 """SOPHON against a whole distribution of fine-tuners, and from where they have got to already.
 
-Beyond Deng et al., IEEE S&P 2024, https://arxiv.org/abs/2404.12699, whose code simulates one.
+Reference: beyond Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699, whose code simulates one.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,11 @@ from .wander import Beginnings, Wandering
 class SophonWide(Sophon):
     """SOPHON whose fine-tuners are drawn from a distribution instead of a short list.
 
-    Optimizer, batch and head are drawn from ``strategies``, the step size log-uniformly over four
-    decades, the number of updates from ``horizons``. Some fine-tuners go on where an earlier one
-    has got to, so that the horizon grows beyond what is simulated at a time.
+    Minimise ``E_phi L(p) + mu CE_orig`` by turns, L the loss of ``sophon-klu`` or ``sophon-ice``.
+    Different from the original: optimizer, batch and head are drawn from ``strategies``, the step
+    size log-uniformly over four decades, the number of updates from ``horizons``. Some fine-tuners
+    go on where an earlier one has got to, so that the horizon grows beyond what is simulated at a
+    time. So is all that is different in ``sophon-ice`` but the loss.
 
     Args:
         loss: What is minimised of a fine-tuner's outputs.

@@ -16,7 +16,16 @@ from sophon_bench.metrics.frozen import FLOOR, Frozen, Gap, freeze
 from sophon_bench.metrics.masking import flags
 from sophon_bench.metrics.overhead import PRETRAINING, half_costs, protection
 from sophon_bench.metrics.scoring import difference, scores
-from sophon_bench.metrics.series import ablation, curves, magnitude, shown, sweeps, winners
+from sophon_bench.metrics.series import (
+    ablation,
+    curves,
+    magnitude,
+    recipe,
+    releases,
+    shown,
+    sweeps,
+    winners,
+)
 from sophon_bench.metrics.trials import (
     ENVELOPE,
     PLACE,
@@ -51,6 +60,8 @@ __all__ = [
     "place",
     "places",
     "protection",
+    "recipe",
+    "releases",
     "rows",
     "scores",
     "selected",

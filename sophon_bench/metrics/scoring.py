@@ -24,7 +24,7 @@ from sophon_bench.metrics.envelopes import (
 )
 from sophon_bench.metrics.frozen import FLOOR, SEEDS, Frozen, common_seeds, utilities
 from sophon_bench.metrics.masking import flags_in
-from sophon_bench.metrics.trials import intactness, made, spent
+from sophon_bench.metrics.trials import intactness, made, rolled_back, spent
 from sophon_bench.records import Cell
 
 COUNTED = 3
@@ -396,6 +396,8 @@ def score_row(sides: Sides, defense: str, frozen: Frozen | None) -> dict[str, An
         "samples": ",".join(str(n) for n in sorted({at.samples for at in case.restricted})),
         "seeds": len(seeds),
         **made([cell for cell in cells if cell.seed in seeds] or cells),
+        "rolled_back": rolled_back(case.cells),
+        "released_seeds": len({cell.seed for cell in case.cells}),
         "restricted_after": attained(case, 0),
         "undefended_after": attained(case, 1),
         "scratch_after": attained(case, 2),

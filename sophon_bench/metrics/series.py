@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sophon_bench.metrics.envelopes import (
@@ -25,6 +25,7 @@ from sophon_bench.metrics.envelopes import (
 from sophon_bench.metrics.frozen import Frozen, utilities
 from sophon_bench.metrics.masking import swept
 from sophon_bench.metrics.scoring import Case, document, score_row
+from sophon_bench.metrics.trials import endings
 from sophon_bench.records import Cell
 
 Level = tuple[float, float, float | None]
@@ -112,14 +113,13 @@ def winners(cells: Iterable[Cell] | Places) -> list[dict[str, Any]]:
         for units in budgets(budget, stretch_of(mine)):
             picks = [open_to[seed].best(units) for seed in sorted(open_to)]
             reached = [pick for pick in picks if pick is not None]
-            votes = Counter(sides.names.attack(cell) for cell, _ in reached)
             level = interval([point.test for _, point in reached]) if reached else None
             found.append(
                 {
                     **_head(mine, defense, at),
                     "cost": units,
                     "times": units / budget,
-                    "attacks": sorted(votes.items(), key=lambda vote: (-vote[1], vote[0])),
+                    "attacks": _votes(sides, (cell for cell, _ in reached)),
                     "restricted_after": None if level is None else level.mean,
                     "restricted_after_half_width": None if level is None else level.half_width,
                 }
@@ -183,6 +183,91 @@ def _listed_after(sides: Sides, defense: str) -> float | None:
     best = [envelope(tried) for tried in picks.values()]
     found = [pick[1].test for pick in best if pick is not None]
     return math.fsum(found) / len(found) if found else None
+
+
+def recipe(cells: Iterable[Cell] | Places, trials: Collection[str]) -> list[dict[str, Any]]:
+    """What some trials alone reach at the whole budget: one row per place, n and defense.
+
+    For each side (``protected``, ``undefended``, ``scratch``), on the seeds that the defense has
+    and without fresh weights as a candidate: ``_after``, the test utility of the trial and
+    checkpoint with the best selection utility, a mean over seeds, null if there is none;
+    ``_half_width``; ``_seeds``; ``_trials``, how many ran; ``_attacks``, those picked as in
+    `winners`. A trial that is not finite from its first update counts as in `rows`.
+
+    Args:
+        cells: Records; the order does not matter.
+        trials: Labels of attacks, control attacks too.
+    """
+    found = []
+    for sides, at, defense in _groups(cells):
+        mine = sides.defenses[defense][at]
+        seeds = {cell.seed for cell in mine}
+        sources = {
+            "protected": mine,
+            "undefended": sides.undefended.get(at, ()),
+            "scratch": sides.fresh.get(at, ()),
+        }
+        row = _head(mine, defense, at)
+        for side, own in sources.items():
+            ran = [
+                cell
+                for cell in own
+                if cell.attack.label in trials
+                and cell.seed in seeds
+                and cell.stretch == 1
+                and cell.status in ("ok", "diverged")
+            ]
+            best = {
+                seed: envelope(
+                    pick
+                    for cell in ran
+                    if cell.seed == seed
+                    and (pick := sides.stand_ins.best(cell, cell.budget)) is not None
+                )
+                for seed in sorted(seeds)
+            }
+            picks = [pick for pick in best.values() if pick is not None]
+            level = interval([point.test for _, point in picks]) if picks else None
+            row |= {
+                f"{side}_after": None if level is None else level.mean,
+                f"{side}_half_width": None if level is None else level.half_width,
+                f"{side}_seeds": len(picks),
+                f"{side}_trials": len({cell.attack.label for cell in ran}),
+                f"{side}_attacks": _votes(sides, (cell for cell, _ in picks)),
+            }
+        found.append(row)
+    return found
+
+
+def releases(cells: Iterable[Cell] | Places) -> list[dict[str, Any]]:
+    """The models that defenses made: one row per place and defense.
+
+    ``plugin`` is the defense's name and ``source`` the hash of its source; ``ended`` is a list of
+    (words, seeds), as `endings` has it.
+    """
+    found = []
+    for sides in places(cells):
+        for defense, groups in sides.models.items():
+            own = [cell for here in groups.values() for cell in here]
+            found.append(
+                {
+                    **head(own[0]),
+                    "suite": suites(own),
+                    "defense": defense,
+                    "control": _control(own),
+                    "plugin": own[0].defense.name,
+                    "source": own[0].defense.source,
+                    "seeds": len({cell.seed for cell in own}),
+                    "ended": endings(own),
+                }
+            )
+    return found
+
+
+def _votes(sides: Sides, cells: Iterable[Cell]) -> list[tuple[str, int]]:
+    """Trials by how often they are among ``cells``, the most frequent first."""
+    votes = Counter(map(sides.names.attack, cells))
+    return sorted(votes.items(), key=lambda vote: (-vote[1], vote[0]))
 
 
 def _groups(cells: Iterable[Cell] | Places) -> Iterator[tuple[Sides, Where, str]]:

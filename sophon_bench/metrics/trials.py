@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -161,6 +161,28 @@ def made(cells: Iterable[Cell]) -> dict[str, Any]:
         "restricted_before": _mean([after.restricted for _, after in models]),
         "intactness": _mean(kept),
     }
+
+
+ROLLED_BACK = "rolled back"
+"""Begins what a defense says that went back to an earlier state (`api.Defense`)."""
+
+
+def endings(cells: Iterable[Cell]) -> list[tuple[str, int]]:
+    """How making the released models ended where it was not to plan: words, and on how many seeds.
+
+    What the defense said, or the status of its stage and the reason.
+    """
+    made = {cell.seed: cell.released for cell in cells}
+    votes = Counter(
+        stage.note if stage.status == "ok" else f"{stage.status}: {stage.reason}"
+        for stage in made.values()
+    )
+    return sorted((words, count) for words, count in votes.items() if words is not None)
+
+
+def rolled_back(cells: Iterable[Cell]) -> int:
+    """On how many seeds the defense went back to an earlier state."""
+    return sum(count for words, count in endings(cells) if words.startswith(ROLLED_BACK))
 
 
 def spent(cells: Sequence[Cell]) -> dict[str, Any]:

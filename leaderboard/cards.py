@@ -1,0 +1,269 @@
+"""Fidelity cards: what a defense is, what its paper claims, and what the records say."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sophon_bench import metrics
+from sophon_bench.leaderboard.tables import (
+    NOTHING,
+    Key,
+    Place,
+    Row,
+    Table,
+    Trials,
+    by_place,
+    heading,
+    score_table,
+    span,
+    to_markdown,
+    with_half_width,
+)
+from sophon_bench.records import Cell
+
+DIFFERENT = "Different from the original:"
+"""Begins the passage of a class docstring that says so."""
+
+UNMEASURED = "not measured yet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What the code says of a defense.
+
+    Args:
+        name: The name that it is registered under.
+        description: The class docstring, without indentation.
+        reference: The publication.
+        claim: What that measured.
+        source: Hash of the plugin's source.
+        hyperparameters: Defaults by name, as they are written.
+        presets: Named sets of them, as they are written.
+    """
+
+    name: str
+    description: str
+    reference: str
+    claim: str
+    source: str
+    hyperparameters: Mapping[str, str]
+    presets: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The trials that a paper would attack with.
+
+    Args:
+        name: The suite and its version.
+        trials: Labels of its attacks.
+        controls: Labels of the control attacks that run beside them.
+    """
+
+    name: str
+    trials: Collection[str]
+    controls: Collection[str]
+
+
+def cards(
+    subjects: Iterable[Subject],
+    cells: Sequence[Cell],
+    *,
+    recipe: Recipe,
+    command: str,
+    frozen: metrics.Frozen | Sequence[metrics.Frozen] | None = None,
+) -> str:
+    """One card per subject, in their order, and below what they rest on, in GitHub's Markdown.
+
+    Args:
+        subjects: What there are cards of.
+        cells: Records; none: nothing is measured yet.
+        recipe: What stands for the paper's attacks.
+        command: What makes this page.
+        frozen: As for `metrics.scores`.
+    """
+    measured = _Measured(cells, recipe, frozen)
+    parts = [TITLE, *(_card(subject, measured) for subject in subjects)]
+    return "\n\n".join([*parts, _origin(cells, recipe, command)]) + "\n"
+
+
+TITLE = "# Defenses: a card of each"
+
+
+class _Measured:
+    """Rows of all metrics that cards show, by plugin and place."""
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        recipe: Recipe,
+        frozen: metrics.Frozen | Sequence[metrics.Frozen] | None,
+    ) -> None:
+        places = metrics.places(cells)
+        listed = {*recipe.trials, *recipe.controls}
+        self.recipe = recipe
+        self._releases = by_place(metrics.releases(places))
+        self._rows = by_place(row for row in metrics.rows(places) if row["attack"] in listed)
+        self._recipes = by_place(metrics.recipe(places, listed))
+        self._curves = by_place(metrics.curves(places, frozen))
+        self._scores = by_place(metrics.scores(places, frozen))
+
+    def places(self, name: str) -> Iterator[tuple[Place, list[Row]]]:
+        """Tables of one plugin by place, and how it made its models there."""
+        for where, found in self._releases.items():
+            made = [row for row in found if row["plugin"] == name]
+            if made:
+                yield self._place(where, {row["defense"] for row in made}), made
+
+    def _place(self, where: Key, labels: Collection[str]) -> Place:
+        scores = [row for row in self._scores[where] if row["control"] or row["defense"] in labels]
+        recipes = [row for row in self._recipes.get(where, []) if row["defense"] in labels]
+        curves = {(row["defense"], row["samples"]): row for row in self._curves.get(where, [])}
+        trials = Trials(self._rows.get(where, []))
+        lines = [
+            line
+            for row in recipes
+            for line in self._lines(row, curves[row["defense"], row["samples"]], trials)
+        ]
+        accuracies = Table(
+            title=f"Restricted accuracy in %, at the whole budget: best of the trials of "
+            f"{self.recipe.name} that were run, and of all (the tuned envelope, with scratch as a "
+            "further candidate), both picked on the selection split",
+            columns=["", "n", *SIDES],
+            body=lines,
+        )
+        return Place(title=heading(where, scores), tables=[accuracies, score_table(scores)])
+
+    def _lines(self, row: Row, curve: Row, trials: Trials) -> Iterator[list[str]]:
+        defense, samples = row["defense"], str(row["samples"])
+        yield [f"{defense}: {self.recipe.name}", samples, *(_reached(row, side) for side in SIDES)]
+        picked = [_picked(row, side, trials) for side in SIDES]
+        yield ["trial picked", samples, *picked]
+        yield [
+            f"{defense}: tuned envelope, {span([row['seeds']])}",
+            samples,
+            *(_level(curve, side) for side in SIDES),
+        ]
+
+
+SIDES = ("protected", "undefended", "scratch")
+
+
+def _reached(row: Row, side: str) -> str:
+    if row[f"{side}_after"] is None:
+        return UNMEASURED
+    text = _accuracy(row[f"{side}_after"], row[f"{side}_half_width"])
+    seeds = row[f"{side}_seeds"]
+    return text if seeds == row["seeds"] else f"{text} ({seeds} of {span([row['seeds']])})"
+
+
+def _picked(row: Row, side: str, trials: Trials) -> str:
+    """The trial that was picked on most seeds, and among how many."""
+    if not row[f"{side}_attacks"]:
+        return NOTHING
+    (attack, votes), *_ = row[f"{side}_attacks"]
+    count, seeds = row[f"{side}_trials"], row[f"{side}_seeds"]
+    often = "" if votes == seeds else f", {votes}/{seeds}"
+    return f"{trials.short(attack)} (of {count}{often})"
+
+
+def _level(curve: Row, side: str) -> str:
+    for cost, mean, half_width in curve[side]:
+        if cost == curve["budget"]:
+            return _accuracy(mean, half_width)
+    return UNMEASURED
+
+
+def _accuracy(mean: float, half_width: float | None) -> str:
+    return with_half_width(100 * mean, None if half_width is None else 100 * half_width, 1)
+
+
+def _card(subject: Subject, measured: _Measured) -> str:
+    summary, formulas, different = _read(subject.description)
+    facts = {
+        "Source": subject.reference or "none named",
+        "Different from the original": different or "not stated",
+        "What its paper claims": subject.claim or "no figure on record",
+        "Hyperparameters": _values(subject.hyperparameters) or "none",
+        **{f"Preset `{name}`": text for name, text in subject.presets.items()},
+    }
+    lines = [f"- **{name}**: {text}" for name, text in facts.items()]
+    found = list(measured.places(subject.name))
+    if not found:
+        lines.append(f"- **What we measure**: {UNMEASURED}")
+    parts = [f"## {subject.name}", summary, *formulas, "\n".join(lines)]
+    for place, made in found:
+        parts.append("\n".join(f"- {_made(row, subject)}" for row in made))
+        parts.append(to_markdown([place]).rstrip())
+    return "\n\n".join(parts)
+
+
+def _read(description: str) -> tuple[str, list[str], str]:
+    """Summary, further paragraphs, and what is different, of a class docstring in Markdown."""
+    text = description.partition("\nArgs:")[0].replace("``", "`")
+    summary, *others = (" ".join(part.split()) for part in text.strip().split("\n\n"))
+    found = [part.partition(DIFFERENT) for part in others]
+    different = " ".join(after.strip() for _, _, after in found).strip()
+    formulas = [before.strip() for before, _, _ in found if before.strip()]
+    return summary, formulas, different
+
+
+def _values(hyperparameters: Mapping[str, str]) -> str:
+    return ", ".join(f"`{name} = {value}`" for name, value in hyperparameters.items())
+
+
+def _made(row: Row, subject: Subject) -> str:
+    """How the models of these records were made."""
+    ended = "; ".join(f"{words} ({count} of {row['seeds']})" for words, count in row["ended"])
+    other = (
+        ""
+        if row["source"] == subject.source
+        else f". These records are of another version of its source ({row['source'][:8]}) than "
+        f"this card ({subject.source[:8]})"
+    )
+    return (
+        f"**What we measure** of {row['defense']}, {span([row['seeds']])}; roll-backs and failures "
+        f"of protecting: {ended or 'none'}{other}"
+    )
+
+
+def _origin(cells: Sequence[Cell], recipe: Recipe, command: str) -> str:
+    """What the page rests on."""
+    lines = [
+        f"- Made by `{command}`.",
+        f"- The paper's recipe: {recipe.name}, {len(recipe.trials)} trials; beside it "
+        f"{_words(recipe.controls)}, with its defaults.",
+    ]
+    if cells:
+        lines += [
+            f"- {len(cells)} records, of protocol {_words(cell.protocol for cell in cells)}, "
+            f"seeds {_words(cell.seed for cell in cells)}, "
+            f"suites {_words(cell.suite or 'none (single attacks)' for cell in cells)}.",
+            f"- They are from {'; '.join(sorted({_where(cell) for cell in cells}))}; finished "
+            f"{_dates(cell.provenance.finished[:10] for cell in cells)}.",
+        ]
+    else:
+        lines.append("- No records.")
+    return "\n".join(["## What this page rests on", "", *lines])
+
+
+def _where(cell: Cell) -> str:
+    where = cell.provenance
+    commit = "an unknown commit" if where.commit is None else f"commit {where.commit[:8]}"
+    return (
+        f"sophon-bench {where.version} at {commit}{' with changes' if where.dirty else ''}, "
+        f"torch {where.torch}, {where.device}, {where.threads} "
+        f"thread{'' if where.threads == 1 else 's'}"
+    )
+
+
+def _words(values: Iterable[Any]) -> str:
+    """Each once, in order."""
+    return ", ".join(map(str, sorted(set(values))))
+
+
+def _dates(days: Iterable[str]) -> str:
+    first, *others = sorted(set(days))
+    return f"{first} to {others[-1]}" if others else first
