@@ -22,7 +22,7 @@ from sophon_bench.registry import Entry, attacks, defenses, load_file, scenarios
 from sophon_bench.selectors import Trial, construct
 
 BUDGET = 4 * 64
-SMALL = {"iterations": 2, "inner_steps": 2, "watch_every": 1}
+SMALL = {"iterations": 2, "inner_steps": 2, "horizons": (2,), "watch_every": 1}
 """Shortens the defenses that have such hyperparameters."""
 
 SHOWN = re.search(
