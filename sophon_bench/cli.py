@@ -306,7 +306,8 @@ def main() -> None:
     multiple=True,
     metavar="SELECTOR",
     shell_complete=_complete("defense"),
-    help="Defense, with parameters in brackets. Repeatable. The control is always run too.",
+    help="Defense, with parameters in brackets, or @all. Repeatable. The control is always run "
+    "too.",
 )
 @click.option(
     "--attack",
@@ -348,6 +349,7 @@ def run(context: click.Context, /, **options: Any) -> None:
     Examples:
       sophon-bench run --defense sophon-ice --attack @smoke
       sophon-bench run --defense 'sophon-klu[preset=paper]' --attack 'finetune[lr=[1e-3,1e-2]]'
+      sophon-bench run --defense @all --attack @standard --seeds 0-2 --workers 2
       sophon-bench run --defense none --attack @paper --samples 50,200 --seeds 0-2 --json out.json
       sophon-bench run --backbone 'vit_tiny_patch16_224[img_size=32,patch_size=4]' --dry-run
       sophon-bench run --plugin my_attack.py --attack my-attack --defense sophon-ice

@@ -222,8 +222,13 @@ class _Parser:
         )
 
 
+ALL = "@all"
+
+
 def trials(registry: Registry, selectors: Iterable[str]) -> list[Trial]:
     """All trials that ``selectors`` stand for, in order, each once.
+
+    `ALL` stands for every plugin of the kind that is in lists, with its defaults.
 
     Raises:
         SelectorError: For a malformed selector, an unknown suite, parameter or value.
@@ -231,6 +236,9 @@ def trials(registry: Registry, selectors: Iterable[str]) -> list[Trial]:
     """
     listed: list[tuple[str, str | None]] = []
     for text in selectors:
+        if text == ALL:
+            listed += [(name, None) for name in registry.names()]
+            continue
         suite = load_suite(text[1:]) if text.startswith("@") else None
         listed += [(t, suite.label) for t in suite.trials] if suite else [(text, None)]
     return _trials(registry, listed)
@@ -255,7 +263,7 @@ def arsenal(registry: Registry, selectors: Sequence[str]) -> Arsenal:
         SelectorError: For a malformed selector, an unknown suite, parameter or value.
         UnknownName: For a name that is not registered.
     """
-    suites = [load_suite(text[1:]) for text in selectors if text.startswith("@")]
+    suites = [load_suite(t[1:]) for t in selectors if t.startswith("@") and t != ALL]
     rules = [suite.search for suite in suites] or [Rules()]
     chosen = {
         "refine": max(rule.refine for rule in rules),

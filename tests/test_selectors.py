@@ -9,11 +9,12 @@ from annotated_types import Gt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sophon_bench.registry import Registry, UnknownName, attacks
+from sophon_bench.registry import Registry, UnknownName, attacks, defenses
 from sophon_bench.selectors import (
     Selector,
     SelectorError,
     accepted,
+    arsenal,
     format_selector,
     load_suite,
     parse,
@@ -68,6 +69,14 @@ def test_a_preset_gives_way_to_what_is_given() -> None:
 
 def test_equal_trials_count_once_however_they_are_written() -> None:
     assert len(plugins("thing", "thing[lr=1e-1]", "thing[lr=[0.1,0.100]]")) == 1
+
+
+def test_all_is_every_listed_plugin_with_its_defaults_once() -> None:
+    found = trials(defenses, ["sophon-klu", "@all"])
+    assert found[0].name == "sophon-klu"
+    assert sorted(trial.label for trial in found) == sorted(defenses.names())
+    assert not [trial for trial in found if trial.name.startswith("canary")]
+    assert {t.name for t in arsenal(attacks, ["@all"]).trials} == {*attacks.names()}
 
 
 def test_the_label_says_only_what_differs_and_reads_back() -> None:
