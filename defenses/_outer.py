@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -117,6 +117,9 @@ class Outer(ABC):
     Args:
         lr: Step size of Adam.
         iterations: Updates.
+        recovery: Share of the updates, the last ones, that follow the original loss alone, as
+            SOPHON's reinforcement does: an objective that wins back nothing of what it cost would
+            end below the tolerance and be no release at all.
         batch_size: Examples of either domain per update.
         head_lr: Step size (Adam) of the head that stands for the fine-tuner's.
         clip: Largest norm of the gradient.
@@ -127,6 +130,7 @@ class Outer(ABC):
 
     lr: Positive = 1e-3
     iterations: Count = 400
+    recovery: Annotated[float, Interval(ge=0, lt=1)] = 0.25
     batch_size: Annotated[int, Ge(2)] = 64
     head_lr: Positive = 1e-2
     clip: Positive = 1.0
@@ -138,6 +142,11 @@ class Outer(ABC):
     def steps(self) -> int:
         """Updates of a whole run, each of them yielded; a roll-back yields once more."""
         return self.iterations
+
+    @property
+    def pursued(self) -> int:
+        """Updates that follow the objective."""
+        return self.iterations - int(self.recovery * self.iterations)
 
     @abstractmethod
     def objective(self, scene: Scene) -> Tensor:
@@ -156,7 +165,10 @@ class Outer(ABC):
         optimizer = torch.optim.Adam(model.parameters(), lr=self.lr)
         for iteration in range(1, self.iterations + 1):
             optimizer.zero_grad()
-            self.differentiate(scene)
+            if iteration <= self.pursued:
+                self.differentiate(scene)
+            else:
+                scene.original().loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)
             optimizer.step()
             scene.advance()

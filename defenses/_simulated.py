@@ -34,7 +34,8 @@ class Simulated(Outer):
     def planned_units(self) -> float:
         """Forward and backward passes of a whole run, one per example."""
         looked = 1 / 3 if self.followed else 0.0
-        return self.iterations * self.batch_size * (1 + self.inner_steps + looked)
+        simulated = self.pursued * (self.inner_steps + looked)
+        return self.batch_size * (self.iterations + simulated)
 
     def __post_init__(self) -> None:
         if self.judge >= self.batch_size:

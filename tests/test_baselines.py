@@ -268,6 +268,24 @@ def test_what_diverges_is_rolled_back_and_says_so(name: str) -> None:
     assert same(states[-1], before)
 
 
+@pytest.mark.parametrize(("recovery", "pursued"), [(0.0, 8), (0.25, 6), (0.9, 1)])
+def test_the_last_updates_follow_the_original_loss_alone(
+    recovery: float, pursued: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = NaiveAscent(iterations=8, recovery=recovery, max_drop=None)
+    followed = []
+    differentiate = NaiveAscent.differentiate
+
+    def spied(self: NaiveAscent, scene: Scene) -> None:
+        followed.append(scene)
+        differentiate(self, scene)
+
+    monkeypatch.setattr(NaiveAscent, "differentiate", spied)
+    states, note = drain(plugin.run(trained(), view()))
+    assert (len(followed), plugin.pursued, len(states), note) == (pursued, pursued, 8, None)
+    assert not same(states[-1], states[-2])
+
+
 def test_the_head_that_follows_learns_what_the_body_shows() -> None:
     made = scene()
     for parameter in made.model.parameters():
