@@ -128,7 +128,7 @@ class Outer(ABC):
         patience: Looks below the tolerance, in a row, that end the run early.
     """
 
-    lr: Positive = 1e-3
+    lr: Positive = 3e-4
     iterations: Count = 400
     recovery: Annotated[float, Interval(ge=0, lt=1)] = 0.25
     batch_size: Annotated[int, Ge(2)] = 64

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._outer import Count, Outer, Scene, Weight, add_gradients
+from ._outer import Count, Outer, Positive, Scene, Weight, add_gradients
 from .sophon.simulate import draw_steps, first_order, reset, shared_parameters
 from .sophon.strategies import Strategy
 
@@ -25,6 +25,7 @@ class Simulated(Outer):
             adapts to the rest.
     """
 
+    lr: Positive = 1e-3
     weight: Weight = 1.0
     inner_steps: Count = 16
     judge: Count = 20

@@ -31,7 +31,7 @@ class Booster(Outer):
     step: Positive = 0.1
 
     tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "lr": (3e-4, 1e-3, 3e-3), "weight": (1.0, 5.0, 20.0), "step": (0.03, 0.1, 0.3, 1.0),
+        "lr": (1e-4, 3e-4, 1e-3), "weight": (1.0, 5.0, 20.0), "step": (0.03, 0.1, 0.3, 1.0),
     }  # fmt: skip
 
     def objective(self, scene: Scene) -> Tensor:

@@ -33,7 +33,7 @@ class ConditionNumber(Outer):
     well: Weight = 1e-3
 
     tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "lr": (3e-4, 1e-3, 3e-3), "ill": (0.1, 1.0, 10.0), "well": (1e-4, 1e-3, 1e-2),
+        "lr": (1e-4, 3e-4, 1e-3), "ill": (0.1, 1.0, 10.0), "well": (1e-4, 1e-3, 1e-2),
     }  # fmt: skip
 
     def objective(self, scene: Scene) -> Tensor:

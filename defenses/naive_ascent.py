@@ -33,7 +33,7 @@ class NaiveAscent(Outer):
     cap: Positive = 4.0
 
     tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "lr": (3e-4, 1e-3, 3e-3), "weight": (0.03, 0.1, 0.3, 1.0), "cap": (3.0, 4.0, 8.0),
+        "lr": (1e-4, 3e-4, 1e-3), "weight": (0.03, 0.1, 0.3, 1.0), "cap": (3.0, 4.0, 8.0),
     }  # fmt: skip
 
     def objective(self, scene: Scene) -> Tensor:

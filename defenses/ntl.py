@@ -36,7 +36,7 @@ class NTL(Outer):
         "at 90.2 % original accuracy, undefended 84.8 % at 99.6 %, scratch 62.7 %."
     )
     tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "lr": (3e-4, 1e-3, 3e-3), "alpha": (0.1, 0.3, 1.0), "beta": (0.1, 0.3, 1.0),
+        "lr": (1e-4, 3e-4, 1e-3), "alpha": (0.1, 0.3, 1.0), "beta": (0.1, 0.3, 1.0),
     }  # fmt: skip
 
     def objective(self, scene: Scene) -> Tensor:

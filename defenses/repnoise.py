@@ -33,7 +33,7 @@ class RepNoise(Outer):
     beta: Weight = 1.0
 
     tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "lr": (3e-4, 1e-3, 3e-3), "alpha": (0.3, 1.0, 3.0), "beta": (0.1, 1.0, 4.0),
+        "lr": (1e-4, 3e-4, 1e-3), "alpha": (0.3, 1.0, 3.0), "beta": (0.1, 1.0, 4.0),
     }  # fmt: skip
 
     def objective(self, scene: Scene) -> Tensor:

@@ -34,7 +34,7 @@ class Seam(Outer):
     ascent: Weight = 0.3
 
     tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "lr": (3e-4, 1e-3, 3e-3), "coupling": (0.3, 1.0, 3.0, 10.0), "ascent": (0.0, 0.3, 1.0),
+        "lr": (1e-4, 3e-4, 1e-3), "coupling": (0.3, 1.0, 3.0, 10.0), "ascent": (0.0, 0.3, 1.0),
     }  # fmt: skip
 
     def objective(self, scene: Scene) -> Tensor:
