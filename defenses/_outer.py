@@ -160,7 +160,10 @@ class Outer(ABC):
         """Yield the model after every update."""
         drop = math.inf if self.max_drop is None else self.max_drop
         floor = original_utility(model, view.original) - drop
-        watch = Watch(model, view.original, floor=floor, patience=self.patience)
+        watch = Watch(
+            model, view.original, floor=floor, patience=self.patience,
+            every=self.watch_every, last=self.iterations,
+        )  # fmt: skip
         scene = Scene(model.train(), view, batch_size=self.batch_size, head_lr=self.head_lr)
         optimizer = torch.optim.Adam(model.parameters(), lr=self.lr)
         for iteration in range(1, self.iterations + 1):
@@ -173,10 +176,7 @@ class Outer(ABC):
             optimizer.step()
             scene.advance()
             yield model
-            final = iteration == self.iterations
-            if final or iteration % self.watch_every == 0:
-                ended = watch.look(iteration, final=final)
-                if ended:
-                    yield model
-                    return ended
+            if ended := watch.look(iteration):
+                yield model
+                return ended
         return None

@@ -22,20 +22,34 @@ class Watch:
         original: Scored on its validation samples.
         floor: Lowest original utility that is good.
         patience: Looks below the floor, in a row, that end the run.
+        every: Iterations from one look to the next.
+        last: The last iteration, after which there is nothing left to wait for.
     """
 
-    def __init__(self, model: Model, original: Domain, *, floor: float, patience: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        original: Domain,
+        *,
+        floor: float,
+        patience: int,
+        every: int,
+        last: int,
+    ) -> None:
         self._model, self._original = model, original
         self._floor, self._patience = floor, patience
+        self._every, self._last = every, last
         self._keep(0)
 
-    def look(self, iteration: int, *, final: bool) -> str | None:
-        """Keep this state if it is good; if the run has to end, go back and say why.
+    def look(self, iteration: int) -> str | None:
+        """Where a look is due, keep a good state; if the run has to end, go back and say why.
 
         Args:
             iteration: The iteration that has just ended.
-            final: Whether it is the last one, so that there is nothing left to wait for.
         """
+        final = iteration == self._last
+        if not final and iteration % self._every:
+            return None
         utility = original_utility(self._model, self._original) if self._finite() else math.nan
         if utility >= self._floor:
             self._keep(iteration)

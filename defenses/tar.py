@@ -27,7 +27,7 @@ class TAR(Simulated):
     original: no representation is held to the old one while the original task is retained.
 
     Args:
-        weight: Of the entropy; the original has 4.
+        weight: Of the entropy.
         strategies: ``optimizer@lr``, drawn uniformly.
     """
 

@@ -527,8 +527,8 @@ def test_absolute_floor():
 def test_watch_restores_modes():
     model, data = Tiny(), view()
     model.body[1].eval()
-    watch = Watch(model, data.original, floor=0.0, patience=1)
-    assert watch.look(1, final=False) is None
+    watch = Watch(model, data.original, floor=0.0, patience=1, every=1, last=2)
+    assert watch.look(1) is None
     assert model.training
     assert model.body[0].training
     assert not model.body[1].training

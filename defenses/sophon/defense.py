@@ -126,8 +126,9 @@ class Sophon(ABC):
         """
         self._check(model, view.restricted)
         watch = Watch(
-            model, view.original, floor=self._floor(model, view.original), patience=self.patience
-        )
+            model, view.original, floor=self._floor(model, view.original), patience=self.patience,
+            every=self.watch_every, last=self.iterations,
+        )  # fmt: skip
         model.train()
         learners = {head: copy.deepcopy(model) for head in self.heads}
         beginnings = self.beginnings()
@@ -147,12 +148,9 @@ class Sophon(ABC):
                 (self.mu * loss).backward()
                 reinforcement.step()
                 yield model
-            final = iteration == self.iterations
-            if final or iteration % self.watch_every == 0:
-                ended = watch.look(iteration, final=final)
-                if ended:
-                    yield model
-                    return ended
+            if ended := watch.look(iteration):
+                yield model
+                return ended
         return None
 
     def _simulate(
