@@ -1,0 +1,88 @@
+"""The command line: words -> objects. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import click
+
+from sophon_bench import __version__
+from sophon_bench.cli import authoring, costs, looking, running, telling
+from sophon_bench.cli.common import Refused
+
+
+class Group(click.Group):
+    """Says what is wrong with the input in one line instead of a traceback."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **options)
+        except click.UsageError as error:
+            raise _refused(error) from error
+
+    def invoke(self, context: click.Context) -> Any:
+        warnings.showwarning = _warn
+        try:
+            return super().invoke(context)
+        except click.UsageError as error:
+            raise _refused(error) from error
+        except Exception as error:
+            if isinstance(error, _input_errors()):
+                raise Refused(str(error)) from error
+            if type(error).__name__ == "WorkerDied":
+                raise click.ClickException(str(error)) from error
+            raise
+
+
+def _refused(error: click.UsageError) -> click.ClickException:
+    """A usage error of click's in one line; no arguments at all still show the help."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error
+    path = error.ctx.command_path if error.ctx else "sophon-bench"
+    message = " ".join(error.format_message().split())
+    return Refused(message if "Did you mean" in message else f"{message} (see '{path} --help')")
+
+
+def _input_errors() -> tuple[type[Exception], ...]:
+    from sophon_bench.registry import BrokenPlugin, DuplicateName, UnknownName
+
+    found: list[type[Exception]] = [BrokenPlugin, DuplicateName, UnknownName]
+    for module, name in (
+        ("selectors", "SelectorError"),
+        ("store", "StoreError"),
+        ("backbones", "BackboneError"),
+        ("plan", "PlanError"),
+        ("leaderboard.tuning", "Occupied"),
+    ):
+        loaded = sys.modules.get(f"sophon_bench.{module}")
+        found += [getattr(loaded, name)] if loaded else []
+    return tuple(found)
+
+
+def _warn(message: Warning | str, *_rest: Any, **_named: Any) -> None:
+    click.echo(f"warning: {message}", err=True)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sophon-bench")
+def main() -> None:
+    """Does a model that claims to be non-fine-tunable keep its word?
+
+    \b
+    Examples:
+      sophon-bench run --defense sophon-klu --attack @smoke
+      sophon-bench list attacks
+      sophon-bench show finetune
+      sophon-bench table --format md
+
+    Exit codes: 0 fine, 1 some cells failed, 2 bad input.
+    """
+
+
+for command in (
+    running.run, running.study, running.tune, telling.table, telling.plot, telling.cards,
+    telling.freeze, costs.overhead, looking.list_, looking.show, authoring.check, authoring.new,
+):  # fmt: skip
+    main.add_command(command)

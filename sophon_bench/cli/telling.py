@@ -1,0 +1,229 @@
+"""Commands that say what records mean: table, plot, cards, freeze."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sophon_bench.cli.common import (
+    Refused,
+    check_writable,
+    complete,
+    load_plugins,
+    no_collector,
+    open_store,
+    plugin_option,
+    presets_of,
+    read_records,
+    store_option,
+)
+
+
+@click.command()
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["console", "md", "csv", "json"]),
+    default="console",
+    show_default=True,
+    help="How to print; csv and json are flat rows with stable keys.",
+)
+@click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
+@store_option
+def table(form: str, source: Path | None, store: Path | None) -> None:
+    """Print the tables of all records in the store, or of a run's JSON file.
+
+    \b
+    Examples:
+      sophon-bench table
+      sophon-bench table --format md --from out.json
+      sophon-bench table --format csv > rows.csv
+    """
+    from sophon_bench.leaderboard import tables
+    from sophon_bench.leaderboard.frozen import published
+
+    with no_collector():
+        if source is not None:
+            report = tables.report(read_records(source, store), published())
+        else:
+            report = tables.report_of(open_store(store), published(), processes=os.cpu_count() or 1)
+        click.echo(tables.FORMATS[form](report), nl=False)
+
+
+def _formats(_context: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
+    """``png,svg``: distinct, in order."""
+    known = ("png", "svg")
+    found = list(dict.fromkeys(part.strip() for part in text.split(",")))
+    for form in found:
+        if form not in known:
+            raise Refused(f"--format takes {' and '.join(known)}, or one of them; got {text!r}")
+    return found
+
+
+@click.command()
+@click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
+@store_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Where the pictures go; made if need be.",
+)
+@click.option(
+    "--format",
+    "formats",
+    callback=_formats,
+    default="png,svg",
+    show_default=True,
+    help="png, svg or both.",
+)
+def plot(source: Path | None, store: Path | None, out: Path, formats: list[str]) -> None:
+    """Draw envelopes and resistance by budget, and accuracy by learning rate.
+
+    Three pictures per scenario, backbone, budget and n, of all records in the store or of a run's
+    JSON file. Prints the files that it writes.
+
+    \b
+    Examples:
+      sophon-bench plot --out pictures
+      sophon-bench plot --from out.json --out pictures --format svg
+    """
+    from sophon_bench.leaderboard import plots
+    from sophon_bench.leaderboard.frozen import published
+
+    cells = read_records(source, store)
+    try:
+        files = plots.write(cells, out, formats, published())
+    except OSError as error:
+        raise Refused(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
+    if not files:
+        raise Refused("no record has a score to draw; 'sophon-bench table' shows why")
+    for file in files:
+        click.echo(file)
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete("defense"))
+@click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
+@store_option
+@plugin_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.md",
+    help="Write the cards there instead of printing them.",
+)
+def cards(
+    names: Sequence[str],
+    source: Path | None,
+    store: Path | None,
+    plugin: Sequence[Path],
+    out: Path | None,
+) -> None:
+    """Make a fidelity card of each defense, or of those named, in Markdown.
+
+    What a defense minimises, where it comes from, what is different from the original, and what
+    its paper claims, as its source says; and what was measured under the recipe of @paper and
+    under the tuned envelope, of a run's JSON file or of the records in the store, if there is one.
+
+    \b
+    Examples:
+      sophon-bench cards
+      sophon-bench cards sophon-ice ntl --from out.json
+      sophon-bench cards --from out.json --out docs/defenses.md
+    """
+    from sophon_bench.files import write_atomic
+    from sophon_bench.leaderboard.cards import Recipe, cards
+    from sophon_bench.leaderboard.frozen import published
+    from sophon_bench.registry import attacks, defenses
+    from sophon_bench.selectors import load_suite, trials
+    from sophon_bench.store import default_root
+
+    load_plugins(plugin)
+    entries = [defenses.get(name) for name in names or defenses.names()]
+    for entry in entries:
+        if names and entry.control:
+            raise Refused(f"{entry.name!r} is a control, and stands in the card of every defense")
+    if out is not None:
+        check_writable("--out", out)
+    recipe = Recipe(
+        name=load_suite("paper").label,
+        trials=[trial.label for trial in trials(attacks, ["@paper"])],
+        controls=[trial.label for trial in trials(attacks, attacks.controls())],
+    )
+    some = source is not None or store is not None or (default_root() / "store.json").exists()
+    with no_collector():
+        text = cards(
+            [_subject(entry) for entry in entries if not entry.control],
+            read_records(source, store) if some else [],
+            recipe=recipe,
+            command=_cards_command(names, source),
+            frozen=published(),
+        )
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        write_atomic(out.absolute(), text.encode())
+        click.echo(out)
+
+
+def _subject(entry: Any) -> Any:
+    """What the registry knows of a defense, as plain words."""
+    import inspect
+
+    from sophon_bench.leaderboard.cards import Subject
+
+    return Subject(
+        name=entry.name,
+        description=inspect.cleandoc(entry.cls.__doc__ or ""),
+        reference=entry.reference,
+        claim=entry.claim,
+        source=entry.source,
+        hyperparameters={f.name: repr(f.default) for f in dataclasses.fields(entry.cls)},
+        presets=presets_of(entry),
+    )
+
+
+def _cards_command(names: Sequence[str], source: Path | None) -> str:
+    """What makes the page, wherever the records are."""
+    records = [] if source is None else ["--from", source.name]
+    return shlex.join(["sophon-bench", "cards", *names, *records])
+
+
+@click.command()
+@click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
+@store_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Where the document goes; in the repository, leaderboard/frozen.",
+)
+def freeze(source: Path | None, store: Path | None, out: Path) -> None:
+    """Write down which budgets and n count for a score, from controls of at least five seeds.
+
+    \b
+    Example:
+      sophon-bench run --attack @standard --samples 50,200,600 --seeds 0-4 --json controls.json
+      sophon-bench freeze --from controls.json --out leaderboard/frozen
+    """
+    from sophon_bench import metrics
+    from sophon_bench.leaderboard.frozen import write
+
+    try:
+        document = metrics.freeze(read_records(source, store))
+        file = write(document, out)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    except OSError as error:
+        raise Refused(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
+    counted = sum(gap.role == "restricted" and gap.gap >= metrics.FLOOR for gap in document.gaps)
+    click.echo(f"{file}: {counted} cells of budget and n count, over seeds {document.seeds}")
