@@ -22,6 +22,7 @@ from sophon_bench.leaderboard.tables import (
     to_console,
     to_csv,
     to_json,
+    to_latex,
     to_markdown,
 )
 from sophon_bench.metrics import ENVELOPE
@@ -168,6 +169,7 @@ def flat_rows(found: Overhead) -> list[Row]:
 FORMATS: dict[str, Callable[[Overhead], str]] = {
     "console": lambda found: to_console(places(found)),
     "md": lambda found: to_markdown(places(found)),
+    "latex": lambda found: to_latex(places(found)),
     "csv": lambda found: to_csv(flat_rows(found), flat_rows(found)),
     "json": lambda found: to_json(flat_rows(found)),
 }

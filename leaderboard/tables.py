@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import shutil
 import sys
@@ -103,6 +104,29 @@ def _merged(parts: Iterable[Sequence[Row]]) -> list[Row]:
     return sorted(rows, key=lambda row: tuple(str(row[key]) for key in PLACES))
 
 
+def united(reports: Iterable[Report]) -> Report:
+    """Several reports as one: a control that more than one has is told once, and ranks are of all.
+
+    Of reports that tell the same defense or control of a place, the first tells it.
+    """
+    rows: list[Row] = []
+    scores: list[Row] = []
+    winners: list[Row] = []
+    told: set[tuple[Key, str]] = set()
+    for report in reports:
+        new = {_teller(row) for row in [*report.rows, *report.scores]} - told
+        for found, more in (
+            (rows, report.rows), (scores, report.scores), (winners, report.winners),
+        ):  # fmt: skip
+            found += [row for row in more if _teller(row) in new]
+        told |= new
+    return Report(rows=rows, scores=metrics.ranked(scores), winners=winners)
+
+
+def _teller(row: Row) -> tuple[Key, str]:
+    return tuple(str(row[key]) for key in PLACES), row["defense"]
+
+
 PLACES = ("scenario", "revision", "backbone", "precision", "budget", "protocol")
 """What rows are grouped by first, in order (`metrics.place`)."""
 
@@ -177,7 +201,10 @@ SCORE_COLUMNS = (
 
 
 def score_table(scores: Sequence[Row]) -> Table:
-    """The scores of one place, controls first, with what has to be said about them."""
+    """The scores of one place, controls first, with what has to be said about them.
+
+    Two ranked defenses or more have a column of ranks.
+    """
     ordered = sorted(scores, key=_rank)
     reasons = list(dict.fromkeys(row["unscored"] for row in ordered if row["unscored"]))
     controls = [row for row in ordered if row["control"]]
@@ -202,13 +229,15 @@ def score_table(scores: Sequence[Row]) -> Table:
         if (row["undefended_after"], row["scratch_after"]) not in known
     ]
     notes += _flag_notes(ordered)
-    return Table(
-        title=_score_title(ordered),
-        columns=["", *SCORE_COLUMNS],
-        quiet=quiet,
-        body=[_score_line(row, reasons) for row in others],
-        notes=notes,
-    )
+    columns, body = ["", *SCORE_COLUMNS], [_score_line(row, reasons) for row in others]
+    if sum(row["rank"] is not None for row in others) > 1:
+        notes.append("rank: one more than the defenses whose whole interval is above; ties overlap")
+        columns.insert(1, "rank")
+        for line in quiet:
+            line.insert(1, NOTHING)
+        for line, row in zip(body, others, strict=True):
+            line.insert(1, NOTHING if row["rank"] is None else str(row["rank"]))
+    return Table(title=_score_title(ordered), columns=columns, quiet=quiet, body=body, notes=notes)
 
 
 def _score_notes(scores: Sequence[Row], reasons: Sequence[str]) -> list[str]:
@@ -659,6 +688,77 @@ def _markdown(place: Place) -> Iterator[str]:
         yield from table.notes
 
 
+def latex(report: Report) -> str:
+    """The report's tables for LaTeX with ``booktabs``; the best of a column of scores in bold."""
+    return to_latex(places(report))
+
+
+def to_latex(found: Iterable[Place]) -> str:
+    """Tables for LaTeX with ``booktabs``, each in a ``table`` with its title as the caption."""
+    return "\n".join(_latex(place, table) for place in found for table in place.tables)
+
+
+def _latex(place: Place, table: Table) -> str:
+    columns = [(*cells,) for cells in zip(*table.body, strict=True)]
+    highest = {
+        number: max(cells, key=_first_number)
+        for number, cells in enumerate(columns)
+        if table.columns[number] in ("score", "resistance") and len(cells) > 1
+    }
+
+    def line(cells: Sequence[str], *, bold: bool = False) -> str:
+        texts = [
+            rf"\textbf{{{_escaped(cell)}}}" if bold or highest.get(number) == cell
+            else _escaped(cell)
+            for number, cell in enumerate(cells)
+        ]  # fmt: skip
+        return " & ".join(texts) + r" \\"
+
+    groups = [
+        [line(cells) for cells in table.quiet],
+        [line(cells) for cells in table.body],
+        [line(cells, bold=True) for cells in table.loud],
+    ]
+    caption = ". ".join([f"{place.title}. {table.title}", *table.notes])
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{_escaped(caption)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
+            r"\toprule",
+            line(table.columns),
+            r"\midrule",
+            "\n\\midrule\n".join("\n".join(group) for group in groups if group),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _first_number(cell: str) -> float:
+    text = cell.split()[0].rstrip(f"{PROVISIONAL}{ROLLED_BACK}")
+    try:
+        return float(text)
+    except ValueError:
+        return -math.inf
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "†": r"$\dagger$",
+    "‡": r"$\ddagger$", "–": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"$<$", ">": r"$>$", "→": r"$\to$", "≤": r"$\le$",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    **{chr(sign): f"$^{chr(digit)}$" for digit, sign in SUPERSCRIPTS.items()},
+}  # fmt: skip
+"""What LaTeX does not print as it is."""
+
+
+def _escaped(text: str) -> str:
+    return "".join(LATEX.get(sign, sign) for sign in text)
+
+
 def csv(report: Report) -> str:
     """Flat rows with stable keys, scores first (no attack)."""
     return to_csv(flat_rows(report), [*report.rows, *report.scores])
@@ -697,6 +797,7 @@ def to_json(rows: Sequence[Row]) -> str:
 FORMATS: dict[str, Callable[[Report], str]] = {
     "console": console,
     "md": markdown,
+    "latex": latex,
     "csv": csv,
     "json": as_json,
 }

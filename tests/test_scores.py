@@ -91,6 +91,28 @@ def score_of(cells: Iterable[Cell], defense: str = "d", **more: Any) -> dict[str
     return next(row for row in metrics.scores(cells, **more) if row["defense"] == defense)
 
 
+def test_ranks_tie_where_intervals_overlap() -> None:
+    place = {"scenario": "s", "revision": "r", "backbone": "b", "precision": "fp32",
+             "budget": 1, "protocol": "1"}  # fmt: skip
+    told = (
+        # score, half width, control -> rank: 40..60, 55..65, 10..30, 30..39; touching is a tie
+        (50.0, 10.0, False, 1),
+        (60.0, 5.0, False, 1),
+        (20.0, 10.0, False, 3),
+        (34.5, 4.5, False, 3),
+        (99.0, 0.0, True, None),
+        (98.0, None, False, None),
+        (None, None, False, None),
+    )
+    rows = [
+        {**place, "score": score, "score_half_width": half, "control": control}
+        for score, half, control, _ in told
+    ]
+    elsewhere = {**rows[0], "backbone": "c", "score": 1.0}
+    found = metrics.ranked([*rows, elsewhere])
+    assert [row["rank"] for row in found] == [*(rank for *_, rank in told), 1]
+
+
 def test_budgets_are_those_that_the_stages_score_at() -> None:
     assert envelopes.SCORED_AT == stages.SCORE_AT
     assert envelopes.STRETCHED_AT[:-1] == stages.STRETCHED_AT[: len(envelopes.STRETCHED_AT) - 1]

@@ -36,7 +36,7 @@ def score(defense: str, **changes: Any) -> dict[str, Any]:
         "b50_search_censored": False, "counted": 10, "frozen": True, "provisional": False,
         "unscored": None, "flags": [], "protect_cost": 5.78, "peak_memory": 1e9, "seconds": 3.0,
         "status": "ok",
-        "rolled_back": 0, "released_seeds": 5,
+        "rolled_back": 0, "released_seeds": 5, "rank": None,
     }  # fmt: skip
     return {**made, **(UNDEFENDED if defense == "none" else {}), **changes}
 
@@ -138,6 +138,41 @@ def test_provisional_and_censored_are_marked(whole: Report) -> None:
     assert line(table, "klu")["B50 (search)"] == ">10× (2.7×)"
     assert any(note.startswith("† provisional") for note in table.notes)
     assert "ice: lr cliff (31 points), non-finite" in table.notes
+
+
+def test_ranks_stand_where_there_are_several() -> None:
+    scores = [score("none"), score("ice", rank=1), score("klu", rank=2), score("a", score=1.0)]
+    (table,) = the_tables(Report(rows=[], scores=scores, winners=[]))
+    assert table.columns[:3] == ["", "rank", "score"]
+    assert [x[:2] for x in table.body] == [["ice", "1"], ["klu", "2"], ["a", "·"]]
+    assert all(x[1] == "·" for x in table.quiet)
+    assert any(note.startswith("rank:") for note in table.notes)
+
+
+def test_reports_are_united_with_controls_told_once_and_ranks_of_all() -> None:
+    one, two = (
+        Report(
+            rows=[trial("none", "finetune"), trial(name, "finetune")],
+            scores=[score("none"), score(name, score=value, score_half_width=1.0)],
+            winners=[winner("none", 1, ("finetune", 5)), winner(name, 1, ("finetune", 5))],
+        )
+        for name, value in (("ice", 12.0), ("klu", 30.0))
+    )
+    both = tables.united([one, two])
+    assert [row["defense"] for row in both.scores] == ["none", "ice", "klu"]
+    assert [row["rank"] for row in both.scores] == [None, 2, 1]
+    assert [row["defense"] for row in both.rows] == ["none", "ice", "klu"]
+    assert [row["defense"] for row in both.winners] == ["none", "ice", "klu"]
+
+
+def test_latex_escapes_and_sets_the_best_in_bold() -> None:
+    scores = [score("none"), score("a_b"), score("c&d", score=31.0, flags=["10 % <x>"])]
+    text = tables.latex(Report(rows=[], scores=scores, winners=[]))
+    assert r"a\_b & 12.3 $\pm$ 4.1 & \textbf{0.14 $\pm$ 0.04}" in text
+    assert r"c\&d & \textbf{31.0 $\pm$ 4.1} & \textbf{0.14 $\pm$ 0.04}" in text
+    assert r"10 \% $<$x$>$" in text
+    assert text.count(r"\midrule") == 2
+    assert [text.count(rf"\{word}") for word in ("toprule", "bottomrule", "caption")] == [1, 1, 1]
 
 
 def test_without_a_score_there_is_a_dot_and_the_reason_once() -> None:

@@ -55,7 +55,7 @@ TAKEN = {
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["console", "md", "csv", "json"]),
+    type=click.Choice(["console", "md", "latex", "csv", "json"]),
     default="console",
     show_default=True,
     help="How to print what records say; csv and json are flat rows with stable keys.",

@@ -29,7 +29,7 @@ from sophon_bench.cli.common import (
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["console", "md", "csv", "json"]),
+    type=click.Choice(["console", "md", "latex", "csv", "json"]),
     default="console",
     show_default=True,
     help="How to print; csv and json are flat rows with stable keys.",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from sophon_bench.metrics.envelopes import (
     Candidates,
+    Place,
     Places,
     Sides,
     Where,
@@ -47,7 +48,7 @@ def scores(
 
     Keys are stable and lower-case. ``resistance`` and ``score`` are clipped to [0, 1] and
     [0, 100]; their half-widths are not, and are null for one seed. Where there is no score,
-    ``unscored`` says why.
+    ``unscored`` says why; ``rank`` is that of `ranked`.
 
     Args:
         cells: Records; the order does not matter.
@@ -55,11 +56,39 @@ def scores(
             for an n that is not in them the cells' own controls decide, and the score is
             provisional.
     """
-    return [
+    return ranked(
         score_row(sides, defense, document(sides, frozen))
         for sides in places(cells)
         for defense in sides.defenses
-    ]
+    )
+
+
+def ranked(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `scores`, each with its ``rank`` in its place.
+
+    One more than the number of defenses whose whole interval is above its own: where intervals
+    overlap, ranks tie. Null for a control, and where there is no score or no interval.
+    """
+    found = [dict(row) for row in rows]
+    reach: dict[Place, list[float]] = defaultdict(list)
+    for row in found:
+        if _ranks(row):
+            reach[_place(row)].append(row["score"] - row["score_half_width"])
+    for row in found:
+        row["rank"] = None
+        if _ranks(row):
+            highest = row["score"] + row["score_half_width"]
+            row["rank"] = 1 + sum(lowest > highest for lowest in reach[_place(row)])
+    return found
+
+
+def _ranks(row: Mapping[str, Any]) -> bool:
+    return not row["control"] and row["score"] is not None and row["score_half_width"] is not None
+
+
+def _place(row: Mapping[str, Any]) -> Place:
+    keys = ("scenario", "revision", "backbone", "precision", "budget", "protocol")
+    return tuple(str(row[key]) for key in keys)
 
 
 def difference(
