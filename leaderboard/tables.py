@@ -22,7 +22,7 @@ import msgspec
 
 from sophon_bench import metrics
 from sophon_bench.metrics import ENVELOPE, PLACE
-from sophon_bench.records import REFERENCE_BATCH, SCHEMA, Cell
+from sophon_bench.records import REFERENCE_BATCH, SCHEMA, Cell, digest
 from sophon_bench.selectors import format_selector
 from sophon_bench.store import Store
 
@@ -121,6 +121,15 @@ def united(reports: Iterable[Report]) -> Report:
             found += [row for row in more if _teller(row) in new]
         told |= new
     return Report(rows=rows, scores=metrics.ranked(scores), winners=winners)
+
+
+def renamed(report: Report, names: Mapping[str, str]) -> Report:
+    """The report with other names for some defenses."""
+
+    def each(rows: Sequence[Row]) -> list[Row]:
+        return [{**row, "defense": names.get(row["defense"], row["defense"])} for row in rows]
+
+    return Report(rows=each(report.rows), scores=each(report.scores), winners=each(report.winners))
 
 
 def _teller(row: Row) -> tuple[Key, str]:
@@ -349,6 +358,43 @@ def tuning(rows: Sequence[Row], notes: Sequence[str]) -> Place:
                 body=[line(row, "") for row in rows],
                 loud=[] if best is None else [line(best, "chosen: ")],
                 notes=[f"{_superscript(i)} {why}" for i, why in enumerate(reasons, 1)] + [*notes],
+            )
+        ],
+    )
+
+
+def agreements(name: str, rows: Sequence[Row]) -> Place:
+    """What an entry reports beside what came out now.
+
+    Args:
+        name: The entry's.
+        rows: Rows of `metrics.agreements`, at least one.
+    """
+
+    def side(row: Row, key: str) -> str:
+        if row[key] is None:
+            return str(row[f"{key}_status"])
+        low, high = percent(row[f"{key}_low"]), percent(row[f"{key}_high"])
+        return f"{percent(row[key])} ({low}–{high})"
+
+    return Place(
+        title=f"{name}: restricted accuracy in %, with 95 % intervals over test images",
+        tables=[
+            Table(
+                title="Records made again",
+                columns=["", "defense", "n", "seed", "reported", "again", ""],
+                body=[
+                    [
+                        row["attack"] + (f" ×{row['stretch']}" if row["stretch"] > 1 else ""),
+                        row["defense"],
+                        str(row["samples"]),
+                        str(row["seed"]),
+                        side(row, "reported"),
+                        side(row, "again"),
+                        row["agreement"],
+                    ]
+                    for row in rows
+                ],
             )
         ],
     )
@@ -804,10 +850,11 @@ FORMATS: dict[str, Callable[[Report], str]] = {
 
 
 def document(cells: Sequence[Cell], report: Report) -> str:
-    """What ``run --json`` writes: every record and the summary."""
+    """What ``run --json`` writes: every record, its hash by its key, and the summary."""
     content = {
         "schema": SCHEMA,
         "cells": msgspec.to_builtins(cells),
+        "hashes": {cell.key: digest(cell) for cell in cells},
         "summary": flat_rows(report),
     }
     return json.dumps(content, indent=1) + "\n"

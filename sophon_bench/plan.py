@@ -17,7 +17,16 @@ import msgspec
 
 from sophon_bench.backbones import Backbone, Precision
 from sophon_bench.metrics import selected
-from sophon_bench.records import PROTOCOL, REFERENCE_BATCH, Cell, DataId, PluginId, content_key
+from sophon_bench.records import (
+    PROTOCOL,
+    REFERENCE_BATCH,
+    Cell,
+    DataId,
+    PluginId,
+    attack_key,
+    content_key,
+    protect_key,
+)
 from sophon_bench.registry import Registry
 from sophon_bench.scenarios import ScenarioData
 from sophon_bench.selectors import Arsenal, Rules, SelectorError, Trial, trials, vary
@@ -153,11 +162,12 @@ class Search:
     samples: int
     budget: int
     domain: str
+    stretch: int = 1
 
     @property
     def first(self) -> list[AttackStage]:
         """The listed trials."""
-        return [self._stage(trial) for trial in self.trials]
+        return [self._stage(trial, self.stretch) for trial in self.trials]
 
     @property
     def forecast(self) -> tuple[float, int]:
@@ -315,6 +325,23 @@ def make_plan(request: Request, settings: Iterable[Setting], registries: Registr
     return Plan(list(models.values()), list(searches.values()))
 
 
+def plan_again(cells: Iterable[tuple[Cell, Setting, Trial, Trial]]) -> Plan:
+    """Exactly these cells once more, each with its setting, defense and attack.
+
+    Keys follow from what is installed: a cell of another version gets another key.
+    """
+    models: dict[str, PretrainStage | ProtectStage] = {}
+    searches = []
+    for cell, setting, defense, attack in cells:
+        pretrain = _pretrain(setting, cell.seed)
+        protect = _protect(pretrain, defense)
+        models.setdefault(pretrain.key, pretrain)
+        models.setdefault(protect.key, protect)
+        place = (cell.samples, cell.budget, cell.domain, cell.stretch)
+        searches.append(Search(Rules(), protect, (attack,), *place))
+    return Plan(list(models.values()), searches)
+
+
 @dataclass(frozen=True)
 class Registries:
     """Where controls are looked up."""
@@ -368,8 +395,7 @@ def _pretrain(setting: Setting, seed: int) -> PretrainStage:
 
 
 def _protect(pretrain: PretrainStage, defense: Trial) -> ProtectStage:
-    content = {"stage": "protect", "upstream": pretrain.key, "plugin": _identity(defense)}
-    return ProtectStage(content_key(content), pretrain, defense)
+    return ProtectStage(protect_key(pretrain.key, plugin_id(defense)), pretrain, defense)
 
 
 def attack_stage(
@@ -383,25 +409,15 @@ def attack_stage(
     derived: bool = False,
 ) -> AttackStage:
     """The stage of one cell; its key follows from the rest."""
-    key = content_key(
-        {
-            "stage": "attack",
-            "upstream": protect.key,
-            "plugin": _identity(attack),
-            "samples": samples,
-            "budget": budget,
-            "domain": domain,
-            "stretch": stretch,
-        }
+    key = attack_key(
+        protect.key,
+        plugin_id(attack),
+        samples=samples,
+        budget=budget,
+        domain=domain,
+        stretch=stretch,
     )
     return AttackStage(key, protect, attack, samples, budget, domain, stretch, derived)
-
-
-def _identity(trial: Trial) -> dict[str, object]:
-    """What makes a plugin's work what it is; its label follows from the rest."""
-    plain: dict[str, object] = msgspec.to_builtins(plugin_id(trial))
-    del plain["label"]
-    return plain
 
 
 def plugin_id(trial: Trial) -> PluginId:

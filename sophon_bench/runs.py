@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,14 @@ import torch
 
 from sophon_bench.backbones import Backbone, Compile, Precision
 from sophon_bench.engines.local import LocalEngine
-from sophon_bench.plan import Plan, PlanError, Registries, Request, Setting, make_plan
+from sophon_bench.plan import Plan, PlanError, Registries, Request, Setting, make_plan, plan_again
 from sophon_bench.progress import reporter
-from sophon_bench.records import Cell, DataId
+from sophon_bench.records import PROTOCOL, Cell, DataId, PluginId
+from sophon_bench.registry import Registry
 from sophon_bench.registry import attacks as all_attacks
 from sophon_bench.registry import defenses as all_defenses
 from sophon_bench.registry import scenarios as all_scenarios
-from sophon_bench.selectors import Arsenal, Trial, construct, parse, scalar, trials
+from sophon_bench.selectors import Arsenal, Trial, construct, format_selector, parse, scalar, trials
 from sophon_bench.store import Store, default_root
 
 AT_ONCE = 32
@@ -48,21 +50,21 @@ class Options:
         retry_failed: Whether to do failed cells and models again.
     """
 
-    scenario: Sequence[str]
-    backbone: Sequence[str]
-    samples: Sequence[int]
-    seeds: Sequence[int]
-    steps: int | None
-    image_size: int | None
-    device: str
-    precision: Precision
-    compiled: Compile
-    workers: int
-    threads: int | None
-    together: int | None
-    plugin: Sequence[Path]
-    store: Path | None
-    retry_failed: bool
+    scenario: Sequence[str] = ()
+    backbone: Sequence[str] = ()
+    samples: Sequence[int] = ()
+    seeds: Sequence[int] = ()
+    steps: int | None = None
+    image_size: int | None = None
+    device: str = "auto"
+    precision: Precision = "fp32"
+    compiled: Compile = "off"
+    workers: int = 1
+    threads: int | None = None
+    together: int | None = None
+    plugin: Sequence[Path] = ()
+    store: Path | None = None
+    retry_failed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +109,7 @@ def prepare(options: Options, *, defenses: Sequence[Trial], attacks: Arsenal) ->
         BackboneError: For a backbone that there is not, or that does not take the images.
         StoreError: If the store cannot be used.
     """
-    place = find_device(options.device)
-    threads = options.threads or max(1, torch.get_num_threads() // options.workers)
-    torch.set_num_threads(threads)
-    store = Store(options.store or default_root())
+    place, threads, store = _where(options)
     settings = find_settings(
         options.scenario,
         options.backbone,
@@ -127,6 +126,85 @@ def prepare(options: Options, *, defenses: Sequence[Trial], attacks: Arsenal) ->
     )
     plan = make_plan(request, settings, Registries(attacks=all_attacks, defenses=all_defenses))
     return Job(plan=plan, store=store, device=place, threads=threads, options=options)
+
+
+def _where(options: Options) -> tuple[torch.device, int, Store]:
+    """Device, CPU threads of each process, and store; sets this process's threads."""
+    place = find_device(options.device)
+    threads = options.threads or max(1, torch.get_num_threads() // options.workers)
+    torch.set_num_threads(threads)
+    return place, threads, Store(options.store or default_root())
+
+
+def again(cells: Sequence[Cell], options: Options) -> Job:
+    """Exactly these cells once more, of the plugins and data that are installed.
+
+    What decides a cell (scenario, backbone, precision, n, seed, budget) is read from it; those
+    ``options`` are not looked at. Nothing is trained yet; torch's threads are set.
+
+    Raises:
+        PlanError: For a device that is not there, or a cell that the installed version would not
+            make: a plugin, the data or the protocol is another one. Says which.
+        SelectorError: For hyperparameters that a plugin does not take.
+        UnknownName: For a plugin that is not registered.
+        BackboneError: For a backbone that there is not.
+        StoreError: If the store cannot be used.
+    """
+    place, threads, store = _where(options)
+    find = functools.cache(functools.partial(_setting, cache=store.data))
+    parts = [
+        (
+            cell,
+            find(_selector(cell.scenario), cell.backbone, cell.precision),
+            _trial(all_defenses, cell.defense),
+            _trial(all_attacks, cell.attack),
+        )
+        for cell in cells
+    ]
+    plan = plan_again(parts)
+    for (cell, setting, defense, attack), stage in zip(parts, plan.cells, strict=True):
+        if cell.key != stage.key:
+            raise PlanError(_changed(cell, setting, defense, attack))
+    return Job(plan=plan, store=store, device=place, threads=threads, options=options)
+
+
+def _selector(scenario: DataId) -> str:
+    return format_selector(scenario.name, scenario.parameters)
+
+
+def _setting(scenario: str, backbone: str, precision: str, *, cache: Path) -> Setting:
+    bits: Precision = "bf16" if precision == "bf16" else "fp32"
+    (found,) = find_settings([scenario], [backbone], image_size=None, precision=bits, cache=cache)
+    return found
+
+
+def _trial(registry: Registry, plugin: PluginId) -> Trial:
+    entry = registry.get(plugin.name)
+    return Trial(entry, construct(entry, plugin.parameters))
+
+
+def _changed(cell: Cell, setting: Setting, defense: Trial, attack: Trial) -> str:
+    """In words, why the installed version would not make a cell."""
+    pairs = [
+        ("data revision", cell.scenario.revision[:12], setting.data_id.revision[:12]),
+        ("protocol", cell.protocol, PROTOCOL),
+        *(
+            (f"{kind} {was.label}, source", was.source[:12], now.entry.source[:12])
+            for kind, was, now in (
+                ("defense", cell.defense, defense),
+                ("attack", cell.attack, attack),
+            )
+        ),
+        ("parameters of the defense", cell.defense.parameters, defense.parameters),
+        ("parameters of the attack", cell.attack.parameters, attack.parameters),
+        ("defense from", cell.defense.distribution, defense.entry.distribution),
+        ("attack from", cell.attack.distribution, attack.entry.distribution),
+    ]
+    found = [f"{what} is {now}, the record has {was}" for what, was, now in pairs if was != now]
+    return (
+        f"not comparable: {cell.attack.label} against {cell.defense.label}, seed {cell.seed}: "
+        + ("; ".join(found) or "the scenario, the backbone or pre-training is another version")
+    )
 
 
 def find_device(text: str) -> torch.device:

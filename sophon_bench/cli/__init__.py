@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sophon_bench import __version__
-from sophon_bench.cli import authoring, costs, looking, running, telling
+from sophon_bench.cli import authoring, costs, looking, running, submitting, telling
 from sophon_bench.cli.common import Refused
 
 
@@ -54,6 +54,7 @@ def _input_errors() -> tuple[type[Exception], ...]:
         ("store", "StoreError"),
         ("backbones", "BackboneError"),
         ("plan", "PlanError"),
+        ("leaderboard.entries", "EntryError"),
         ("leaderboard.tuning", "Occupied"),
     ):
         loaded = sys.modules.get(f"sophon_bench.{module}")
@@ -83,6 +84,8 @@ def main() -> None:
 
 for command in (
     running.run, running.study, running.tune, telling.table, telling.plot, telling.cards,
+    submitting.submit,
+    submitting.verify,
     telling.freeze, costs.overhead, looking.list_, looking.show, authoring.check, authoring.new,
 ):  # fmt: skip
     main.add_command(command)

@@ -22,6 +22,7 @@ DEFAULT_SCENARIO = "glyphs-digits"
 DEFAULT_BACKBONE = "test_resnet"
 DEFAULT_SUITE = "@smoke"
 TUNING_SUITE = "@tuning"
+SCORING_SUITE = "@standard"
 
 
 class Refused(click.ClickException):

@@ -35,24 +35,31 @@ from sophon_bench.cli.common import (
     help="How to print; csv and json are flat rows with stable keys.",
 )
 @click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
+@click.option("--published", is_flag=True, help="Of the published entries, scores alone.")
 @store_option
-def table(form: str, source: Path | None, store: Path | None) -> None:
-    """Print the tables of all records in the store, or of a run's JSON file.
+def table(form: str, source: Path | None, published: bool, store: Path | None) -> None:
+    """Print the tables of all records in the store, or of a run's JSON file, or what is published.
 
     \b
     Examples:
       sophon-bench table
       sophon-bench table --format md --from out.json
       sophon-bench table --format csv > rows.csv
+      sophon-bench table --published --format latex
     """
-    from sophon_bench.leaderboard import tables
-    from sophon_bench.leaderboard.frozen import published
+    from sophon_bench.leaderboard import entries, frozen, tables
 
+    if published and (source or store):
+        raise Refused("--published is of entries that come with the package; give no other records")
     with no_collector():
-        if source is not None:
-            report = tables.report(read_records(source, store), published())
+        if published:
+            report = entries.report(entries.published(), frozen.published())
+        elif source is not None:
+            report = tables.report(read_records(source, store), frozen.published())
         else:
-            report = tables.report_of(open_store(store), published(), processes=os.cpu_count() or 1)
+            report = tables.report_of(
+                open_store(store), frozen.published(), processes=os.cpu_count() or 1
+            )
         click.echo(tables.FORMATS[form](report), nl=False)
 
 

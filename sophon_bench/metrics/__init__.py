@@ -15,6 +15,7 @@ from sophon_bench.metrics.envelopes import (
 from sophon_bench.metrics.frozen import FLOOR, Frozen, Gap, freeze
 from sophon_bench.metrics.masking import flags
 from sophon_bench.metrics.overhead import PRETRAINING, half_costs, protection
+from sophon_bench.metrics.reproducing import agreements
 from sophon_bench.metrics.scoring import difference, ranked, scores
 from sophon_bench.metrics.series import (
     ablation,
@@ -45,6 +46,7 @@ __all__ = [
     "Gap",
     "Interval",
     "ablation",
+    "agreements",
     "chosen",
     "criteria",
     "curves",

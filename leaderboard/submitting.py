@@ -1,0 +1,124 @@
+"""What records have to have before they are published: nothing left out, nothing of another suite.
+
+A score of a few chosen attacks is worth nothing. Every defense has to have met the whole suite, its
+search and its recipes for benign domains, on the same seeds as the controls.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from sophon_bench import metrics
+from sophon_bench.metrics import Frozen
+from sophon_bench.metrics.envelopes import Places
+from sophon_bench.records import Cell
+from sophon_bench.selectors import Arsenal, Trial
+
+SHOWN = 3
+"""Examples that a fault names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A suite as it is installed: its label with the version, and all that it asks for."""
+
+    label: str
+    arsenal: Arsenal
+
+
+def chosen(cells: Iterable[Cell], defenses: Collection[str]) -> list[Cell]:
+    """The cells of the defenses with these labels, and of the controls; of all if none is named."""
+    return [c for c in cells if not defenses or c.defense.control or c.defense.label in defenses]
+
+
+def faults(cells: Sequence[Cell], suite: Suite, frozen: Sequence[Frozen]) -> list[str]:
+    """Everything that stands against publishing ``cells``, in words; nothing if they may be.
+
+    Args:
+        cells: Records of defenses and of their controls.
+        suite: What every defense has to have met.
+        frozen: What budgets and n count.
+    """
+    places = metrics.places(cells)
+    found = [*_of_suite(cells, suite), *_failed(cells), *_left_out(places, suite)]
+    scores = metrics.scores(places, frozen)
+    if not any(not row["control"] for row in scores):
+        found.append("no defense is among the records, only controls")
+    found += [f"{row['defense']} has no score: {row['unscored']}" for row in scores
+              if row["unscored"]]  # fmt: skip
+    return found
+
+
+def _of_suite(cells: Iterable[Cell], suite: Suite) -> Iterator[str]:
+    others = Counter(str(cell.suite) for cell in cells if cell.suite not in (suite.label, None))
+    for other, count in sorted(others.items()):
+        yield f"{count} records are of {other}, and what is published is of {suite.label}"
+    installed = {t.label: t.entry.source for t in _trials(suite)}
+    changed = {
+        cell.attack.label
+        for cell in cells
+        if not cell.derived and installed.get(cell.attack.label, cell.attack.source)
+        != cell.attack.source
+    }  # fmt: skip
+    if changed:
+        yield f"made with another version of {_some(changed)} than is installed; run them again"
+
+
+def _failed(cells: Iterable[Cell]) -> Iterator[str]:
+    failed = [cell for cell in cells if cell.status == "failed"]
+    if failed:
+        names = (f"{c.attack.label} against {c.defense.label}, seed {c.seed}: {c.reason}"
+                 for c in failed)  # fmt: skip
+        yield f"{len(failed)} records failed ({_some(names)}); 'run --retry-failed' does them again"
+
+
+def _left_out(places: Places, suite: Suite) -> Iterator[str]:
+    for sides in places:
+        seeds = sorted({cell.seed for cell in sides.cells})
+        benign = {cell.domain for cell in sides.cells if cell.role == "benign"}
+        samples = {cell.samples for cell in sides.cells if cell.role == "restricted"}
+        targets: list[tuple[str, str | None, int | None, list[Trial]]]
+        targets = [("restricted", None, n, suite.arsenal.trials) for n in sorted(samples)]
+        targets += [("benign", d, None, suite.arsenal.trainability) for d in sorted(benign)]
+        for defense, own in sides.models.items():
+            cells = [cell for here in own.values() for cell in here]
+            control = cells[0].defense.control
+            for role, domain, n, trials in targets:
+                wanted = {t.label for t in trials if control or not t.entry.control}
+                here = [
+                    cell
+                    for cell in cells
+                    if cell.role == role
+                    and domain in (None, cell.domain)
+                    and n in (None, cell.samples)
+                ]
+                where = f"on {domain}" if domain else f"with n={n}"
+                yield from _missing(defense, where, seeds, wanted, here)
+                if role == "restricted" and suite.arsenal.rules.continued:
+                    longer = {cell.seed for cell in here if cell.stretch > 1}
+                    for seed in sorted(set(seeds) - longer):
+                        yield (
+                            f"{defense} {where}, seed {seed}: no trial went on to the longer "
+                            "budget; the run was not finished"
+                        )
+
+
+def _missing(
+    defense: str, where: str, seeds: Iterable[int], wanted: set[str], here: Sequence[Cell]
+) -> Iterator[str]:
+    for seed in seeds:
+        left = wanted - {c.attack.label for c in here if c.seed == seed and c.stretch == 1}
+        if left:
+            yield f"{defense} {where}, seed {seed}: {len(left)} trials are missing ({_some(left)})"
+
+
+def _trials(suite: Suite) -> list[Trial]:
+    return [*suite.arsenal.trials, *suite.arsenal.trainability]
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = sorted(set(names))
+    more = len(listed) - SHOWN
+    return ", ".join(listed[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,243 @@
+"""Commands for published results: submit, verify."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sophon_bench.cli.common import (
+    SCORING_SUITE,
+    Refused,
+    check_writable,
+    complete,
+    device_option,
+    load_plugins,
+    make_directory,
+    plugin_option,
+    read_records,
+    store_option,
+    threads_option,
+    workers_option,
+    write_json,
+)
+
+
+@click.command()
+@click.option(
+    "--records",
+    "source",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A file of 'run --json'; by default the records in the store.",
+)
+@click.option(
+    "--defense",
+    multiple=True,
+    metavar="SELECTOR",
+    shell_complete=complete("defense"),
+    help="Only this one of the records' defenses. Repeatable.",
+)
+@click.option("--name", required=True, help="Of the entry's file, such as 'acme-shield'.")
+@click.option("--title", required=True, help="Of what is submitted, for people.")
+@click.option("--authors", required=True, help="Who stands for it, separated by commas.")
+@click.option("--link", required=True, help="Where the method is described: https://…")
+@click.option(
+    "--suite",
+    default=SCORING_SUITE,
+    show_default=True,
+    metavar="@SUITE",
+    help="What every defense has to have met.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Where NAME.json goes; in the repository, leaderboard/results.",
+)
+@plugin_option
+@store_option
+def submit(
+    source: Path | None,
+    defense: Sequence[str],
+    name: str,
+    title: str,
+    authors: str,
+    link: str,
+    suite: str,
+    out: Path,
+    plugin: Sequence[Path],
+    store: Path | None,
+) -> None:
+    """Make an entry for the leaderboard of the records of a run.
+
+    Checks that nothing is left out: every trial of the suite, its search and its runs on benign
+    domains, against the defense and the undefended model, and fresh weights, on the same seeds.
+    What is missing is said, all of it, and nothing is written then.
+
+    \b
+    Example:
+      sophon-bench run --defense my-defense --attack @standard --seeds 0-4 --json mine.json
+      sophon-bench submit --records mine.json --name my-defense --title 'My defense' \\
+        --authors 'A. Author, B. Author' --link https://arxiv.org/abs/2404.12699 \\
+        --out leaderboard/results
+    """
+    import msgspec
+
+    from sophon_bench.leaderboard import entries, submitting
+    from sophon_bench.leaderboard.frozen import published
+    from sophon_bench.registry import attacks
+    from sophon_bench.selectors import arsenal, load_suite
+
+    load_plugins(plugin)
+    installed = submitting.Suite(
+        label=load_suite(suite.removeprefix("@")).label, arsenal=arsenal(attacks, [suite])
+    )
+    records = read_records(source, store)
+    known = {cell.defense.label for cell in records if not cell.defense.control}
+    for label in defense:
+        if label not in known:
+            raise Refused(f"no records of {label!r}; there are {', '.join(sorted(known))}")
+    cells = submitting.chosen(records, defense)
+    found = submitting.faults(cells, installed, published())
+    if found:
+        for fault in found:
+            click.echo(f"missing: {fault}", err=True)
+        raise Refused(f"{len(found)} things stand against publishing these records")
+    about = {
+        "name": name,
+        "title": title,
+        "authors": [author.strip() for author in authors.split(",") if author.strip()],
+        "link": link,
+        "submitted": max(cell.provenance.finished for cell in cells)[:10],
+    }
+    try:
+        entry = msgspec.convert({**about, "cells": cells}, entries.Entry, from_attributes=True)
+    except msgspec.ValidationError as error:
+        raise Refused(f"the entry is not well-formed: {error}") from error
+    make_directory(out)
+    file = entries.write(entry, out)
+    click.echo(f"{file}: {len(cells)} records of {', '.join(sorted(defense or known))}")
+    click.echo(f"next: sophon-bench verify {file}")
+
+
+@click.command()
+@click.argument("file", metavar="ENTRY.json", type=click.Path(path_type=Path))
+@click.option(
+    "--cells",
+    "count",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    metavar="K",
+    help="How many records are made again.",
+)
+@click.option(
+    "--draw",
+    type=int,
+    metavar="N",
+    help="Seed of the draw of records, to repeat one; by default a new one, which is printed.",
+)
+@click.option("--dry-run", is_flag=True, help="Check the file, say what would be run, and stop.")
+@device_option
+@workers_option
+@threads_option
+@plugin_option
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the work goes, to go on after an interruption; by default it is thrown away. "
+    "A store that the entry was made from would repeat nothing, and is refused.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the comparison there.",
+)
+@click.pass_context
+def verify(context: click.Context, /, **options: Any) -> None:
+    """Make randomly chosen records of an entry again, and say whether they come out as reported.
+
+    Models are pre-trained and protected again too. Nothing in the file is executed; the plugins
+    that it names are those installed here, and if they are of another version, that is said.
+
+    \b
+    Examples:
+      sophon-bench verify leaderboard/results/sophon.json
+      sophon-bench verify mine.json --cells 10 --workers 2 --plugin my_defense.py
+
+    Exit codes: 0 reproduced, 1 not reproduced, 2 not comparable, or bad input.
+    """
+    context.exit(_verify(**options))
+
+
+def _verify(
+    *,
+    file: Path,
+    count: int,
+    draw: int | None,
+    dry_run: bool,
+    device: str,
+    workers: int,
+    threads: int | None,
+    plugin: Sequence[Path],
+    store: Path | None,
+    json_file: Path | None,
+) -> int:
+    from sophon_bench import metrics, runs
+    from sophon_bench.leaderboard import entries, tables
+    from sophon_bench.records import digest
+
+    load_plugins(plugin)
+    if json_file is not None:
+        check_writable("--json", json_file)
+    entry = entries.read(file)
+    drawn = random.SystemRandom().randrange(10**6) if draw is None else draw
+    able = [cell for cell in entry.cells if cell.status in ("ok", "diverged")]
+    cells = random.Random(drawn).sample(able, min(count, len(able)))
+    click.echo(f"{file} is whole: {len(entry.cells)} records")
+    click.echo(f"made again: {len(cells)} of {len(able)}, --draw {drawn}")
+    with _workplace(store) as place:
+        job = runs.again(
+            cells,
+            runs.Options(
+                device=device, workers=workers, threads=threads, plugin=plugin, store=place
+            ),
+        )
+        for cell in cells:
+            if job.store.has_cell(cell.key) and digest(job.store.cell(cell.key)) == digest(cell):
+                raise Refused(
+                    f"store {str(place)!r} has the very records of the entry; name another"
+                )
+            click.echo(f"  {cell.attack.label} against {cell.defense.label}, seed {cell.seed}")
+        if dry_run:
+            return 0
+        made = {cell.key: cell for cell in job.run()}
+    rows = metrics.agreements([(cell, made[cell.key]) for cell in cells])
+    click.echo(tables.to_console([tables.agreements(entry.name, rows)]), nl=False)
+    if json_file is not None:
+        write_json(json_file, {"entry": entry.name, "draw": drawn, "cells": rows})
+    differing = sum(row["agreement"] == "differs" for row in rows)
+    verdict = f"not reproduced: {differing} of {len(rows)} differ" if differing else "reproduced"
+    click.echo(verdict)
+    return 1 if differing else 0
+
+
+@contextlib.contextmanager
+def _workplace(store: Path | None) -> Iterator[Path]:
+    """Where cells are made again: a directory that is thrown away, if none is named."""
+    import tempfile
+
+    if store is not None:
+        yield store
+    else:
+        with tempfile.TemporaryDirectory(prefix="sophon-bench-") as made:
+            yield Path(made)
