@@ -27,8 +27,9 @@ class Booster(Outer):
         step: Length of the step that is simulated, over all weights of the body together.
     """
 
-    weight: Weight = 5.0
-    step: Positive = 0.1
+    lr: Positive = 1e-4
+    weight: Weight = 20.0
+    step: Positive = 0.3
 
     tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
         "lr": (1e-4, 3e-4, 1e-3), "weight": (1.0, 5.0, 20.0), "step": (0.03, 0.1, 0.3, 1.0),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sophon_bench.registry import defenses
 
-from ._outer import Outer, Scene, Weight
+from ._outer import Outer, Positive, Scene, Weight
 
 
 @defenses.register("condition-number")
@@ -29,8 +29,9 @@ class ConditionNumber(Outer):
         well: Weight of the original domain's.
     """
 
-    ill: Weight = 1.0
-    well: Weight = 1e-3
+    lr: Positive = 1e-3
+    ill: Weight = 10.0
+    well: Weight = 1e-4
 
     tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
         "lr": (1e-4, 3e-4, 1e-3), "ill": (0.1, 1.0, 10.0), "well": (1e-4, 1e-3, 1e-2),

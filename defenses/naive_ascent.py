@@ -29,8 +29,8 @@ class NaiveAscent(Outer):
             of classes.
     """
 
-    weight: Weight = 1.0
-    cap: Positive = 4.0
+    weight: Weight = 0.3
+    cap: Positive = 8.0
 
     tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
         "lr": (1e-4, 3e-4, 1e-3), "weight": (0.03, 0.1, 0.3, 1.0), "cap": (3.0, 4.0, 8.0),

@@ -28,7 +28,7 @@ class NTL(Outer):
         beta: Factor on the distance of the domains; the original has 0.1.
     """
 
-    alpha: Positive = 0.1
+    alpha: Positive = 1.0
     beta: Positive = 0.1
 
     claim: ClassVar[str] = (

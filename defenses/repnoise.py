@@ -12,7 +12,7 @@ from torch import Tensor
 from sophon_bench.registry import defenses
 
 from ._kernels import mmd
-from ._outer import Outer, Scene, Weight
+from ._outer import Outer, Positive, Scene, Weight
 
 
 @defenses.register("repnoise")
@@ -29,8 +29,9 @@ class RepNoise(Outer):
         beta: Weight of the noise; the original has 0.001, for sums over thousands of units.
     """
 
-    alpha: Weight = 1.0
-    beta: Weight = 1.0
+    lr: Positive = 1e-3
+    alpha: Weight = 3.0
+    beta: Weight = 0.1
 
     tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
         "lr": (1e-4, 3e-4, 1e-3), "alpha": (0.3, 1.0, 3.0), "beta": (0.1, 1.0, 4.0),

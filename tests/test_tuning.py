@@ -12,6 +12,9 @@ from sophon_bench import metrics
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import tuning
 from sophon_bench.registry import defenses
+from sophon_bench.selectors import Trial
+
+SEARCHES = Path(tuning.__file__).resolve().parent / "tuning"
 
 PLUGIN = '''
 from dataclasses import dataclass
@@ -168,3 +171,14 @@ def test_a_file_of_something_else_is_never_written_over(tmp_path: Path, content:
 def test_show_tells_the_grid() -> None:
     assert "tuning alpha: " in call("show", "sophon-ice").stdout
     assert defenses.get("none").tuning == {}
+
+
+@pytest.mark.parametrize("file", sorted(SEARCHES.glob("*.json")), ids=lambda f: f.stem)
+def test_defaults_are_what_the_published_search_chose(file: Path) -> None:
+    document = json.loads(file.read_bytes())
+    entry = defenses.get(document["defense"])
+    assert file.stem == entry.name
+    assert Trial(entry, entry.cls()).parameters == document["chosen"]["parameters"]
+    commands = {json.loads(other.read_bytes())["command"].replace(other.stem, "")
+                for other in SEARCHES.glob("*.json")}  # fmt: skip
+    assert len(commands) == 1, "every defense has the same budget"
