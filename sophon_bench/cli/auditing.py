@@ -79,7 +79,7 @@ def audit(**options: Any) -> None:
       sophon-bench audit model.safetensors --backbone resnet18 --scenario glyphs-digits --dry-run
       sophon-bench audit model.safetensors --attack @smoke --seeds 0
       sophon-bench audit model.safetensors --workers 2 --json audit.json
-      sophon-bench audit model.safetensors --sha256 "$(cat model.sha256)" --require 0.9
+      sophon-bench audit model.safetensors --sha256 HEX --require 0.9
 
     Exit codes: 0 fine, 1 some cells failed or --require is not met, 2 bad input.
     """
