@@ -52,6 +52,34 @@ def list_backbones() -> list[str]:
     return list(timm.list_models())
 
 
+COMMON = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "vit_tiny_patch16_224",
+    "vit_small_patch16_224", "vit_base_patch16_224", "deit_tiny_patch16_224", "convnext_tiny",
+    "mobilenetv3_small_100", "mobilenetv3_large_100", "efficientnet_b0", "vgg11_bn", "vgg16",
+    "vgg19_bn", "densenet121", "swin_tiny_patch4_window7_224", "test_resnet",
+)  # fmt: skip
+"""Architectures that `resembling` compares with besides those of a like name."""
+
+
+def resembling(shapes: Mapping[str, Sequence[int]], name: str) -> list[str]:
+    """Architectures that have weights of these names and shapes, two (a classifier's) aside.
+
+    Args:
+        shapes: Of a state dict, under timm's own names.
+        name: What it was taken for; of architectures, those of a like name and `COMMON` are tried.
+    """
+    given = {key: tuple(shape) for key, shape in shapes.items()}
+    close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=8)
+    found = []
+    for other in dict.fromkeys([*close, *COMMON]):
+        with torch.device("meta"):
+            state = timm.create_model(other).state_dict()
+        same = sum(given.get(key) == tuple(tensor.shape) for key, tensor in state.items())
+        if max(len(given), len(state)) - same <= 2:
+            found.append(other)
+    return found
+
+
 @contextmanager
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Normalise with BatchNorm's running statistics, and do not move them, inside the ``with``.
@@ -118,23 +146,10 @@ class Backbone:
         Raises:
             BackboneError: If timm does not know the name or refuses the parameters.
         """
-        if num_outputs < 1:
-            raise BackboneError(f"a backbone needs at least 1 output, got {num_outputs}")
         if precision not in get_args(Precision):
             known = " or ".join(get_args(Precision))
             raise BackboneError(f"unknown precision {precision!r}; expected {known}")
-        parameters: dict[str, Any] = dict(self.parameters)
-        pretrained = bool(parameters.pop("pretrained", False)) and not fresh
-        for key in parameters.keys() & _OURS.keys():
-            raise BackboneError(f"backbone {self.label!r} takes no parameter {key!r}: {_OURS[key]}")
-        _config(self.name)  # says so if there is no such name
-        with _seeded(rng):
-            try:
-                body = timm.create_model(
-                    self.name, pretrained=pretrained, num_classes=num_outputs, **parameters
-                )
-            except Exception as error:
-                raise BackboneError(self._refusal(error)) from error
+        body = self._create(num_outputs, rng, fresh=fresh)
         if not _classifiers(body):
             raise BackboneError(
                 f"backbone {self.label!r} is no classifier: timm's {type(body).__name__} has no "
@@ -142,6 +157,52 @@ class Backbone:
             )
         model = TimmModel(body, num_outputs, precision=precision)
         return model.requires_grad_(True).train()
+
+    def _create(self, num_outputs: int, rng: torch.Generator, *, fresh: bool) -> nn.Module:
+        """The architecture as timm makes it, its classifier in place."""
+        if num_outputs < 1:
+            raise BackboneError(f"a backbone needs at least 1 output, got {num_outputs}")
+        parameters: dict[str, Any] = dict(self.parameters)
+        pretrained = bool(parameters.pop("pretrained", False)) and not fresh
+        for key in parameters.keys() & _OURS.keys():
+            raise BackboneError(f"backbone {self.label!r} takes no parameter {key!r}: {_OURS[key]}")
+        _config(self.name)  # says so if there is no such name
+        with _seeded(rng):
+            try:
+                body: nn.Module = timm.create_model(
+                    self.name, pretrained=pretrained, num_classes=num_outputs, **parameters
+                )
+            except Exception as error:
+                raise BackboneError(self._refusal(error)) from error
+        return body
+
+    def timm_state(self, num_outputs: int) -> dict[str, Tensor]:
+        """The state dict of timm's own model, under timm's own names; its values mean nothing.
+
+        Raises:
+            BackboneError: As `build`.
+        """
+        return dict(self._create(num_outputs, torch.Generator(), fresh=True).state_dict())
+
+    def adopt(self, state: Mapping[str, Tensor], num_outputs: int) -> dict[str, Tensor]:
+        """The state dict of a model of `build`, from one of timm's own model.
+
+        Args:
+            state: Names and shapes as those of `timm_state`.
+            num_outputs: Width of the classifier.
+
+        Raises:
+            BackboneError: As `build`.
+        """
+        body = self._create(num_outputs, torch.Generator(), fresh=True)
+        body.load_state_dict(state)
+        return dict(TimmModel(body, num_outputs).state_dict())
+
+    @property
+    def scale(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation, by channel, that pixels in [0, 1] are normalised with."""
+        config = _config(self.name)
+        return config.mean, config.std
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels in the scale that the backbone was made for.

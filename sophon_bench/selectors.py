@@ -405,7 +405,8 @@ def _words(hint: Any) -> str:
 
 
 def _fields(cls: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(cls)
+    """The hyperparameters: a field that is not compared says where things are, not what is done."""
+    return tuple(field for field in dataclasses.fields(cls) if field.compare)
 
 
 def _hints(cls: type[Any]) -> dict[str, Any]:

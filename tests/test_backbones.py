@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from sophon_bench.backbones import Backbone, BackboneError, TimmModel, frozen_statistics
+from sophon_bench.backbones import Backbone, BackboneError, TimmModel, frozen_statistics, resembling
 from sophon_bench.backbones import list_backbones as list_names
 
 TINY_VIT = {"img_size": 32, "patch_size": 4}
@@ -381,6 +381,34 @@ def test_wrong_output_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(TimmModel, "forward", lambda self, _: self.head.weight.sum().view(1, 1))
     with pytest.raises(BackboneError, match=r"\(1, 1\) where \(2, 7\) is expected\); choose anoth"):
         Backbone.of("test_convnext").check(160, OUTPUTS)
+
+
+@every_backbone
+def test_timms_own_state_becomes_a_model_that_computes_the_same(backbone: Backbone, inputs: Tensor):
+    torch.manual_seed(3)
+    plain = timm.create_model(
+        backbone.name, num_classes=OUTPUTS, **dict(backbone.parameters)
+    ).eval()
+    shapes = {name: t.shape for name, t in plain.state_dict().items()}
+    assert {name: t.shape for name, t in backbone.timm_state(OUTPUTS).items()} == shapes
+    model = backbone.build(OUTPUTS, generator(4)).eval()
+    model.load_state_dict(backbone.adopt(plain.state_dict(), OUTPUTS))
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs), plain(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_resemble_what_they_are_of_but_for_the_classifier():
+    shapes = {n: t.shape for n, t in Backbone.of("resnet34").timm_state(OUTPUTS).items()}
+    assert resembling(shapes, "resnet18") == ["resnet34"]
+    assert resembling({n: s for n, s in shapes.items() if "fc." not in n}, "vgg16") == ["resnet34"]
+    assert resembling({"a": (3, 4)}, "resnet18") == []
+
+
+def test_the_scale_is_what_images_are_normalised_with():
+    backbone = Backbone.of("resnet18")
+    mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in backbone.scale)
+    pixels = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
+    torch.testing.assert_close(backbone.normalize(pixels), (pixels / 255 - mean) / deviation)
 
 
 def test_unreachable_weights(monkeypatch: pytest.MonkeyPatch):

@@ -299,7 +299,7 @@ def test_help_and_completion_import_no_torch() -> None:
         "import sys, contextlib\n"
         "from sophon_bench.cli import main\n"
         "for a in (['--help'], ['run', '--help'], ['plot', '--help'], ['study', '--help'],\n"
-        "  ['tune', '--help'], ['list', 'studies'], ['cards', '--help']):\n"
+        "  ['tune', '--help'], ['list', 'studies'], ['cards', '--help'], ['audit', '--help']):\n"
         "    with contextlib.suppress(SystemExit): main(a)\n"
         "from click.shell_completion import ShellComplete\n"
         "shell = ShellComplete(main, {}, 'sophon-bench', '_X')\n"
@@ -322,7 +322,7 @@ def test_the_version_is_the_packages() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "list", "show", "table", "plot", "study", "tune", "cards"]
+    "command", ["run", "list", "show", "table", "plot", "study", "tune", "cards", "audit"]
 )
 def test_every_help_has_examples(command: str) -> None:
     assert "Examples:\n  sophon-bench" in call(command, "--help").stdout.replace("    ", "  ")

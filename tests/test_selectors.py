@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,6 +13,7 @@ from sophon_bench.registry import Registry, UnknownName, attacks, defenses
 from sophon_bench.selectors import (
     Selector,
     SelectorError,
+    Trial,
     accepted,
     arsenal,
     format_selector,
@@ -166,6 +167,22 @@ def test_a_suite_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
     file.write_text("version: 1\ndescription: mine\ntrails: [thing]\ntrials: [thing]\n")
     with pytest.raises(SelectorError, match="unknown key 'trails'; did you mean 'trials'"):
         trials(things, [f"@{file}"])
+
+
+def test_a_field_that_is_not_compared_is_no_hyperparameter() -> None:
+    registry = Registry("thing")
+
+    @registry.register("placed")
+    @dataclass(frozen=True, kw_only=True)
+    class Placed:
+        size: int = 1
+        where: str = field(default="here", compare=False)
+
+    trial = Trial(registry.get("placed"), Placed(size=2, where="there"))
+    assert trial.parameters == {"size": 2}
+    assert trial.label == "placed[size=2]"
+    with pytest.raises(SelectorError, match="has no parameter 'where'"):
+        trials(registry, ["placed[where=there]"])
 
 
 def test_what_a_parameter_takes_is_said_in_words() -> None:

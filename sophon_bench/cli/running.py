@@ -160,7 +160,7 @@ def _run(
         attacks=arsenal(attacks, attack),
     )
     if dry_run:
-        return _print_plan(job)
+        return print_plan(job)
     cells = job.run()
     report = tables.report(cells, published())
     click.echo(tables.console(report))
@@ -168,10 +168,10 @@ def _run(
     if json_file is not None:
         write_atomic(json_file.absolute(), tables.document(cells, report).encode())
         click.echo(f"Records and summary: {json_file}")
-    return _conclude(job, cells)
+    return conclude(job, cells)
 
 
-def _conclude(job: Job, cells: Sequence[Cell]) -> int:
+def conclude(job: Job, cells: Sequence[Cell]) -> int:
     """Say where the records are and what failed; the exit code."""
     from sophon_bench.engines.local import unfinished
 
@@ -277,7 +277,7 @@ def _study(
         attacks=arsenal(attacks, against),
     )
     if dry_run:
-        return _print_plan(job)
+        return print_plan(job)
     make_directory(out)
     cells = job.run()
     command = _command(context, name)
@@ -285,7 +285,7 @@ def _study(
     click.echo(tables.to_console(places))
     for file in studies.write(chosen, rows, places, out, command=command):
         click.echo(file)
-    return _conclude(job, cells)
+    return conclude(job, cells)
 
 
 @click.command()
@@ -364,7 +364,7 @@ def _tune(
         attacks=arsenal(attacks, [TUNING_SUITE]),
     )
     if dry_run:
-        return _print_plan(job)
+        return print_plan(job)
     make_directory(out)
     files = {name: out / f"{name}.json" for name in drawn}
     commands = {name: _command(context, name) for name in drawn}
@@ -389,10 +389,11 @@ def _tune(
         if metrics.chosen(rows) is None:
             click.echo(f"failed: no configuration of {name} can be chosen", err=True)
             code = 1
-    return max(_conclude(job, cells), code)
+    return max(conclude(job, cells), code)
 
 
-def _print_plan(job: Job) -> int:
+def print_plan(job: Job) -> int:
+    """Say what is to be done, and what it costs; the exit code."""
     plan = job.plan
     with job.engine() as engine:
         pending = engine.pending(plan)

@@ -1,0 +1,526 @@
+"""A released model that is a file: what is refused, what is the same, and what is said."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from click.testing import CliRunner, Result
+from conftest import TINY
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save, save_file
+from test_engine import Silent, metrics, plan_of, setting
+from torch import Tensor
+
+from sophon_bench import checkpoints, stages
+from sophon_bench.backbones import Backbone
+from sophon_bench.checkpoints import CheckpointError
+from sophon_bench.cli import main
+from sophon_bench.engines.local import LocalEngine
+from sophon_bench.leaderboard import audits
+from sophon_bench.plan import Plan, Registries, Request, Setting, make_plan
+from sophon_bench.records import Cell
+from sophon_bench.registry import attacks, defenses
+from sophon_bench.selectors import arsenal
+from sophon_bench.store import Store, read_cells
+
+__all__ = ["setting"]  # a fixture
+
+BACKBONE = Backbone.of("test_resnet")
+CLASSES = 6
+"""Of the tiny scenario's original domain."""
+
+DEFENSE = "sophon-klu[iterations=2,inner_steps=2,batch_size=16,adapt=8,watch_every=1]"
+FAST = ["--scenario", "tiny", "--steps", "2", "--samples", "20", "--attack", "finetune[lr=0.03]"]
+Weights = dict[str, Tensor]
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def audit(file: Path, store: Path, *arguments: object) -> Result:
+    return call("audit", file, *FAST, "--store", store, *arguments)
+
+
+def fresh(classes: int = CLASSES, name: str = "test_resnet", seed: int = 0) -> Weights:
+    """A state dict of timm's own."""
+    torch.manual_seed(seed)
+    return dict(timm.create_model(name, num_classes=classes).state_dict())
+
+
+def written(folder: Path, weights: Weights, name: str = "model.safetensors") -> Path:
+    save_file({n: t.contiguous() for n, t in weights.items()}, folder / name)
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Cell], Path]:
+    """A run of a defense: its store, its records, and what it released for seed 0."""
+    store = tmp_path_factory.mktemp("ran")
+    out = store / "out.json"
+    result = call("run", *FAST, "--store", store, "--defense", DEFENSE, "--json", out)
+    assert result.exit_code == 0, result.output
+    cells = read_cells(out)
+    released = next(cell.released for cell in cells if not cell.defense.control)
+    return store, cells, store / "stages" / f"{released.weights}.safetensors"
+
+
+def as_timm(weights: Weights) -> Weights:
+    """What `ran` released, under timm's names: test_resnet's classifier is called fc."""
+    return {
+        name.removeprefix("body.").replace("head.", "fc."): tensor
+        for name, tensor in weights.items()
+    }
+
+
+def measured(cells: list[Cell]) -> dict[str, Any]:
+    """What attacks on the released model gave, by attack, without clocks and names."""
+    own = [cell for cell in cells if not cell.defense.control]
+    found = metrics(own)
+    for content in found.values():
+        del content["key"], content["defense"], content["released"]["key"]
+        del content["released"]["cost"], content["released"]["note"]
+    return {cell.attack.label: found[cell.key] for cell in own}
+
+
+def audited(file: Path, store: Path, out: Path, *arguments: object) -> tuple[list[Cell], Result]:
+    result = audit(file, store, "--seeds", "0", "--json", out, *arguments)
+    assert result.exit_code == 0, result.output
+    return read_cells(out), result
+
+
+def test_what_a_run_released_gets_the_numbers_of_the_run(
+    ran: tuple[Path, list[Cell], Path], tmp_path: Path
+) -> None:
+    store, cells, file = ran
+    again, result = audited(file, store, tmp_path / "out.json")
+    assert measured(again) == measured(cells)
+    (defense,) = {cell.defense.source: cell.defense for cell in again if not cell.defense.control}
+    assert defense == file.stem, "the store names weights by their SHA-256"
+    assert f"SHA-256 {file.stem}, above as checkpoint-{file.stem[:12]}." in result.stdout
+    assert "The undefended model is this benchmark's own" in result.stdout
+    assert "Every seed attacks the same file" in result.stdout
+    assert "Verdict, provisional: cannot be told" in result.stdout
+    assert "Who won" in result.stdout
+
+
+def test_timms_own_names_get_the_same_numbers(
+    ran: tuple[Path, list[Cell], Path], tmp_path: Path
+) -> None:
+    store, cells, file = ran
+    plain = written(tmp_path, as_timm(load_file(file)))
+    again, _ = audited(plain, store, tmp_path / "out.json")
+    assert measured(again) == measured(cells)
+    assert {c.released.weights for c in again if not c.defense.control} == {file.stem}
+
+
+@pytest.mark.slow
+def test_two_workers_find_the_file_and_get_the_same_numbers(
+    ran: tuple[Path, list[Cell], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(ran[2], tmp_path / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    again, _ = audited(
+        Path("model.safetensors"), tmp_path / "store", tmp_path / "out.json",
+        "--workers", "2", "--threads", "1", "--plugin", TINY,
+    )  # fmt: skip
+    assert measured(again) == measured(ran[1])
+
+
+def test_a_file_that_was_moved_is_the_same_and_one_that_was_replaced_is_another(
+    ran: tuple[Path, list[Cell], Path], tmp_path: Path
+) -> None:
+    store, _, file = ran
+    audited(file, store, tmp_path / "out.json")
+    records = {f: f.stat().st_mtime_ns for f in store.glob("*/*.json")}
+    moved = tmp_path / "elsewhere.safetensors"
+    shutil.copy(file, moved)
+    audited(moved, store, tmp_path / "out.json")
+    assert {f: f.stat().st_mtime_ns for f in store.glob("*/*.json")} == records
+    assert "unknown file 'elsewere.safetensors'; did you mean 'elsewhere.safetensors'?" in (
+        audit(tmp_path / "elsewere.safetensors", store).stderr
+    )
+    written(tmp_path, fresh(), moved.name)
+    plan = audit(moved, store, "--seeds", "0", "--dry-run").stdout
+    assert "2 to do" in plan, "the file is released, and attacked"
+    pinned = audit(moved, store, "--sha256", file.stem)
+    assert pinned.exit_code == 2
+    assert f"and should be {file.stem}" in pinned.stderr
+
+
+def plan_for(file: Path, setting: Setting) -> Plan:
+    request = Request(
+        defenses=[checkpoints.trial(checkpoints.read(file), BACKBONE)],
+        attacks=arsenal(attacks, ["finetune"]),
+        seeds=[0],
+        samples=[20],
+        steps=2,
+    )
+    return make_plan(request, [setting], Registries(attacks=attacks, defenses=defenses))
+
+
+@pytest.mark.parametrize("change", ["replaced", "gone"])
+def test_a_file_that_changes_during_a_run_ends_it_and_leaves_no_record(
+    tmp_path: Path, setting: Setting, change: str
+) -> None:
+    file = written(tmp_path, fresh())
+    plan = plan_for(file, setting)
+    kept = file.read_bytes()
+    if change == "gone":
+        file.unlink()
+    else:
+        written(tmp_path, fresh(seed=1))
+    store = Store(tmp_path / "store")
+    engine = LocalEngine(store, torch.device("cpu"), Silent())
+    message = "is not the file that was asked for" if change == "replaced" else "unknown file"
+    with pytest.raises(CheckpointError, match=message):
+        engine.run(plan)
+    pretrain, none, released = plan.models
+    assert (store.has_stage(pretrain.key), store.has_stage(released.key)) == (True, False)
+    file.write_bytes(kept)
+    assert {c.status for c in LocalEngine(store, torch.device("cpu"), Silent()).run(plan)} == {"ok"}
+    assert none.key != released.key
+
+
+def test_the_file_stands_in_keys_and_where_it_is_does_not(tmp_path: Path, setting: Setting) -> None:
+    (tmp_path / "a").mkdir()
+    one, other = written(tmp_path, fresh()), written(tmp_path / "a", fresh(), "b.safetensors")
+    third = written(tmp_path, fresh(seed=1), "c.safetensors")
+    keys = [{stage.key for stage in plan_for(f, setting).stages} for f in (one, other, third)]
+    assert keys[0] == keys[1] != keys[2]
+    assert {stage.key for stage in plan_of(setting, ["none"]).models} < keys[0]
+
+
+def pickled(folder: Path) -> Path:
+    """A file that makes another one if it is unpickled."""
+
+    class Malicious:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+            return os.mkdir, (str(folder / "unpickled"),)
+
+    file = folder / "model.pt"
+    file.write_bytes(pickle.dumps(Malicious()))
+    return file
+
+
+def saved_by_torch(folder: Path) -> Path:
+    torch.save(fresh(), folder / "model.pt")
+    return folder / "model.pt"
+
+
+def directory(folder: Path) -> Path:
+    (folder / "model.safetensors").mkdir()
+    return folder / "model.safetensors"
+
+
+def content(change: Callable[[bytes], bytes]) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        file = folder / "model.safetensors"
+        file.write_bytes(change(save(fresh())))
+        return file
+
+    return make
+
+
+def tensors(change: Callable[[Weights], Weights]) -> Callable[[Path], Path]:
+    return lambda folder: written(folder, change(fresh()))
+
+
+def header(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], Path]:
+    """Of a file whose header is changed, its tensors left as they are."""
+
+    def changed(whole: bytes) -> bytes:
+        end = 8 + int.from_bytes(whole[:8], "little")
+        told = json.loads(whole[8:end])
+        change(told)
+        text = json.dumps(told).encode()
+        return len(text).to_bytes(8, "little") + text + whole[end:]
+
+    return content(changed)
+
+
+def prefixed(prefix: str) -> Callable[[Path], Path]:
+    return tensors(lambda weights: {prefix + name: t for name, t in weights.items()})
+
+
+REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing": (
+        lambda folder: folder / "x.safetensors", "unknown file 'x.safetensors'; there are none"
+    ),
+    "directory": (directory, "is a directory; a released model is a safetensors file"),
+    "pickle": (pickled, "a pickle: opening that could run anything, so it is never done here"),
+    "torch.save": (saved_by_torch, "save_file(torch.load('model.pt', weights_only=True), "),
+    "empty": (content(lambda whole: b""), "it does not begin with the length"),
+    "text": (content(lambda whole: b"# a model card, say"), "it does not begin with the length"),
+    "cut in the header": (content(lambda whole: whole[:500]), "cut off in its header, which takes"),
+    "cut in the tensors": (content(lambda whole: whole[:-7]), "it is cut off: its header tells of"),
+    "longer": (content(lambda whole: whole + b"0" * 7), "is no whole safetensors file: "),
+    "header that tells of more": (
+        header(lambda told: told["fc.bias"].update(data_offsets=[0, 10**9])),
+        "it is cut off: its header tells of",
+    ),
+    "unknown numbers": (
+        header(lambda told: told["fc.bias"].update(dtype="Q7")), "is no whole safetensors file: "
+    ),
+    "another architecture": (
+        lambda folder: written(folder, fresh(CLASSES, "test_vit")),
+        "is no test_resnet of 6 classes: ",
+    ),
+    "another one that is known": (
+        lambda folder: written(folder, fresh(10, "resnet18")), "it looks like --backbone resnet18"
+    ),
+    "its head": (
+        lambda folder: written(folder, fresh(10)),
+        "2 of another shape (fc.weight is (10, 96) where (6, 96) is expected, fc.bias is (10,) "
+        "where (6,) is expected); its head is for 10 classes: what is audited is the model with "
+        "its head for the original domain",
+    ),
+    "its width": (
+        tensors(lambda weights: {**weights, "conv1.0.weight": weights["conv1.0.weight"][:, :1]}),
+        "1 of another shape (conv1.0.weight is (",
+    ),
+    "module.": (prefixed("module."), "of its names begin with 'module.': save it without that"),
+    "backbone.": (prefixed("backbone."), "of its names begin with 'backbone.': save it without"),
+    "no head": (
+        tensors(lambda weights: {n: t for n, t in weights.items() if not n.startswith("fc.")}),
+        "2 names of 92 missing (fc.weight, fc.bias); it has no head: what is audited is",
+    ),
+    "more": (
+        tensors(lambda weights: {**weights, **{f"ema.{i}": torch.zeros(1) for i in range(5)}}),
+        "5 unexpected (ema.0, ema.1, ema.2, …)",
+    ),
+    "integers": (
+        tensors(lambda weights: {**weights, "fc.bias": weights["fc.bias"].to(torch.int8)}),
+        "1 of another kind (fc.bias holds int8 where float32 is expected)",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_file_that_is_no_released_model_is_refused_in_one_line_before_any_work(
+    tmp_path: Path, case: str
+) -> None:
+    make, message = REFUSED[case]
+    store = tmp_path / "store"
+    result = audit(make(tmp_path), store)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert not list(store.glob("stages/*"))
+    assert not (tmp_path / "unpickled").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sha256", "abc"], "a SHA-256 has 64 hexadecimal digits"),
+        (["--sha256", "0" * 64], f"and should be {'0' * 64}"),
+        (["--backbone", "resnet_18"], "did you mean 'resnet18'"),
+        (["--scenario", "tinny"], "did you mean 'tiny'"),
+        (["--scenario", "tiny[image_size=[16,32]]"], "stands for 2"),
+        (["--attack", "scratch"], "--attack scratch is a control"),
+        (["--require", "2"], "2.0 is not in the range 0<=x<=1"),
+        (["--json", "nowhere/out.json"], "cannot be written"),
+    ],
+)
+def test_bad_options_are_one_line(tmp_path: Path, options: list[str], message: str) -> None:
+    given_attack = [] if "--attack" in options else ["--attack", "finetune"]
+    result = call(
+        "audit", written(tmp_path, fresh()), "--scenario", "tiny", *given_attack,
+        "--store", tmp_path / "store", *options,
+    )  # fmt: skip
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+WHOLE = save({"a.weight": torch.ones(3, 2), "b": torch.zeros((), dtype=torch.long)})
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.integers(0, len(WHOLE) - 1).map(lambda n: WHOLE[:n]),
+        st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)).map(
+            lambda at: WHOLE[: at[0]] + bytes([at[1]]) + WHOLE[at[0] + 1 :]
+        ),
+        st.binary(max_size=100).map(lambda text: len(text).to_bytes(8, "little") + text),
+    )
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_whatever_is_in_a_file_it_is_tensors_or_one_error(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(content)
+    try:
+        found = checkpoints.read(file)
+    except CheckpointError as error:
+        assert "\n" not in str(error)
+    else:
+        assert all(isinstance(tensor, Tensor) for tensor in found.tensors.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_converted(tmp_path: Path, dtype: torch.dtype) -> None:
+    weights = {n: t.to(dtype) if t.is_floating_point() else t for n, t in fresh().items()}
+    file = checkpoints.read(written(tmp_path, weights))
+    for name, tensor in as_timm(checkpoints.fitted(file, BACKBONE, CLASSES)).items():
+        assert torch.equal(tensor, weights[name].to(fresh()[name].dtype))
+
+
+def test_the_class_releases_the_file_and_nothing_else(
+    tmp_path: Path, bench: stages.Bench, pretrained: stages.Made
+) -> None:
+    file = checkpoints.read(written(tmp_path, fresh()))
+    plugin = checkpoints.trial(file, BACKBONE).plugin
+    made = stages.protect(bench, pretrained.weights, plugin, 0, lambda fraction, words: None)
+    assert all(torch.equal(made.weights[n], t) for n, t in own_names(fresh()).items())
+    assert made.cost.steps == 1
+
+
+def own_names(weights: Weights) -> Weights:
+    return {
+        name.replace("fc.", "head.") if name.startswith("fc.") else f"body.{name}": tensor
+        for name, tensor in weights.items()
+    }
+
+
+def test_a_model_that_guesses_is_told_what_the_scenario_expects(
+    tmp_path: Path, bench: stages.Bench, setting: Setting
+) -> None:
+    longer = stages.Bench(
+        data_with(bench, pretrain_steps=60), BACKBONE, device=bench.device, precision="fp32"
+    )
+    weights = dict(stages.pretrain(longer, 0, lambda fraction, words: None).weights)
+    good = checkpoints.read(written(tmp_path, weights))
+    assert checkpoints.inspect(good, setting, bench.device) == []
+    rolled = {n: t.roll(1, 0) if n.startswith("head.") else t for n, t in weights.items()}
+    (told,) = checkpoints.inspect(
+        checkpoints.read(written(tmp_path, rolled)), setting, bench.device
+    )
+    assert "no better than guessing: its classes are probably in another order" in told
+    assert "wide has 6 classes in the order 0, 1, 2, 3, 4, 5, and images are RGB, 16x16" in told
+    assert "in [0, 1], less (0.5, 0.5, 0.5), over (0.5, 0.5, 0.5), as timm's config" in told
+
+
+def data_with(bench: stages.Bench, **changes: Any) -> Any:
+    return dataclasses.replace(bench.data, **changes)
+
+
+def test_guessing_is_chance_and_two_deviations() -> None:
+    # 1/4 + 1.96 * sqrt(1/4 * 3/4 / 48) = 0.25 + 1.96 * 0.0625
+    assert checkpoints.guessing(4, 48) == pytest.approx(0.3725)
+
+
+def test_values_that_are_not_finite_are_told_and_are_no_protection(tmp_path: Path) -> None:
+    weights = fresh()
+    weights["conv1.0.weight"] = torch.full_like(weights["conv1.0.weight"], torch.nan)
+    count = weights["conv1.0.weight"].numel()
+    out = tmp_path / "out.json"
+    result = audit(written(tmp_path, weights), tmp_path / "store", "--seeds", "0", "--json", out)
+    assert result.exit_code == 0, result.output
+    told = f"{count} of its values are not finite (in body.conv1.0.weight)"
+    assert told in result.stderr
+    assert told in result.stdout
+    (row,) = (
+        found
+        for found in json.loads(out.read_text())["summary"]
+        if "attack" not in found and not found["control"]
+    )
+    assert row["restricted_after"] == row["undefended_after"]
+
+
+def test_a_dry_run_checks_the_file_and_does_nothing(tmp_path: Path) -> None:
+    file, store = written(tmp_path, fresh()), tmp_path / "store"
+    result = audit(file, store, "--seeds", "0-1", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("to do  protect checkpoint-") == 2
+    assert not list(store.glob("stages/*"))
+    assert audit(written(tmp_path, fresh(5)), store, "--dry-run").exit_code == 2
+
+
+def test_a_requirement_that_is_not_met_is_exit_code_one(
+    ran: tuple[Path, list[Cell], Path],
+) -> None:
+    store, _, file = ran
+    assert audit(file, store, "--seeds", "0", "--require", "0").exit_code in (0, 1)
+    result = audit(file, store, "--seeds", "0", "--require", "1")
+    assert result.exit_code == 1
+    assert "failed: resistance is not shown to be at least 1" in result.stderr
+
+
+def row(
+    resistance: float | None,
+    half: float | None = 0.05,
+    intactness: float = 1.0,
+    trainability: float | None = 0.8,
+) -> dict[str, Any]:
+    return {
+        "resistance": resistance,
+        "resistance_half_width": half,
+        "intactness": intactness,
+        "trainability": trainability,
+        "provisional": False,
+        "unscored": "no seed on which attacks ran",
+        "restricted_after": 0.5,
+        "undefended_after": 0.9,
+        "scratch_after": 0.4,
+        "original_after": 0.97,
+        "original_before": 0.99,
+    }
+
+
+@pytest.mark.parametrize(
+    ("told", "kept", "words"),
+    [
+        (row(0.96), True, "keeps its word. Of what"),
+        (row(0.97), True, "leaves him 3 % at the budget where it leaves him most (95 % interval"),
+        (row(0.2), False, "does not keep its word. Of what"),
+        (row(0.84), False, "(95 % interval 11 to 21); at the whole budget he reaches 50.0 %"),
+        (row(0.2, trainability=None), False, "does not keep its word"),
+        (row(0.94), None, "(the interval of resistance, 0.89 to 0.99, has 0.9 in it). Of"),
+        (row(0.86), None, "cannot be told (the interval of resistance, 0.81 to 0.91"),
+        (row(1.0, None), None, "cannot be told (one seed gives no interval). Of what"),
+        (row(1.0, intactness=0.3), None, "cannot be told (intactness is 0.30: what an attacker"),
+        (row(1.0, trainability=None), None, "cannot be told (trainability is not known: "),
+        (row(None, None), None, "cannot be told. There is no resistance: no seed on which"),
+    ],
+)  # fmt: skip
+def test_the_verdict_goes_by_the_interval(
+    told: dict[str, Any], kept: bool | None, words: str
+) -> None:
+    assert audits.kept(told) is kept
+    assert words in audits.verdict(told)
+    assert audits.verdict(told).startswith("Verdict: ")
+    assert audits.verdict({**told, "provisional": True}).startswith("Verdict, provisional: ")
+
+
+@pytest.mark.parametrize(
+    ("told", "required", "met"),
+    [
+        (row(0.9), 0.85, True),
+        (row(0.9), 0.86, False),
+        (row(0.9, None), 0.9, True),
+        (row(0.9, None), 0.91, False),
+        (row(None, None), 0.0, False),
+    ],
+)
+def test_a_requirement_goes_by_the_lower_end(
+    told: dict[str, Any], required: float, met: bool
+) -> None:
+    assert audits.meets(told, required) is met
+
+
+def test_a_plugin_that_is_made_of_a_file_is_in_no_list() -> None:
+    assert not [name for name in defenses.names(hidden=True) if name.startswith("checkpoint")]
