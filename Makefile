@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test lint benchmark measure clean
+.PHONY: demo test lint benchmark measure leaderboard clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sophon-bench run --config examples/demo.yaml
@@ -26,6 +26,10 @@ benchmark: $(VENV)/.installed-test
 # What docs/performance.md says: about fifteen minutes on two cores, on an idle machine.
 measure: $(VENV)/.installed-test
 	OMP_NUM_THREADS=2 $(BIN)/python tests/benchmarks/measure.py --out build/performance
+
+# LEADERBOARD.md, and its tables of scores in README.md, from leaderboard/results.
+leaderboard: $(VENV)/.installed
+	$(BIN)/python tests/published.py --write
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache

@@ -482,6 +482,7 @@ class _Watched:
                 try:
                     made = next(steps)
                 except StopIteration as stop:
+                    self._seconds = None
                     return stop.value
                 finally:
                     self.spoiled |= type(model) is not kind or "forward" in vars(model)
@@ -494,9 +495,8 @@ class _Watched:
             else:
                 self.later_draws = (drawn - drawn_at_first) / (self.yields - 1)
             yield made
-            if self.yields == self._updates:
-                return None
-            if self._seconds is not None and time.perf_counter() - begin > self._seconds:
+            late = self._seconds is not None and time.perf_counter() - begin > self._seconds
+            if late or self.yields == self._updates:
                 self._updates, self._seconds = self.yields, None
                 return None
 

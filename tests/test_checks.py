@@ -833,3 +833,34 @@ def test_a_run_refuses_bad_input_in_one_line(
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("slow", "yields"),
+    [((0,), 2), ((1, 2), 5), ((), 5)],
+    ids=["the first run is late", "a later run is late", "no run is late"],
+)
+def test_later_runs_of_a_defense_are_as_long_as_the_first(
+    monkeypatch: pytest.MonkeyPatch, slow: Sequence[int], yields: int
+) -> None:
+    """A machine that is busy during one of two runs must not make them differ."""
+
+    class Counting:
+        def run(self, model: Model, view: object) -> Iterator[int]:
+            yield from range(9)
+
+    clock = 0.0
+
+    def now() -> float:
+        return clock
+
+    monkeypatch.setattr(testing.time, "perf_counter", now)
+    watched = testing._Watched(Counting(), updates=5, seconds=1.5)
+    counts = []
+    for number in range(3):
+        found = 0
+        for _ in watched.run(nn.Identity(), object()):  # type: ignore[arg-type]
+            found += 1
+            clock += 1.0 if number in slow else 0.0
+        counts.append(found)
+    assert counts == [yields] * 3
