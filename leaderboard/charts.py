@@ -138,7 +138,12 @@ def sweep(row: Row, undefended: Row | None) -> Figure:
         )
     ]  # fmt: skip
     layout = {
-        "xaxis": {"type": "log", "dtick": 1, "title": {"text": "learning rate"}},
+        "xaxis": {
+            "type": "log",
+            "dtick": 1,
+            "tickformat": "~g",
+            "title": {"text": "learning rate"},
+        },
         "yaxis": {"title": {"text": "%"}, "range": [0, 102]},
         "height": 220,
         "showlegend": False,
@@ -285,7 +290,7 @@ def _multiples(series: Mapping[str, Sequence[Dot]], title: str) -> Figure | None
                 "size": 11,
                 "color": COLOURS[number % len(COLOURS)],
                 "symbol": [SYMBOLS[dot.bound] for dot in dots],
-                "line": {"width": 1.5},
+                "line": {"width": 1.5, "color": COLOURS[number % len(COLOURS)]},
             },
             "text": [dot.text for dot in dots],
             "hovertemplate": f"{label}: %{{text}}<extra></extra>",

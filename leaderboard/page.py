@@ -220,6 +220,15 @@ class Card:
         row: Its row of scores.
         line: Texts of that by column.
         marks: Words that a reader must not miss, and what each means.
+        fidelity: Terms and texts of what the code says of it.
+        facts: Those of where its numbers come from.
+        spent: Those of what protecting took.
+        trouble: Trials that did not run, or not to their end, and why.
+        command: Makes its records again.
+        curves: Figures by budget.
+        sweeps: Figures by learning rate.
+        winners: Which attack won, by budget.
+        levels: What the curves show, in numbers.
     """
 
     id: str
@@ -236,7 +245,8 @@ class Card:
     command: str
     curves: Sequence[Mapping[str, str]]
     sweeps: Sequence[Mapping[str, str]]
-    tables: Sequence[Table]
+    winners: Table | None
+    levels: Sequence[Table]
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -476,10 +486,8 @@ def _card(
         command=reproduction(cells),
         curves=curves,
         sweeps=sweeps,
-        tables=[
-            *([tables.winner_table(rows["winners"], trials)] if rows["winners"] else []),
-            *(_levels(curve) for curve in rows["curves"]),
-        ],
+        winners=tables.winner_table(rows["winners"], trials) if rows["winners"] else None,
+        levels=[_levels(curve) for curve in rows["curves"]],
     )
 
 
@@ -622,9 +630,7 @@ def _ranges(numbers: Iterable[int]) -> str:
     return ",".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _heat_maps(
-    rows: Sequence[Row], order: Sequence[str], trials: tables.Trials
-) -> list[HeatMap]:
+def _heat_maps(rows: Sequence[Row], order: Sequence[str], trials: tables.Trials) -> list[HeatMap]:
     """One per n: what every attack reached against every defense."""
     found = []
     for samples in dict.fromkeys(row["samples"] for row in rows):
@@ -657,9 +663,11 @@ def _longer(key: tuple[str, int]) -> str:
     return f" ×{key[1]}" if key[1] > 1 else ""
 
 
-def _order(key: tuple[str, int], found: Mapping[str, Row], trials: tables.Trials) -> tuple[Any, ...]:
-    """Fresh weights first."""
-    return (not next(iter(found.values()))["control"], trials.order(key[0]), key[1])
+def _order(
+    key: tuple[str, int], found: Mapping[str, Row], trials: tables.Trials
+) -> tuple[Any, ...]:
+    """Fresh weights last."""
+    return (next(iter(found.values()))["control"], trials.order(key[0]), key[1])
 
 
 def _heat(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
+NAMES = ("chromium", "google-chrome")
 DESKTOP, PHONE = (1280, 900), (375, 740)
 
 
@@ -57,6 +57,31 @@ def opened(running: Any, file: Path, size: tuple[int, int] = DESKTOP, **context:
     return found
 
 
+def picture(
+    running: Any,
+    file: Path,
+    shot: Path,
+    *,
+    dark: bool = False,
+    phone: bool = False,
+    whole: bool = False,
+    details: bool = False,
+) -> None:
+    """Take a picture of a page, or of its first window; with ``details``, of the last defense's."""
+    found = opened(
+        running,
+        file,
+        PHONE if phone else DESKTOP,
+        color_scheme="dark" if dark else "light",
+        device_scale_factor=2 if phone else 1.5,
+    )
+    if details:
+        found.page.locator("a.open").last.click()
+        found.page.locator("details[open] .main-svg").last.wait_for()
+    found.page.screenshot(path=shot, full_page=whole)
+    found.page.context.close()
+
+
 def main() -> None:
     """Take a picture of a page."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -65,21 +90,10 @@ def main() -> None:
     parser.add_argument("--dark", action="store_true")
     parser.add_argument("--phone", action="store_true")
     parser.add_argument("--whole", action="store_true", help="all of the page, not one window")
-    parser.add_argument("--open", action="store_true", help="open the last defense's details")
-    given = parser.parse_args()
+    parser.add_argument("--details", action="store_true", help="open the last defense")
+    given = vars(parser.parse_args())
     with browser() as running:
-        found = opened(
-            running,
-            given.page,
-            PHONE if given.phone else DESKTOP,
-            color_scheme="dark" if given.dark else "light",
-            device_scale_factor=2 if given.phone else 1.5,
-        )
-        if given.open:
-            found.page.locator("a.open").last.click()
-            found.page.locator("details[open] .main-svg").first.wait_for()
-        found.page.screenshot(path=given.shot, full_page=given.whole)
-    print(given.shot)
+        picture(running, given.pop("page"), given.pop("shot"), **given)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,15 @@ const dark = () => (root.dataset.theme ?? (systemDark.matches ? "dark" : "light"
 if (["light", "dark"].includes(storage.read())) root.dataset.theme = storage.read();
 
 document.addEventListener("DOMContentLoaded", () => {
-  const drawn = new Map();
+  const drawn = new Set();
   const { figures, themes } = JSON.parse(document.getElementById("figures").textContent);
 
   function draw(element) {
     const { data, layout } = figures[element.dataset.figure];
     const template = { layout: themes[dark() ? "dark" : "light"].layout };
     Plotly.react(element, data, { ...layout, template }, { displayModeBar: false, responsive: true });
-    drawn.set(element, true);
+    element.style.height = `${layout.height}px`;
+    drawn.add(element);
   }
   const visible = (element) => !element.closest("details:not([open])");
   function drawVisible(within) {
@@ -34,7 +35,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const button = document.getElementById("theme");
   function themed() {
     button.textContent = dark() ? "Light" : "Dark";
-    for (const element of drawn.keys()) draw(element);
+    for (const element of drawn) draw(element);
   }
   button.addEventListener("click", () => {
     root.dataset.theme = dark() ? "light" : "dark";
@@ -117,6 +118,13 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const details of document.querySelectorAll("details.card")) {
     details.addEventListener("toggle", () => details.open && drawVisible(details));
   }
+
+  // Paper is narrower than the window that figures were drawn for.
+  const pictures = () => document.querySelectorAll(".figure .main-svg");
+  addEventListener("beforeprint", () => pictures().forEach((svg) => {
+    svg.setAttribute("viewBox", `0 0 ${svg.width.baseVal.value} ${svg.height.baseVal.value}`);
+  }));
+  addEventListener("afterprint", () => pictures().forEach((svg) => svg.removeAttribute("viewBox")));
 
   for (const copy of document.querySelectorAll("button.copy")) {
     copy.addEventListener("click", async () => {

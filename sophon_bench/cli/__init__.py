@@ -83,6 +83,7 @@ def main() -> None:
 
 for command in (
     running.run, running.study, running.tune, telling.table, telling.plot, telling.cards,
-    telling.freeze, paging.page, costs.overhead, looking.list_, looking.show, authoring.check, authoring.new,
+    telling.freeze, paging.page, costs.overhead, looking.list_, looking.show,
+    authoring.check, authoring.new,
 ):  # fmt: skip
     main.add_command(command)

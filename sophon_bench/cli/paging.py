@@ -55,9 +55,7 @@ def page(sources: Sequence[Path], store: Path | None, plugin: Sequence[Path], ou
 
     load_plugins(plugin)
     with no_collector():
-        submissions = [
-            leaderboard.Submission(cells=cells) for cells in _records(sources, store)
-        ]
+        submissions = [leaderboard.Submission(cells=cells) for cells in _records(sources, store)]
         try:
             index = leaderboard.write(
                 submissions,
@@ -79,8 +77,7 @@ def _leaderboard() -> Any:
         if (error.name or "").split(".")[0] not in ("jinja2", "plotly"):
             raise
         raise Refused(
-            f"a page needs {error.name}, which is not installed: "
-            "pip install 'sophon-bench[page]'"
+            f"a page needs {error.name}, which is not installed: pip install 'sophon-bench[page]'"
         ) from error
     return page
 
