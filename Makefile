@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test lint benchmark measure leaderboard clean
+.PHONY: demo test lint browser screenshot leaderboard benchmark measure clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sophon-bench run --config examples/demo.yaml
@@ -19,6 +19,19 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# A browser for the tests of the page, which are skipped without one: Debian's, where it may be had.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { \
+	  sudo=; test "$$(id -u)" = 0 || sudo='sudo -n'; \
+	  $$sudo timeout 300 apt-get update -qq && \
+	  $$sudo timeout 600 apt-get install -qq -y --no-install-recommends chromium; \
+	} || echo "no Chromium, and none can be installed here: browser tests are skipped"
+
+# docs/page.png, of the published results.
+screenshot: $(VENV)/.installed-test
+	$(BIN)/sophon-bench page --out build/page
+	$(BIN)/python tests/browser.py build/page/index.html --shot docs/page.png
 
 benchmark: $(VENV)/.installed-test
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only

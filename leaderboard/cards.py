@@ -181,7 +181,7 @@ def _accuracy(mean: float, half_width: float | None) -> str:
 
 
 def _card(subject: Subject, measured: _Measured) -> str:
-    summary, formulas, different = _read(subject.description)
+    summary, formulas, different = passages(subject.description)
     facts = {
         "Source": subject.reference or "none named",
         "Different from the original": different or "not stated",
@@ -200,7 +200,7 @@ def _card(subject: Subject, measured: _Measured) -> str:
     return "\n\n".join(parts)
 
 
-def _read(description: str) -> tuple[str, list[str], str]:
+def passages(description: str) -> tuple[str, list[str], str]:
     """Summary, further paragraphs, and what is different, of a class docstring in Markdown."""
     text = description.partition("\nArgs:")[0].replace("``", "`")
     summary, *others = (" ".join(part.split()) for part in text.strip().split("\n\n"))
@@ -234,22 +234,23 @@ def _origin(cells: Sequence[Cell], recipe: Recipe, command: str) -> str:
     lines = [
         f"- Made by `{command}`.",
         f"- The paper's recipe: {recipe.name}, {len(recipe.trials)} trials; beside it "
-        f"{_words(recipe.controls)}, with its defaults.",
+        f"{distinct(recipe.controls)}, with its defaults.",
     ]
     if cells:
         lines += [
-            f"- {len(cells)} records, of protocol {_words(cell.protocol for cell in cells)}, "
-            f"seeds {_words(cell.seed for cell in cells)}, "
-            f"suites {_words(cell.suite or 'none (single attacks)' for cell in cells)}.",
-            f"- They are from {'; '.join(sorted({_where(cell) for cell in cells}))}; finished "
-            f"{_dates(cell.provenance.finished[:10] for cell in cells)}.",
+            f"- {len(cells)} records, of protocol {distinct(cell.protocol for cell in cells)}, "
+            f"seeds {distinct(cell.seed for cell in cells)}, "
+            f"suites {distinct(cell.suite or 'none (single attacks)' for cell in cells)}.",
+            f"- They are from {'; '.join(sorted({made_on(cell) for cell in cells}))}; finished "
+            f"{days(cell.provenance.finished[:10] for cell in cells)}.",
         ]
     else:
         lines.append("- No records.")
     return "\n".join(["## What this page rests on", "", *lines])
 
 
-def _where(cell: Cell) -> str:
+def made_on(cell: Cell) -> str:
+    """Package, commit, torch and device that a record was made with, in words."""
     where = cell.provenance
     commit = "an unknown commit" if where.commit is None else f"commit {where.commit[:8]}"
     return (
@@ -259,11 +260,12 @@ def _where(cell: Cell) -> str:
     )
 
 
-def _words(values: Iterable[Any]) -> str:
+def distinct(values: Iterable[Any]) -> str:
     """Each once, in order."""
     return ", ".join(map(str, sorted(set(values))))
 
 
-def _dates(days: Iterable[str]) -> str:
-    first, *others = sorted(set(days))
+def days(found: Iterable[str]) -> str:
+    """The first and the last of them."""
+    first, *others = sorted(set(found))
     return f"{first} to {others[-1]}" if others else first

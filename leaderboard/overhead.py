@@ -96,10 +96,11 @@ def _protection(rows: Sequence[Row], notes: list[str]) -> Table:
 
 
 def _protection_line(row: Row) -> list[str]:
-    return [row["defense"], str(row["seeds"]), *(_spent(row, name) for name in UNITS)]
+    return [row["defense"], str(row["seeds"]), *(spent(row, name) for name in UNITS)]
 
 
-def _spent(row: Row, name: str) -> str:
+def spent(row: Row, name: str) -> str:
+    """What protecting took of one of `UNITS`, and that as a multiple of pre-training."""
     amount, times = row[f"protect_{name}"], row[f"protect_{name}_times"]
     if amount is None:
         return NOTHING
@@ -145,7 +146,7 @@ def _half_costs(samples: int, rows: Sequence[Row], trials: Trials) -> Table:
 
 
 def _cell(row: Row) -> str:
-    multiples = [_bounded(row, f"times_{of}") for of in ("undefended", "scratch")]
+    multiples = [bounded(row, f"times_{of}") for of in ("undefended", "scratch")]
     return f"{_steps(row, 'half_cost')} ({', '.join(multiples)})"
 
 
@@ -153,7 +154,8 @@ def _steps(row: Row, key: str) -> str:
     return _sign(row, key) + _amount(row[key] / REFERENCE_BATCH)
 
 
-def _bounded(row: Row, key: str) -> str:
+def bounded(row: Row, key: str) -> str:
+    """A multiple of `metrics.half_costs` with the sign of its bound."""
     return NOTHING if row[key] is None else multiple(row[key], _sign(row, key))
 
 

@@ -190,11 +190,11 @@ def _file_name(place: Key, kind: str) -> str:
 def envelopes(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     """What a tuned attacker gets for a budget: against each defense, undefended, fresh weights."""
     lines = [
-        Line(label=label, points=_in_steps(_longest(rows, label), 100), style=style)
+        Line(label=label, points=in_steps(_longest(rows, label), 100), style=style)
         for label, style in (("undefended", UNDEFENDED), ("scratch", SCRATCH))
     ]
     for row in _defenses(rows):
-        points = _in_steps(row["protected"], 100)
+        points = in_steps(row["protected"], 100)
         lines.append(Line(label=row["defense"], points=points, style=styles[row["defense"]]))
     return _budget_figure(rows, lines, "What a tuned attacker reaches", "restricted accuracy (%)")
 
@@ -206,8 +206,8 @@ def resistance(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | Non
         name, style = row["defense"], styles[row["defense"]]
         of_all = {**style, "linestyle": ":", "marker": ""}
         # matplotlib's legends leave out what begins with an underscore
-        lines.append(Line(label=f"_{name}", points=_in_steps(row["resistance_all"]), style=of_all))
-        lines.append(Line(label=name, points=_in_steps(row["resistance"]), style=style))
+        lines.append(Line(label=f"_{name}", points=in_steps(row["resistance_all"]), style=of_all))
+        lines.append(Line(label=name, points=in_steps(row["resistance"]), style=style))
     title = "Resistance by budget (dotted: of all n together)"
     figure = _budget_figure(rows, lines, title, "resistance R(b)")
     if figure is not None:
@@ -442,7 +442,8 @@ def _longest(rows: Iterable[Row], key: str) -> Sequence[Sequence[Any]]:
     return max(levels, key=len)
 
 
-def _in_steps(levels: Iterable[Sequence[Any]], scale: float = 1) -> list[Level]:
+def in_steps(levels: Iterable[Sequence[Any]], scale: float = 1) -> list[Level]:
+    """Levels by budget in steps instead of units, their values times ``scale``."""
     return [_scaled(level, 1 / REFERENCE_BATCH, scale) for level in levels]
 
 
@@ -461,7 +462,7 @@ def _budget_figure(
     axes.set_xscale("log")
     _draw(axes, lines)
     budgets = sorted({x for line in lines for x, _, _ in line.points})
-    axes.set_xticks(budgets, [_count(budget) for budget in budgets])
+    axes.set_xticks(budgets, [short_count(budget) for budget in budgets])
     axes.minorticks_off()
     longest = rows[0]["budget"] / REFERENCE_BATCH
     axes.axvline(longest, color="#777777", linewidth=0.8, linestyle=":")
@@ -473,7 +474,8 @@ def _budget_figure(
     return figure
 
 
-def _count(steps: float) -> str:
+def short_count(steps: float) -> str:
+    """Three digits, or all of a whole number below ten thousand."""
     if steps >= 10_000:
         return f"{steps / 1000:.3g}k"
     return f"{steps:.0f}" if steps >= 100 else f"{steps:.3g}"

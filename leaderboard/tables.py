@@ -32,6 +32,7 @@ Key = tuple[Any, ...]
 NOTHING = "·"
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 PROVISIONAL = "†"
+WHY_PROVISIONAL = "fewer than five seeds, or no frozen list of budgets and n that count"
 ROLLED_BACK = "‡"
 MARGIN = 2
 """Width that the console puts between columns."""
@@ -183,7 +184,7 @@ def _place(where: Key, rows: Sequence[Row], scores: Sequence[Row], winners: Sequ
         for samples in dict.fromkeys(row["samples"] for row in rows)
     ]
     tables = [score_table(scores)] if scores else []
-    tables += [_winner_table(winners, trials)] if winners else []
+    tables += [winner_table(winners, trials)] if winners else []
     return Place(title=heading(where, rows), tables=[*tables, *matrices])
 
 
@@ -252,8 +253,7 @@ def score_table(scores: Sequence[Row]) -> Table:
 def _score_notes(scores: Sequence[Row], reasons: Sequence[str]) -> list[str]:
     notes = [f"{_superscript(i)} {reason}" for i, reason in enumerate(reasons, 1)]
     if any(row["provisional"] for row in scores):
-        why = "fewer than five seeds, or no frozen list of budgets and n that count"
-        notes.append(f"{PROVISIONAL} provisional: {why}")
+        notes.append(f"{PROVISIONAL} provisional: {WHY_PROVISIONAL}")
     return notes
 
 
@@ -464,7 +464,8 @@ def multiple(value: float, bound: str = "") -> str:
     return f"{bound}{text}×"
 
 
-def _winner_table(winners: Sequence[Row], trials: Trials) -> Table:
+def winner_table(winners: Sequence[Row], trials: Trials) -> Table:
+    """Rows of `metrics.winners` of one place: a line per defense and n, a column per budget."""
     budgets = sorted({row["times"] for row in winners})
     lines: dict[tuple[bool, str, int], dict[float, str]] = {}
     for row in winners:
@@ -556,7 +557,7 @@ def _matrix(
     def line(key: tuple[str, int], name: str) -> list[str]:
         longer = f" ×{key[1]}" if key[1] > 1 else ""
         found = by_attack[key]
-        return [name + longer, *(_cell(found.get(d), best[d]["seeds"]) for d in defenses)]
+        return [name + longer, *(attack_cell(found.get(d), best[d]["seeds"]) for d in defenses)]
 
     envelopes = sorted((k for k, at in by_attack.items() if _is_envelope(_any(at))), key=_stretch)
     tried = sorted(
@@ -593,7 +594,7 @@ def span(seeds: Iterable[int]) -> str:
     return f"{listed} seed{'' if counts[-1] == 1 else 's'}"
 
 
-def _cell(row: Row | None, seeds: int) -> str:
+def attack_cell(row: Row | None, seeds: int) -> str:
     """What a trial reached, and on how many of the defense's ``seeds`` if not on all."""
     if row is None:
         return NOTHING

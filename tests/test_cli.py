@@ -299,13 +299,15 @@ def test_help_and_completion_import_no_torch() -> None:
         "import sys, contextlib\n"
         "from sophon_bench.cli import main\n"
         "for a in (['--help'], ['run', '--help'], ['plot', '--help'], ['study', '--help'],\n"
-        "  ['tune', '--help'], ['list', 'studies'], ['cards', '--help'], ['audit', '--help']):\n"
+        "  ['tune', '--help'], ['list', 'studies'], ['cards', '--help'], ['audit', '--help'],"
+        "  ['page', '--help'], ['verify', '--help']):\n"
         "    with contextlib.suppress(SystemExit): main(a)\n"
         "from click.shell_completion import ShellComplete\n"
         "shell = ShellComplete(main, {}, 'sophon-bench', '_X')\n"
         "found = shell.get_completions(['run', '--attack'], 'fine')\n"
         "print([c.value for c in found])\n"
-        "print([m for m in ('torch', 'timm', 'pandas', 'matplotlib') if m in sys.modules])\n"
+        "heavy = ('torch', 'timm', 'pandas', 'matplotlib', 'plotly', 'jinja2')\n"
+        "print([m for m in heavy if m in sys.modules])\n"
     )
     lines = python(code).splitlines()
     assert lines[-2:] == ["['finetune']", "[]"]
@@ -322,7 +324,7 @@ def test_the_version_is_the_packages() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "list", "show", "table", "plot", "study", "tune", "cards", "audit"]
+    "command", ["run", "list", "show", "table", "plot", "study", "tune", "cards", "audit", "page"]
 )
 def test_every_help_has_examples(command: str) -> None:
     assert "Examples:\n  sophon-bench" in call(command, "--help").stdout.replace("    ", "  ")

@@ -9,7 +9,16 @@ from typing import Any
 import click
 
 from sophon_bench import __version__
-from sophon_bench.cli import auditing, authoring, costs, looking, running, submitting, telling
+from sophon_bench.cli import (
+    auditing,
+    authoring,
+    costs,
+    looking,
+    paging,
+    running,
+    submitting,
+    telling,
+)
 from sophon_bench.cli.common import Refused
 
 
@@ -85,7 +94,7 @@ def main() -> None:
 for command in (
     running.run, running.study, running.tune, auditing.audit,
     telling.table, telling.plot, telling.cards, telling.freeze,
-    submitting.submit, submitting.verify,
+    paging.page, submitting.submit, submitting.verify,
     costs.overhead, looking.list_, looking.show, authoring.check, authoring.new,
 ):  # fmt: skip
     main.add_command(command)

@@ -253,3 +253,21 @@ def presets_of(entry: Any) -> dict[str, str]:
         name: ", ".join(f"{k}={v}" for k, v in values.items()) or "the defaults"
         for name, values in entry.presets.items()
     }
+
+
+def subject_of(entry: Any) -> Any:
+    """What the registry knows of a defense, as plain words."""
+    import dataclasses
+    import inspect
+
+    from sophon_bench.leaderboard.cards import Subject
+
+    return Subject(
+        name=entry.name,
+        description=inspect.cleandoc(entry.cls.__doc__ or ""),
+        reference=entry.reference,
+        claim=entry.claim,
+        source=entry.source,
+        hyperparameters={f.name: repr(f.default) for f in dataclasses.fields(entry.cls)},
+        presets=presets_of(entry),
+    )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -19,9 +17,9 @@ from sophon_bench.cli.common import (
     no_collector,
     open_store,
     plugin_option,
-    presets_of,
     read_records,
     store_option,
+    subject_of,
 )
 
 
@@ -168,7 +166,7 @@ def cards(
     some = source is not None or store is not None or (default_root() / "store.json").exists()
     with no_collector():
         text = cards(
-            [_subject(entry) for entry in entries if not entry.control],
+            [subject_of(entry) for entry in entries if not entry.control],
             read_records(source, store) if some else [],
             recipe=recipe,
             command=_cards_command(names, source),
@@ -179,23 +177,6 @@ def cards(
     else:
         write_atomic(out.absolute(), text.encode())
         click.echo(out)
-
-
-def _subject(entry: Any) -> Any:
-    """What the registry knows of a defense, as plain words."""
-    import inspect
-
-    from sophon_bench.leaderboard.cards import Subject
-
-    return Subject(
-        name=entry.name,
-        description=inspect.cleandoc(entry.cls.__doc__ or ""),
-        reference=entry.reference,
-        claim=entry.claim,
-        source=entry.source,
-        hyperparameters={f.name: repr(f.default) for f in dataclasses.fields(entry.cls)},
-        presets=presets_of(entry),
-    )
 
 
 def _cards_command(names: Sequence[str], source: Path | None) -> str:

@@ -1,0 +1,683 @@
+"""The page that people come to: submissions as a static site, derived from their records alone.
+
+Names, titles and links are data of strangers. They reach the page through jinja2 with escaping on,
+a link only if it is one of the web, and figures through `charts`, which escapes too.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+
+from sophon_bench import metrics
+from sophon_bench.files import write_atomic
+from sophon_bench.leaderboard import cards, charts, overhead, tables
+from sophon_bench.leaderboard.plots import in_steps, short_count
+from sophon_bench.leaderboard.tables import NOTHING, Key, Row, Table
+from sophon_bench.records import REFERENCE_BATCH, Cell
+
+TEMPLATES = Path(__file__).parent / "site"
+ASSETS = ("style.css", "page.js")
+LIBRARY = "plotly.min.js"
+
+Label = Literal["self-reported", "spot-checked", "reproduced"]
+Gaps = metrics.Frozen | Sequence[metrics.Frozen] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """Records, and who stands for them.
+
+    Args:
+        cells: Records of any places: defenses and their controls.
+        name: Tells submissions apart; empty: nobody submitted these.
+        title: Of what is submitted, for people.
+        authors: Who stands for it.
+        link: Where it is described.
+        label: Who has seen that the records can be made again.
+        submitted: The day, as ``2026-01-31``.
+    """
+
+    cells: Sequence[Cell]
+    name: str = ""
+    title: str = ""
+    authors: Sequence[str] = ()
+    link: str = ""
+    label: Label | None = None
+    submitted: str = ""
+
+    @property
+    def safe_link(self) -> str | None:
+        """The link if a browser may follow it: what runs in the page instead is none."""
+        return self.link if re.match(r"https?://", self.link) else None
+
+
+def write(
+    submissions: Sequence[Submission],
+    out: Path,
+    *,
+    subjects: Iterable[cards.Subject] = (),
+    sheets: Mapping[str, bytes] | None = None,
+    frozen: Gaps = None,
+) -> Path:
+    """Write the site into the directory ``out``, which is made; returns its ``index.html``.
+
+    Args:
+        submissions: At least one; each is scored against its own controls.
+        out: Files of the same names are replaced.
+        subjects: What the code says of defenses; those of other names are left out.
+        sheets: Pictures of scenarios by label, as PNG.
+        frozen: Which budgets and n count, as for `metrics.scores`.
+
+    Raises:
+        OSError: ``out`` cannot be made or written.
+    """
+    files = site(submissions, subjects=subjects, sheets=sheets, frozen=frozen)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomic(out.absolute() / name, content)
+    return out / "index.html"
+
+
+def site(
+    submissions: Sequence[Submission],
+    *,
+    subjects: Iterable[cards.Subject] = (),
+    sheets: Mapping[str, bytes] | None = None,
+    frozen: Gaps = None,
+) -> dict[str, bytes]:
+    """The site's files by name, the page last: the same bytes for the same records.
+
+    Arguments are those of `write`.
+    """
+    known = {subject.name: subject for subject in subjects}
+    figures = Figures()
+    pictures = {
+        scenario: (f"scenario-{number}.png", content)
+        for number, (scenario, content) in enumerate(sorted((sheets or {}).items()), 1)
+    }
+    sections = [
+        _section(number, key, parts, known, figures, pictures)
+        for number, (key, parts) in enumerate(_by_place(submissions, frozen), 1)
+    ]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    html = environment.get_template("index.html").render(
+        sections=sections,
+        labels=sorted({s.label for s in submissions if s.label is not None}),
+        figures={"figures": figures.found, "themes": charts.themes()},
+        versions=cards.distinct(
+            cell.provenance.version for submission in submissions for cell in submission.cells
+        ),
+    )
+    return {
+        **dict(pictures.values()),
+        **{name: (TEMPLATES / name).read_bytes() for name in ASSETS},
+        LIBRARY: charts.library(),
+        "index.html": html.encode(),
+    }
+
+
+KINDS: Mapping[str, Callable[[Any, Gaps], list[dict[str, Any]]]] = {
+    "releases": lambda places, _: metrics.releases(places),
+    "scores": metrics.scores,
+    "attacks": lambda places, _: metrics.rows(places),
+    "winners": lambda places, _: metrics.winners(places),
+    "curves": metrics.curves,
+    "sweeps": lambda places, _: metrics.sweeps(places),
+    "protection": lambda places, _: metrics.protection(places),
+    "half_costs": metrics.half_costs,
+}
+"""Flat rows that the page shows, by name."""
+
+Rows = Mapping[str, Sequence[Row]]
+"""Rows by their kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one submission says in one place.
+
+    Args:
+        submission: Whose it is.
+        rows: Its rows there.
+        cells: Its records there, by defense.
+    """
+
+    submission: Submission
+    rows: Rows
+    cells: Mapping[str, Sequence[Cell]]
+
+    @property
+    def controls(self) -> set[str]:
+        """Names of the undefended model, and of pre-training, which stands for it."""
+        made = self.rows["releases"]
+        return {metrics.PRETRAINING, *(row["defense"] for row in made if row["control"])}
+
+    @property
+    def control_seeds(self) -> int:
+        """Seeds on which the undefended model was attacked."""
+        return max((row["seeds"] for row in self.rows["scores"] if row["control"]), default=-1)
+
+
+def _by_place(submissions: Iterable[Submission], frozen: Gaps) -> list[tuple[Key, list[Part]]]:
+    found: dict[Key, list[Part]] = {}
+    for submission in submissions:
+        for key, part in _parts(submission, frozen):
+            found.setdefault(key, []).append(part)
+    return sorted(found.items(), key=lambda pair: tuple(map(str, pair[0])))
+
+
+def _parts(submission: Submission, frozen: Gaps) -> Iterator[tuple[Key, Part]]:
+    places = metrics.places(submission.cells)
+    rows = {kind: tables.by_place(find(places, frozen)) for kind, find in KINDS.items()}
+    for key, sides in zip(rows["releases"], places, strict=True):
+        cells = {
+            defense: [cell for here in own.values() for cell in here]
+            for defense, own in sides.models.items()
+        }
+        own_rows = {kind: by_place.get(key, []) for kind, by_place in rows.items()}
+        yield key, Part(submission=submission, rows=own_rows, cells=cells)
+
+
+class Figures:
+    """Figures of a page by their keys."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, charts.Figure] = {}
+
+    def add(self, title: str, figure: charts.Figure | None) -> list[dict[str, str]]:
+        """What a template needs to place a figure; nothing if there is none."""
+        if figure is None:
+            return []
+        key = f"f{len(self.found) + 1}"
+        self.found[key] = figure
+        return [{"key": key, "title": title}]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A defense in one place: its row in the table of scores, and its details.
+
+    Args:
+        id: Of its element.
+        name: Unique in its place.
+        submission: Whose it is.
+        control: Whether it is pinned.
+        row: Its row of scores.
+        line: Texts of that by column.
+        marks: Words that a reader must not miss, and what each means.
+        fidelity: Terms and texts of what the code says of it.
+        facts: Those of where its numbers come from.
+        spent: Those of what protecting took.
+        trouble: Trials that did not run, or not to their end, and why.
+        command: Makes its records again.
+        curves: Figures by budget.
+        sweeps: Figures by learning rate.
+        winners: Which attack won, by budget.
+        levels: What the curves show, in numbers.
+    """
+
+    id: str
+    name: str
+    submission: Submission
+    control: bool
+    row: Row
+    line: Mapping[str, str]
+    marks: Sequence[tuple[str, str]]
+    fidelity: Sequence[tuple[str, str]]
+    facts: Sequence[tuple[str, str]]
+    spent: Sequence[tuple[str, str]]
+    trouble: Sequence[str]
+    command: str
+    curves: Sequence[Mapping[str, str]]
+    sweeps: Sequence[Mapping[str, str]]
+    winners: Table | None
+    levels: Sequence[Table]
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Ends of the score's interval in [0, 100], if there is a score."""
+        score, half = self.row["score"], self.row["score_half_width"]
+        if score is None:
+            return None
+        low, high = max(0.0, score - (half or 0)), min(100.0, score + (half or 0))
+        return round(low, 2), round(high, 2)
+
+    def sort_value(self, column: str) -> float | str | None:
+        """What the column is sorted by; None comes last."""
+        if column == "flags":
+            return len(self.row["flags"])
+        if column not in SORTED_BY:
+            return self.line[column]
+        value: float | None = self.row[SORTED_BY[column]]
+        return None if value is None else round(value, 6)
+
+
+SORTED_BY: Mapping[str, str] = {
+    "score": "score",
+    "resistance": "resistance",
+    "worst n": "worst_resistance",
+    "intact": "intactness",
+    "trainable": "trainability",
+    "B50 (search)": "b50",
+    "original (was)": "original_after",
+    "restricted": "restricted_after",
+    "cost": "protect_cost",
+}
+"""Keys of rows of scores by column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatCell:
+    """What an attack reached against a defense: in words, and as a fraction if it reached any."""
+
+    text: str
+    value: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """Attacks (lines) by defenses (columns); ``envelopes`` are lines too."""
+
+    title: str
+    defenses: Sequence[str]
+    envelopes: Sequence[tuple[str, Sequence[HeatCell]]]
+    attacks: Sequence[tuple[str, Sequence[HeatCell]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Everything about one scenario, backbone and budget."""
+
+    id: str
+    scenario: str
+    backbone: str
+    heading: str
+    tiles: Sequence[tuple[str, str]]
+    columns: Sequence[str]
+    scratch: Sequence[Mapping[str, str]]
+    notes: Sequence[str]
+    cards: Sequence[Card]
+    heat_maps: Sequence[HeatMap]
+    costs: Sequence[Table]
+    cost_figures: Sequence[Mapping[str, str]]
+    picture: str | None = field(default=None)
+
+    @property
+    def controls(self) -> list[Card]:
+        """Pinned above all sorting."""
+        return [card for card in self.cards if card.control]
+
+    @property
+    def defenses(self) -> list[Card]:
+        """What is judged, the best first."""
+        return [card for card in self.cards if not card.control]
+
+
+def _section(
+    number: int,
+    key: Key,
+    parts: Sequence[Part],
+    subjects: Mapping[str, cards.Subject],
+    figures: Figures,
+    pictures: Mapping[str, tuple[str, bytes]],
+) -> Section:
+    """One place: the defenses of all parts, and the controls of the one that has most seeds."""
+    home = max(parts, key=lambda part: part.control_seeds)
+    names = _names(parts, home)
+    origin = {name: (parts[i], defense) for (i, defense), name in names.items()}
+    rows = _merged(parts, names)
+    trials = tables.Trials(rows["attacks"])
+    table = tables.score_table(rows["scores"])
+    at = dict(zip(tables.WHERE, key, strict=True))
+    scored = {row["defense"]: row for row in rows["scores"]}
+    lines = {line[0]: dict(zip(table.columns[1:], line[1:], strict=True))
+             for line in [*table.quiet, *table.body]}  # fmt: skip
+    found = [
+        _card(
+            f"place-{number}-defense-{i}",
+            *origin[name],
+            _of(name, rows),
+            scored[name],
+            lines[name],
+            trials,
+            subjects,
+            figures,
+        )
+        for i, name in enumerate((name for name in lines if name in scored), 1)
+    ]
+    costs = overhead.Overhead(protection=rows["protection"], half_costs=rows["half_costs"])
+    records = {cell.key for part, defense in origin.values() for cell in part.cells[defense]}
+    controls = [row for row in rows["scores"] if row["control"]]
+    return Section(
+        id=f"place-{number}",
+        scenario=at["scenario"],
+        backbone=at["backbone"],
+        heading=tables.heading(key, rows["attacks"]),
+        tiles=[
+            *_bars(controls),
+            ("defenses", str(sum(not card.control for card in found))),
+            ("seeds", tables.span(row["seeds"] for row in rows["scores"]).split()[0])
+            if rows["scores"]
+            else ("seeds", NOTHING),
+            ("records", str(len(records))),
+        ],
+        columns=table.columns[1:],
+        scratch=[lines["scratch"]] if "scratch" in lines and "scratch" not in scored else [],
+        notes=table.notes,
+        cards=found,
+        heat_maps=_heat_maps(rows["attacks"], [card.name for card in found], trials),
+        costs=[table for place in overhead.places(costs) for table in place.tables],
+        cost_figures=[
+            *figures.add("Protecting", charts.protection(rows["protection"])),
+            *figures.add("A tuned attacker's cost to half", charts.half_costs(rows["half_costs"])),
+        ],
+        picture=pictures[at["scenario"]][0] if at["scenario"] in pictures else None,
+    )
+
+
+def _bars(controls: Sequence[Row]) -> list[tuple[str, str]]:
+    """What a tuned attacker reaches without a defense, and without pre-training."""
+    return [
+        (words, f"{tables.percent(row[key])} %")
+        for row in controls[:1]
+        for words, key in (
+            ("undefended, tuned attacker", "undefended_after"),
+            ("from scratch", "scratch_after"),
+        )
+        if row[key] is not None
+    ]
+
+
+def _names(parts: Sequence[Part], home: Part) -> dict[tuple[int, str], str]:
+    """Unique names of what is shown, by number of the part and its own name there."""
+    shown = [
+        (number, defense)
+        for number, part in enumerate(parts)
+        for defense in part.cells
+        if part is home or defense not in part.controls
+    ]
+    often = Counter(defense for _, defense in shown)
+    found: dict[tuple[int, str], str] = {}
+    for number, defense in shown:
+        whose = parts[number].submission.name or f"records {number + 1}"
+        name = f"{defense} ({whose})" if often[defense] > 1 else defense
+        taken = name in found.values()
+        found[number, defense] = f"{name}, {number + 1}" if taken else name
+    return found
+
+
+def _merged(parts: Sequence[Part], names: Mapping[tuple[int, str], str]) -> Rows:
+    """Rows of what is shown, under the names there; pre-training's of the part with controls."""
+    home = next((n for n, d in names if d in parts[n].controls), 0)
+    known = {**names, (home, metrics.PRETRAINING): metrics.PRETRAINING}
+    return {
+        kind: [
+            {**row, "defense": known[number, row["defense"]]}
+            for number, part in enumerate(parts)
+            for row in part.rows[kind]
+            if (number, row["defense"]) in known
+        ]
+        for kind in KINDS
+    }
+
+
+def _of(name: str, rows: Rows) -> Rows:
+    """A defense's own rows, and the undefended model's sweeps, to compare."""
+    found = {kind: [row for row in own if row["defense"] == name] for kind, own in rows.items()}
+    return {**found, "usual": [row for row in rows["sweeps"] if row["control"]]}
+
+
+def _card(
+    element: str,
+    part: Part,
+    defense: str,
+    rows: Rows,
+    row: Row,
+    line: Mapping[str, str],
+    trials: tables.Trials,
+    subjects: Mapping[str, cards.Subject],
+    figures: Figures,
+) -> Card:
+    (made,) = rows["releases"]
+    cells = part.cells[defense]
+    several = len(rows["curves"]) > 1
+    curves = []
+    for curve in rows["curves"]:
+        at = f", n = {curve['samples']}" if several else ""
+        curves += figures.add(f"What a tuned attacker reaches{at}", charts.envelopes(curve))
+        curves += figures.add(f"Resistance by budget{at}", charts.resistance(curve))
+    usual = {(found["samples"], found["family"]): found for found in rows["usual"]}
+    sweeps = []
+    for found in rows["sweeps"]:
+        at = f", n = {found['samples']}" if several else ""
+        other = usual.get((found["samples"], found["family"]))
+        sweeps += figures.add(f"{found['family']}{at}", charts.sweep(found, other))
+    return Card(
+        id=element,
+        name=row["defense"],
+        submission=part.submission,
+        control=row["control"],
+        row=row,
+        line=line,
+        marks=_marks(row),
+        fidelity=_fidelity(subjects.get(made["plugin"])),
+        facts=_facts(cells, made, subjects.get(made["plugin"])),
+        spent=[
+            (title, overhead.spent(found, unit))
+            for found in rows["protection"]
+            for unit, (title, _) in overhead.UNITS.items()
+        ],
+        trouble=_trouble(cells),
+        command=reproduction(cells),
+        curves=curves,
+        sweeps=sweeps,
+        winners=tables.winner_table(rows["winners"], trials) if rows["winners"] else None,
+        levels=[_levels(curve) for curve in rows["curves"]],
+    )
+
+
+def _marks(row: Row) -> list[tuple[str, str]]:
+    found = []
+    if row["unscored"]:
+        found.append(("no score", row["unscored"]))
+    if row["provisional"]:
+        found.append(("provisional", tables.WHY_PROVISIONAL))
+    if row["rolled_back"]:
+        often = f"{row['rolled_back']} of {tables.span([row['released_seeds']])}"
+        found.append(("rolled back", f"protection went back to its last good state on {often}"))
+    found += [
+        (status, f"some trials are {status}: they protect nothing")
+        for status in row["status"].split()
+        if status != "ok"
+    ]
+    return found
+
+
+def _fidelity(subject: cards.Subject | None) -> list[tuple[str, str]]:
+    if subject is None:
+        return []
+    summary, _, different = cards.passages(subject.description)
+    found = {
+        "What it does": summary,
+        "Reference": subject.reference,
+        "Different from the original": different,
+        "What its paper claims": subject.claim,
+    }
+    return [(term, text) for term, text in found.items() if text]
+
+
+def _facts(
+    cells: Sequence[Cell], made: Row, subject: cards.Subject | None
+) -> list[tuple[str, str]]:
+    """Where the numbers come from."""
+    statuses = Counter(cell.status for cell in cells)
+    other = (
+        ", another version than the description is of"
+        if subject is not None and subject.source != made["source"]
+        else ""
+    )
+    ended = "; ".join(f"{words} ({count} of {made['seeds']})" for words, count in made["ended"])
+    return [
+        ("Made with", "; ".join(sorted({cards.made_on(cell) for cell in cells}))),
+        ("Finished", cards.days(cell.provenance.finished[:10] for cell in cells)),
+        ("Seeds", cards.distinct(cell.seed for cell in cells)),
+        ("Records", ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))),
+        ("Suite", made["suite"] or "none: single attacks"),
+        (
+            "Protocol, schema",
+            f"{cards.distinct(cell.protocol for cell in cells)}, "
+            f"{cards.distinct(cell.schema_version for cell in cells)}",
+        ),
+        ("Data", cells[0].scenario.revision),
+        (
+            "Source",
+            f"{made['plugin']} {made['source'][:12]} of {cells[0].defense.distribution}{other}",
+        ),
+        ("Roll-backs and failures of protecting", ended or "none"),
+    ]
+
+
+def _trouble(cells: Iterable[Cell]) -> list[str]:
+    """Trials that did not run, or not to their end, and why."""
+    votes = Counter(
+        f"{cell.attack.label}, n = {cell.samples}: {cell.status}"
+        + (f", {cell.reason}" if cell.reason else "")
+        for cell in cells
+        if cell.status != "ok"
+    )
+    return [
+        words if count == 1 else f"{words} ({count} records)"
+        for words, count in sorted(votes.items())
+    ]
+
+
+def _levels(curve: Row) -> Table:
+    """What the curves show, in numbers."""
+    sides = ("undefended", "scratch") if curve["control"] else SIDES
+    levels = {
+        side: {
+            steps: tables.with_half_width(mean, half_width, 1)
+            for steps, mean, half_width in in_steps(curve[side], 100)
+        }
+        for side in sides
+    }
+    if not curve["control"]:
+        levels["resistance"] = {
+            steps: tables.with_half_width(value, None, 2)
+            for steps, value, _ in in_steps(curve["resistance"])
+        }
+    budgets = sorted({steps for found in levels.values() for steps in found})
+    return Table(
+        title=f"n = {curve['samples']}: restricted accuracy of the envelopes in %, and resistance, "
+        f"by budget in steps of {REFERENCE_BATCH} examples",
+        columns=["", *map(short_count, budgets)],
+        body=[
+            [name, *(found.get(steps, NOTHING) for steps in budgets)]
+            for name, found in levels.items()
+        ],
+    )
+
+
+SIDES = ("protected", "undefended", "scratch")
+
+
+def reproduction(cells: Sequence[Cell]) -> str:
+    """The command that makes records of one defense in one place again.
+
+    What a search added is not named: it follows from the suite.
+    """
+    first = cells[0]
+    asked = [c for c in cells if not c.derived and c.stretch == 1 and c.role == "restricted"]
+    listed = [c.suite.split()[0] if c.suite else c.attack.label
+              for c in asked if c.suite or not c.attack.control]  # fmt: skip
+    options = {
+        "--scenario": [first.scenario.label],
+        "--backbone": [first.backbone],
+        "--defense": [first.defense.label],
+        "--attack": sorted(set(listed)),
+        "--samples": [",".join(map(str, sorted({cell.samples for cell in asked})))],
+        "--seeds": [_ranges({cell.seed for cell in cells})],
+        "--steps": [f"{first.budget / REFERENCE_BATCH:g}"],
+        "--precision": [first.precision],
+    }
+    words = [word for name, values in options.items() for value in values for word in (name, value)]
+    return shlex.join(["sophon-bench", "run", *words])
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """``0-2,7``."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _heat_maps(rows: Sequence[Row], order: Sequence[str], trials: tables.Trials) -> list[HeatMap]:
+    """One per n: what every attack reached against every defense."""
+    found = []
+    for samples in dict.fromkeys(row["samples"] for row in rows):
+        lines: dict[tuple[str, int], dict[str, Row]] = {}
+        for row in rows:
+            if row["samples"] == samples:
+                lines.setdefault((row["attack"], row["stretch"]), {})[row["defense"]] = row
+        seeds = {name: row["seeds"] for name, row in lines[metrics.ENVELOPE, 1].items()}
+        names = [name for name in order if name in seeds]
+        found.append(
+            HeatMap(
+                title=f"n = {samples}, {tables.span(seeds.values())}",
+                defenses=names,
+                envelopes=[
+                    (f"tuned envelope{_longer(key)}", _heat(lines[key], names, seeds))
+                    for key in sorted(lines, key=lambda key: key[1])
+                    if key[0].startswith(metrics.ENVELOPE)
+                ],
+                attacks=[
+                    (trials.name(key[0]) + _longer(key), _heat(lines[key], names, seeds))
+                    for key in sorted(lines, key=lambda key: _order(key, lines[key], trials))
+                    if not key[0].startswith(metrics.ENVELOPE)
+                ],
+            )
+        )
+    return found
+
+
+def _longer(key: tuple[str, int]) -> str:
+    return f" ×{key[1]}" if key[1] > 1 else ""
+
+
+def _order(
+    key: tuple[str, int], found: Mapping[str, Row], trials: tables.Trials
+) -> tuple[Any, ...]:
+    """Fresh weights last."""
+    return (next(iter(found.values()))["control"], trials.order(key[0]), key[1])
+
+
+def _heat(
+    found: Mapping[str, Row], names: Iterable[str], seeds: Mapping[str, int]
+) -> list[HeatCell]:
+    rows = [found.get(name) for name in names]
+    return [
+        HeatCell(
+            text=tables.attack_cell(row, seeds[name]),
+            value=None if row is None else row["restricted_after"],
+        )
+        for name, row in zip(names, rows, strict=True)
+    ]

@@ -1,0 +1,126 @@
+"""page: what people look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sophon_bench.cli.common import (
+    Refused,
+    load_plugins,
+    no_collector,
+    plugin_option,
+    read_records,
+    subject_of,
+)
+
+
+@click.command()
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A file of 'run --json'. Repeatable: each is scored against its own controls.",
+)
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    help="A store, of all whose records the page is made.",
+)
+@plugin_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Where the site goes; made if need be.",
+)
+def page(sources: Sequence[Path], store: Path | None, plugin: Sequence[Path], out: Path) -> None:
+    """Write a leaderboard as a static site that needs no network.
+
+    Of a run's JSON file, or of the records in a store. DIR/index.html opens from the disk in any
+    browser: scores, a view of each defense, attacks by defenses, costs, images of the scenario.
+
+    \b
+    Examples:
+      sophon-bench page --from out.json --out site
+      sophon-bench page --store ~/.cache/sophon-bench --out site
+    """
+    leaderboard = _leaderboard()
+    from sophon_bench.leaderboard.frozen import published
+
+    load_plugins(plugin)
+    with no_collector():
+        submissions = [leaderboard.Submission(cells=cells) for cells in _records(sources, store)]
+        try:
+            index = leaderboard.write(
+                submissions,
+                out,
+                subjects=_subjects(),
+                sheets=_sheets(c for submission in submissions for c in submission.cells),
+                frozen=published(),
+            )
+        except OSError as error:
+            raise Refused(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
+    click.echo(index)
+
+
+def _leaderboard() -> Any:
+    """The module that makes pages, if what it needs is installed."""
+    try:
+        from sophon_bench.leaderboard import page
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("jinja2", "plotly"):
+            raise
+        raise Refused(
+            f"a page needs {error.name}, which is not installed: pip install 'sophon-bench[page]'"
+        ) from error
+    return page
+
+
+def _records(sources: Sequence[Path], store: Path | None) -> list[list[Any]]:
+    """The records of each source."""
+    found = [read_records(source, None) for source in sources]
+    found += [] if store is None else [read_records(None, store)]
+    if not found:
+        raise Refused("say what the page is of: --from FILE or --store DIR")
+    return found
+
+
+def _subjects() -> list[Any]:
+    from sophon_bench.registry import defenses
+
+    return [subject_of(defenses.get(name)) for name in defenses.names()]
+
+
+def _sheets(cells: Iterable[Any]) -> dict[str, bytes]:
+    """Pictures of the scenarios that are here with the same data, by label."""
+    import tempfile
+
+    from sophon_bench.registry import UnknownName
+    from sophon_bench.runs import find_scenarios
+    from sophon_bench.scenarios.sheet import contact_sheet
+    from sophon_bench.selectors import SelectorError
+
+    found = {}
+    revisions = {cell.scenario.label: cell.scenario.revision for cell in cells}
+    for label, revision in sorted(revisions.items()):
+        try:
+            (trial,) = find_scenarios([label], None)
+        except (UnknownName, SelectorError) as error:
+            click.echo(f"no images: {error}", err=True)
+            continue
+        data = trial.plugin.build()
+        if data.revision != revision:
+            words = f"{label} has other data here than its records are of ({revision[:8]})"
+            click.echo(f"no images: {words}", err=True)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "sheet.png"
+            contact_sheet(data, file)
+            found[label] = file.read_bytes()
+    return found
