@@ -268,6 +268,7 @@ class Card:
 
 
 SORTED_BY: Mapping[str, str] = {
+    "rank": "rank",
     "score": "score",
     "resistance": "resistance",
     "worst n": "worst_resistance",
@@ -340,7 +341,8 @@ def _section(
     home = max(parts, key=lambda part: part.control_seeds)
     names = _names(parts, home)
     origin = {name: (parts[i], defense) for (i, defense), name in names.items()}
-    rows = _merged(parts, names)
+    merged = _merged(parts, names)
+    rows = {**merged, "scores": metrics.ranked(merged["scores"])}
     trials = tables.Trials(rows["attacks"])
     table = tables.score_table(rows["scores"])
     at = dict(zip(tables.WHERE, key, strict=True))

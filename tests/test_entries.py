@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import published
 import pytest
 from click.testing import CliRunner, Result
 from conftest import MakeCell, named
@@ -433,3 +434,10 @@ def test_table_of_what_is_published() -> None:
     result = call("table", "--published", "--format", "json")
     assert result.exit_code == 0
     assert isinstance(msgspec.json.decode(result.output), list)
+
+
+def test_leaderboard_and_readme_are_made_of_what_is_published() -> None:
+    stale = [
+        f.name for f, text in published.documents().items() if f.read_text(encoding="utf-8") != text
+    ]
+    assert not stale, "run: make leaderboard"

@@ -42,11 +42,12 @@ from sophon_bench.cli.common import (
 def page(sources: Sequence[Path], store: Path | None, plugin: Sequence[Path], out: Path) -> None:
     """Write a leaderboard as a static site that needs no network.
 
-    Of a run's JSON file, or of the records in a store. DIR/index.html opens from the disk in any
-    browser: scores, a view of each defense, attacks by defenses, costs, images of the scenario.
+    Of the published entries, of files of runs, or of the records in a store. DIR/index.html opens
+    in any browser, from the disk: scores, a view of each defense, attacks by defenses, costs, images of the scenario.
 
     \b
     Examples:
+      sophon-bench page --out site
       sophon-bench page --from out.json --out site
       sophon-bench page --store ~/.cache/sophon-bench --out site
     """
@@ -55,7 +56,8 @@ def page(sources: Sequence[Path], store: Path | None, plugin: Sequence[Path], ou
 
     load_plugins(plugin)
     with no_collector():
-        submissions = [leaderboard.Submission(cells=cells) for cells in _records(sources, store)]
+        found = [*_entries()] if not sources and store is None else _records(sources, store)
+        submissions = [leaderboard.Submission(**fields) for fields in found]
         try:
             index = leaderboard.write(
                 submissions,
@@ -82,13 +84,23 @@ def _leaderboard() -> Any:
     return page
 
 
-def _records(sources: Sequence[Path], store: Path | None) -> list[list[Any]]:
+def _records(sources: Sequence[Path], store: Path | None) -> list[dict[str, Any]]:
     """The records of each source."""
     found = [read_records(source, None) for source in sources]
     found += [] if store is None else [read_records(None, store)]
+    return [{"cells": cells} for cells in found]
+
+
+def _entries() -> list[dict[str, Any]]:
+    """What is published."""
+    from sophon_bench.leaderboard import entries
+
+    found = entries.published()
     if not found:
-        raise Refused("say what the page is of: --from FILE or --store DIR")
-    return found
+        raise Refused(
+            "nothing is published yet; say what the page is of: --from FILE or --store DIR"
+        )
+    return [{field: getattr(entry, field) for field in entry.__struct_fields__} for entry in found]
 
 
 def _subjects() -> list[Any]:

@@ -1,0 +1,72 @@
+"""LEADERBOARD.md and the scores in README.md are made of leaderboard/results, by this.
+
+``make leaderboard`` runs it with ``--write``; a test holds the files to what it would write.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+from sophon_bench.leaderboard import entries, frozen, tables
+from sophon_bench.leaderboard.tables import Place, Report
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- scores: made by make leaderboard -->\n", "<!-- end of scores -->"
+
+
+def documents() -> dict[Path, str]:
+    """What the files should hold."""
+    found = entries.published()
+    report = entries.report(found, frozen.published())
+    readme = ROOT / "README.md"
+    return {
+        ROOT / "LEADERBOARD.md": _leaderboard(found, report),
+        readme: re.sub(
+            f"{re.escape(BEGIN)}.*?{re.escape(END)}",
+            lambda _: f"{BEGIN}{_scores(report)}{END}",
+            readme.read_text(encoding="utf-8"),
+            flags=re.DOTALL,
+        ),
+    }
+
+
+def _leaderboard(found: list[entries.Entry], report: Report) -> str:
+    listed = [
+        f"- [{_plain(entry.title)}]({entry.link}) by {_plain(', '.join(entry.authors))}: {entry.label}, "
+        f"{entry.submitted}, [records](leaderboard/results/{entry.name}.json)"
+        for entry in found
+    ]
+    return "\n".join(
+        [
+            "# Leaderboard",
+            "",
+            "Made of [leaderboard/results](leaderboard/results) by `make leaderboard`; how to read "
+            "it is in [README.md](README.md#how-to-read-the-score), how to get onto it in "
+            "[CONTRIBUTING.md](CONTRIBUTING.md#submit-a-result).",
+            "",
+            *(listed or ["Nothing is published yet."]),
+            "",
+            tables.markdown(report),
+        ]
+    )
+
+
+def _plain(text: str) -> str:
+    """Text of strangers, without what Markdown makes of it."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)
+
+
+def _scores(report: Report) -> str:
+    """The tables of scores alone."""
+    alone = [Place(title=at.title, tables=at.tables[:1]) for at in tables.places(report)]
+    return tables.to_markdown(alone) if alone else ""
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit("usage: published.py --write")
+    for file, text in documents().items():
+        file.write_text(text, encoding="utf-8")
+        print(file.name)
