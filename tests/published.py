@@ -34,8 +34,8 @@ def documents() -> dict[Path, str]:
 
 def _leaderboard(found: list[entries.Entry], report: Report) -> str:
     listed = [
-        f"- [{_plain(entry.title)}]({entry.link}) by {_plain(', '.join(entry.authors))}: {entry.label}, "
-        f"{entry.submitted}, [records](leaderboard/results/{entry.name}.json)"
+        f"- [{_plain(entry.title)}]({entry.link}) by {_plain(', '.join(entry.authors))}: "
+        f"{entry.label}, {entry.submitted}, [records](leaderboard/results/{entry.name}.json)"
         for entry in found
     ]
     return "\n".join(

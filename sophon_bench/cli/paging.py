@@ -43,7 +43,8 @@ def page(sources: Sequence[Path], store: Path | None, plugin: Sequence[Path], ou
     """Write a leaderboard as a static site that needs no network.
 
     Of the published entries, of files of runs, or of the records in a store. DIR/index.html opens
-    in any browser, from the disk: scores, a view of each defense, attacks by defenses, costs, images of the scenario.
+    in any browser, from the disk: scores, a view of each defense, attacks by defenses, costs,
+    images of the scenario.
 
     \b
     Examples:
