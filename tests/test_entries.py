@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ from msgspec.structs import replace
 
 from sophon_bench import metrics
 from sophon_bench.cli import main
-from sophon_bench.leaderboard import entries, submitting, tables
+from sophon_bench.leaderboard import entries, page, submitting, tables
 from sophon_bench.leaderboard.entries import Entry, EntryError
 from sophon_bench.metrics import reproducing
 from sophon_bench.plan import plugin_id
@@ -441,3 +445,52 @@ def test_leaderboard_and_readme_are_made_of_what_is_published() -> None:
         f.name for f, text in published.documents().items() if f.read_text(encoding="utf-8") != text
     ]
     assert not stale, "run: make leaderboard"
+
+
+@pytest.mark.slow
+def test_a_package_of_its_own_is_submitted_shown_and_made_again(tmp_path: Path) -> None:
+    """What CONTRIBUTING says, with a small suite: install, run, submit, look, verify."""
+    package = Path(__file__).parent.parent / "examples" / "label-smoothing"
+    suite = tmp_path / "small.yaml"
+    suite.write_text(
+        "version: 1\ndescription: small\n"
+        "trials: ['finetune[optimizer=adam]', 'scratch[optimizer=adam]']\n"
+        "trainability: ['finetune[optimizer=adam]', 'scratch[optimizer=adam]']\n"
+    )
+    copied = shutil.copytree(package, tmp_path / "package")
+    site = tmp_path / "site"
+    offline = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    shell(tmp_path, "pip", "install", *offline, "--target", site, copied)
+
+    def bench(*words: object) -> str:
+        return shell(tmp_path, "sophon_bench.cli", *words, PYTHONPATH=str(site))
+
+    assert "label-smoothing" in bench("list", "defenses")
+    bench(
+        "run", "--defense", "label-smoothing[steps=20]", "--attack", f"@{suite}", "--steps", "60",
+        "--json", "mine.json", "--store", "store", "--threads", "1",
+    )  # fmt: skip
+    bench(
+        "submit", "--records", "mine.json", "--suite", f"@{suite}", "--name", "smooth",
+        "--title", "Smooth", "--authors", "A. Author", "--link", "https://arxiv.org/abs/2010.16402",
+        "--out", "results",
+    )  # fmt: skip
+    entry = entries.read(tmp_path / "results" / "smooth.json")
+    (row,) = [r for r in entries.report([entry], ()).scores if not r["control"]]
+    assert row["defense"] == "label-smoothing[steps=20]"
+    assert row["score"] is not None
+    about = {name: getattr(entry, name) for name in entry.__struct_fields__}
+    html = page.site([page.Submission(**about)])["index.html"].decode()
+    assert "label-smoothing[steps=20]" in html
+    assert "https://arxiv.org/abs/2010.16402" in html
+    again = bench("verify", "results/smooth.json", "--cells", "2", "--threads", "1")
+    assert again.splitlines()[-1] == "reproduced"
+
+
+def shell(folder: Path, module: str, *words: object, **environment: str) -> str:
+    command = [sys.executable, "-m", module, *map(str, words)]
+    done = subprocess.run(
+        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
