@@ -363,6 +363,42 @@ def tuning(rows: Sequence[Row], notes: Sequence[str]) -> Place:
     )
 
 
+DIFFERENCE_COLUMNS = ("seeds", "resistance", "score", "")
+
+
+def differences(rows: Sequence[Row]) -> list[Place]:
+    """How much more each defense has than one of them, one table per place.
+
+    Args:
+        rows: Rows of `metrics.differences`, at least one.
+    """
+    return [
+        Place(title=heading(where, found), tables=[_difference_table(found)])
+        for where, found in by_place(rows).items()
+    ]
+
+
+def _difference_table(rows: Sequence[Row]) -> Table:
+    reasons = list(dict.fromkeys(row["unscored"] for row in rows if row["unscored"]))
+
+    def line(row: Row) -> list[str]:
+        mark = _superscript(reasons.index(row["unscored"]) + 1) if row["unscored"] else ""
+        resistance, score = (
+            with_half_width(row[key], row[f"{key}_half_width"], digits)
+            for key, digits in (("resistance_difference", 2), ("score_difference", 1))
+        )
+        clear = "clear of zero" if row["clear"] else NOTHING
+        return [row["defense"], str(row["seeds"]), resistance, score + mark, clear]
+
+    return Table(
+        title=f"More than {rows[0]['other']} has, paired by seed, with 95 % intervals; resistance "
+        "not clipped",
+        columns=["", *DIFFERENCE_COLUMNS],
+        body=[line(row) for row in rows],
+        notes=[f"{_superscript(i)} {why}" for i, why in enumerate(reasons, 1)],
+    )
+
+
 def agreements(name: str, rows: Sequence[Row]) -> Place:
     """What an entry reports beside what came out now.
 
@@ -839,6 +875,18 @@ def as_json(report: Report) -> str:
 def to_json(rows: Sequence[Row]) -> str:
     """Flat rows as JSON."""
     return msgspec.json.format(msgspec.json.encode(rows), indent=1).decode() + "\n"
+
+
+def printed(form: str, found: Iterable[Place], rows: Sequence[Row]) -> str:
+    """Tables, or the flat rows that they are of, in one of `FORMATS`."""
+    forms: dict[str, Callable[[], str]] = {
+        "console": lambda: to_console(found),
+        "md": lambda: to_markdown(found),
+        "latex": lambda: to_latex(found),
+        "csv": lambda: to_csv(rows, rows),
+        "json": lambda: to_json(rows),
+    }
+    return forms[form]()
 
 
 FORMATS: dict[str, Callable[[Report], str]] = {

@@ -433,8 +433,27 @@ def test_verify_goes_on_in_a_store_of_its_own(ran: Path, tmp_path: Path) -> None
         assert result.exit_code == 0, result.output
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--published", "--from", "x.json"), "--published is of entries that come with"),
+        (("--published", "--against", "d"), "give --from FILE or --store DIR"),
+        (("--from", "run.json", "--against", "dd"), "unknown defense 'dd'"),
+    ],
+)
+def test_table_refuses(documents: Path, more: tuple[str, ...], words: str) -> None:
+    result = call("table", *(documents / x if x == "run.json" else x for x in more))
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+def test_table_of_differences(documents: Path) -> None:
+    result = call("table", "--from", documents / "run.json", "--against", "none", "--format", "md")
+    assert result.exit_code == 0, result.output
+    assert "More than none has" in result.output
+
+
 def test_table_of_what_is_published() -> None:
-    assert call("table", "--published", "--from", "x.json").exit_code == 2
     result = call("table", "--published", "--format", "json")
     assert result.exit_code == 0
     assert isinstance(msgspec.json.decode(result.output), list)

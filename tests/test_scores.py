@@ -331,15 +331,28 @@ def test_a_difference_is_paired(make_cell: MakeCell) -> None:
     for seed, level in enumerate((0.4, 0.5, 0.6)):
         cells += defended(make_cell, level, seeds=[seed])
         cells += defended(make_cell, level - 0.05, name="e", seeds=[seed])
-    (row,) = metrics.difference(cells, "e", "d")
-    # .05 of .5 on every seed: ten points, without a spread
-    assert row["difference"] == pytest.approx(10)
-    assert row["difference_half_width"] == pytest.approx(0, abs=1e-6)
+    none, row = metrics.differences(cells, "d")
+    # .05 of .5 on every seed: a tenth, ten points, without a spread
+    assert row["defense"] == "e"
+    assert row["resistance_difference"] == pytest.approx(0.1)
+    assert row["resistance_difference_half_width"] == pytest.approx(0, abs=1e-6)
+    assert row["score_difference"] == pytest.approx(10)
+    assert row["score_difference_half_width"] == pytest.approx(0, abs=1e-6)
+    assert row["clear"]
+    # the undefended model: R is 0 in place of .8, .6, .4; half-width t2 .2 / sqrt 3
+    assert none["defense"] == "none"
+    assert none["resistance_difference"] == pytest.approx(-0.6)
+    assert none["resistance_difference_half_width"] == pytest.approx(4.302653 * 0.2 / math.sqrt(3))
+    assert none["clear"]
     assert (row["seeds"], row["unscored"]) == (3, None)
-    assert metrics.difference(cells, "d", "absent") == []
-    (row,) = metrics.difference([c for c in cells if c.role != "benign"], "e", "d")
-    assert row["difference"] is None
+    assert metrics.differences(cells, "absent") == []
+    _, row = metrics.differences([c for c in cells if c.role != "benign"], "d")
+    assert row["score_difference"] is None
+    assert row["resistance_difference"] == pytest.approx(0.1)
     assert row["unscored"] == "no trainability runs on benign domains"
+    _, row = metrics.differences([c for c in cells if c.seed == 0], "d")
+    assert row["resistance_difference_half_width"] is None
+    assert not row["clear"]
 
 
 def test_half_of_the_way_is_found_between_budgets(make_cell: MakeCell) -> None:

@@ -165,6 +165,28 @@ def test_reports_are_united_with_controls_told_once_and_ranks_of_all() -> None:
     assert [row["defense"] for row in both.winners] == ["none", "ice", "klu"]
 
 
+def test_differences_say_which_are_clear_and_why_there_is_no_score() -> None:
+    made = {**PLACE, "other": "ice", "seeds": 5, "unscored": None, "clear": False,
+            "resistance_difference": 0.034, "resistance_difference_half_width": 0.05,
+            "score_difference": 3.2, "score_difference_half_width": 4.0}  # fmt: skip
+    rows = [
+        {**made, "defense": "a"},
+        {**made, "defense": "b", "clear": True, "resistance_difference": -0.2},
+        {**made, "defense": "c", "unscored": "no trainability runs", "score_difference": None},
+    ]
+    ((table,),) = [place.tables for place in tables.differences(rows)]
+    assert table.body == [
+        ["a", "5", "0.03 ± 0.05", "3.2 ± 4.0", "·"],
+        ["b", "5", "-0.20 ± 0.05", "3.2 ± 4.0", "clear of zero"],
+        ["c", "5", "0.03 ± 0.05", "·¹", "·"],
+    ]
+    assert table.notes == ["¹ no trainability runs"]
+    assert "More than ice has" in table.title
+    assert tables.FORMATS.keys() == {"console", "md", "latex", "csv", "json"}
+    for form in tables.FORMATS:
+        assert "0.05" in tables.printed(form, tables.differences(rows), rows)
+
+
 def test_latex_escapes_and_sets_the_best_in_bold() -> None:
     scores = [score("none"), score("a_b"), score("c&d", score=31.0, flags=["10 % <x>"])]
     text = tables.latex(Report(rows=[], scores=scores, winners=[]))

@@ -34,8 +34,16 @@ from sophon_bench.cli.common import (
 )
 @click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
 @click.option("--published", is_flag=True, help="Of the published entries, scores alone.")
+@click.option(
+    "--against",
+    metavar="SELECTOR",
+    shell_complete=complete("defense"),
+    help="Print how much more every defense has than this one, paired by seed, and nothing else.",
+)
 @store_option
-def table(form: str, source: Path | None, published: bool, store: Path | None) -> None:
+def table(
+    form: str, source: Path | None, published: bool, against: str | None, store: Path | None
+) -> None:
     """Print the tables of all records in the store, or of a run's JSON file, or what is published.
 
     \b
@@ -44,12 +52,26 @@ def table(form: str, source: Path | None, published: bool, store: Path | None) -
       sophon-bench table --format md --from out.json
       sophon-bench table --format csv > rows.csv
       sophon-bench table --published --format latex
+      sophon-bench table --from out.json --against sophon-ice
     """
+    from sophon_bench import metrics
     from sophon_bench.leaderboard import entries, frozen, tables
+    from sophon_bench.registry import unknown
 
     if published and (source or store):
         raise Refused("--published is of entries that come with the package; give no other records")
+    if published and against is not None:
+        raise Refused("--against pairs seeds of one run's records; give --from FILE or --store DIR")
     with no_collector():
+        if against is not None:
+            cells = read_records(source, store)
+            rows = metrics.differences(cells, against, frozen.published())
+            if against not in (known := {cell.defense.label for cell in cells}):
+                raise Refused(unknown("defense", against, known))
+            if not rows:
+                raise Refused(f"no other defense was attacked beside {against!r}")
+            click.echo(tables.printed(form, tables.differences(rows), rows), nl=False)
+            return
         if published:
             report = entries.report(entries.published(), frozen.published())
         elif source is not None:

@@ -16,7 +16,7 @@ from sophon_bench.metrics.frozen import FLOOR, Frozen, Gap, freeze
 from sophon_bench.metrics.masking import flags
 from sophon_bench.metrics.overhead import PRETRAINING, half_costs, protection
 from sophon_bench.metrics.reproducing import agreements
-from sophon_bench.metrics.scoring import difference, ranked, scores
+from sophon_bench.metrics.scoring import differences, ranked, scores
 from sophon_bench.metrics.series import (
     ablation,
     curves,
@@ -50,7 +50,7 @@ __all__ = [
     "chosen",
     "criteria",
     "curves",
-    "difference",
+    "differences",
     "envelope",
     "flags",
     "freeze",

@@ -91,42 +91,60 @@ def _place(row: Mapping[str, Any]) -> Place:
     return tuple(str(row[key]) for key in keys)
 
 
-def difference(
+def differences(
     cells: Iterable[Cell] | Places,
-    one: str,
     other: str,
     frozen: Frozen | Sequence[Frozen] | None = None,
 ) -> list[dict[str, Any]]:
-    """How much higher ``one`` scores than ``other``, one row per place that has both.
+    """How much higher each defense scores than ``other``, one row per place and defense.
 
-    Paired by seed: the mean over the seeds that both have, with the jackknife's 95 % interval.
-    Resistance is not clipped here: beyond the bounds it still tells the two apart.
+    Paired by seed: means over the seeds that both have, with the jackknife's 95 % interval. Both
+    are attacked on the same test images. Resistance is not clipped here, in the score neither:
+    beyond the bounds it still tells the two apart. ``clear`` if the interval of the difference in
+    resistance does not hold zero.
     """
     found = []
     for sides in places(cells):
-        if one in sides.defenses and other in sides.defenses:
-            cases = [Case(sides, name, document(sides, frozen)) for name in (one, other)]
-            found.append({**head(sides.cells[0]), "one": one, "other": other, **_paired(*cases)})
+        frozen_here = document(sides, frozen)
+        for one in sides.defenses:
+            if other in sides.defenses and one != other:
+                cases = [Case(sides, name, frozen_here) for name in (one, other)]
+                row = {**head(sides.cells[0]), "defense": one, "other": other}
+                found.append({**row, "suite": suites(cases[0].cells), **_paired(*cases)})
     return found
 
 
 def _paired(one: Case, other: Case) -> dict[str, Any]:
     seeds = sorted({*one.seeds} & {*other.seeds})
-    sides = (one.over(seeds), other.over(seeds))
-
-    def statistic(out: int | None) -> float | None:
-        first, second = (side.score(out) for side in sides)
-        return None if first is None or second is None else first - second
-
-    reason = one.unscored() or other.unscored()
-    found = None if reason or not seeds else statistic(None)
-    variance = jackknife(statistic, seeds)
+    pair = (one.over(seeds), other.over(seeds))
+    reason = one.unscored() or other.unscored() or (None if seeds else "no seed in common")
+    resistance = _difference(pair, seeds, _value)
+    score = _difference(pair, seeds, Case.score) if reason is None else (None, None)
+    value, half = resistance
     return {
         "seeds": len(seeds),
-        "difference": found,
-        "difference_half_width": None if found is None else _half_width(seeds, variance, 0.0),
-        "unscored": reason or (None if seeds else "no seed in common"),
+        "resistance_difference": value,
+        "resistance_difference_half_width": half,
+        "clear": value is not None and half is not None and abs(value) > half,
+        "score_difference": score[0],
+        "score_difference_half_width": score[1],
+        "unscored": reason,
     }
+
+
+def _difference(
+    pair: tuple[Case, Case], seeds: Sequence[int], of: Callable[[Case, int | None], float | None]
+) -> tuple[float | None, float | None]:
+    """How much more the first has, and the half-width of the interval; None: not known."""
+
+    def statistic(out: int | None) -> float | None:
+        first, second = (of(case, out) for case in pair)
+        return None if first is None or second is None else first - second
+
+    found = statistic(None) if seeds else None
+    if found is None:
+        return None, None
+    return found, _half_width(seeds, jackknife(statistic, seeds), 0.0)
 
 
 def document(sides: Sides, frozen: Frozen | Sequence[Frozen] | None) -> Frozen | None:
