@@ -21,7 +21,7 @@ import msgspec
 
 from sophon_bench import metrics
 from sophon_bench.metrics import ENVELOPE, PLACE
-from sophon_bench.records import REFERENCE_BATCH, SCHEMA, Cell
+from sophon_bench.records import REFERENCE_BATCH, SCHEMA, Cell, digest
 from sophon_bench.selectors import format_selector
 from sophon_bench.store import Store
 
@@ -703,10 +703,11 @@ FORMATS: dict[str, Callable[[Report], str]] = {
 
 
 def document(cells: Sequence[Cell], report: Report) -> str:
-    """What ``run --json`` writes: every record and the summary."""
+    """What ``run --json`` writes: every record, its hash by its key, and the summary."""
     content = {
         "schema": SCHEMA,
         "cells": msgspec.to_builtins(cells),
+        "hashes": {cell.key: digest(cell) for cell in cells},
         "summary": flat_rows(report),
     }
     return json.dumps(content, indent=1) + "\n"

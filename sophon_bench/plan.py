@@ -17,7 +17,16 @@ import msgspec
 
 from sophon_bench.backbones import Backbone, Precision
 from sophon_bench.metrics import selected
-from sophon_bench.records import PROTOCOL, REFERENCE_BATCH, Cell, DataId, PluginId, content_key
+from sophon_bench.records import (
+    PROTOCOL,
+    REFERENCE_BATCH,
+    Cell,
+    DataId,
+    PluginId,
+    attack_key,
+    content_key,
+    protect_key,
+)
 from sophon_bench.registry import Registry
 from sophon_bench.scenarios import ScenarioData
 from sophon_bench.selectors import Arsenal, Rules, SelectorError, Trial, trials, vary
@@ -368,8 +377,7 @@ def _pretrain(setting: Setting, seed: int) -> PretrainStage:
 
 
 def _protect(pretrain: PretrainStage, defense: Trial) -> ProtectStage:
-    content = {"stage": "protect", "upstream": pretrain.key, "plugin": _identity(defense)}
-    return ProtectStage(content_key(content), pretrain, defense)
+    return ProtectStage(protect_key(pretrain.key, plugin_id(defense)), pretrain, defense)
 
 
 def attack_stage(
@@ -383,25 +391,15 @@ def attack_stage(
     derived: bool = False,
 ) -> AttackStage:
     """The stage of one cell; its key follows from the rest."""
-    key = content_key(
-        {
-            "stage": "attack",
-            "upstream": protect.key,
-            "plugin": _identity(attack),
-            "samples": samples,
-            "budget": budget,
-            "domain": domain,
-            "stretch": stretch,
-        }
+    key = attack_key(
+        protect.key,
+        plugin_id(attack),
+        samples=samples,
+        budget=budget,
+        domain=domain,
+        stretch=stretch,
     )
     return AttackStage(key, protect, attack, samples, budget, domain, stretch, derived)
-
-
-def _identity(trial: Trial) -> dict[str, object]:
-    """What makes a plugin's work what it is; its label follows from the rest."""
-    plain: dict[str, object] = msgspec.to_builtins(plugin_id(trial))
-    del plain["label"]
-    return plain
 
 
 def plugin_id(trial: Trial) -> PluginId:

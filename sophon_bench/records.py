@@ -96,12 +96,17 @@ class PluginId(Record, frozen=True, kw_only=True, gc=True, dict=True):
     control: bool
     mechanism: str = "gradient"
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes the plugin's work what it is: all but the label, which follows from it."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        del plain["label"]
+        return plain
+
     @cached_property
     def version(self) -> str:
         """A hash of all but the label."""
-        plain = msgspec.to_builtins(self)
-        del plain["label"]
-        return content_key(plain)
+        return content_key(self.identity)
 
     @cached_property
     def family(self) -> str:
@@ -285,6 +290,53 @@ def content_key(content: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON of ``content``: same content, same work."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest(record: Record) -> str:
+    """SHA-256 of the canonical JSON of a record: equal for equal records, and for no others."""
+    return content_key(msgspec.to_builtins(record))
+
+
+def protect_key(upstream: str, defense: PluginId) -> str:
+    """The key of a released model: the pre-trained one's, and the defense."""
+    return content_key({"stage": "protect", "upstream": upstream, "plugin": defense.identity})
+
+
+def attack_key(
+    upstream: str, attack: PluginId, *, samples: int, budget: int, domain: str, stretch: int
+) -> str:
+    """The key of a cell: the released model's, the trial, and what it was given."""
+    return content_key(
+        {
+            "stage": "attack",
+            "upstream": upstream,
+            "plugin": attack.identity,
+            "samples": samples,
+            "budget": budget,
+            "domain": domain,
+            "stretch": stretch,
+        }
+    )
+
+
+def misnamed(cell: Cell) -> str | None:
+    """What is wrong with the cell's keys, if they do not follow from its other fields.
+
+    The pre-trained model's key is taken as it is: what it follows from is in no record.
+    """
+    if cell.released.key != protect_key(cell.pretrained.key, cell.defense):
+        return "the released model's key does not follow from its defense"
+    key = attack_key(
+        cell.released.key,
+        cell.attack,
+        samples=cell.samples,
+        budget=cell.budget,
+        domain=cell.domain,
+        stretch=cell.stretch,
+    )
+    if cell.key != key:
+        return "its key does not follow from its attack, n, budget and domain"
+    return None
 
 
 def derive_seed(*parts: str | int) -> int:

@@ -11,14 +11,23 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sophon_bench.files import write_atomic
-from sophon_bench.records import SCHEMA, Cell, R, Reader, StageRecord, dump
+from sophon_bench.records import (
+    SCHEMA,
+    Cell,
+    R,
+    Reader,
+    StageRecord,
+    content_key,
+    dump,
+    misnamed,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -163,26 +172,94 @@ class Store:
 
 
 def read_cells(path: Path) -> list[Cell]:
-    """The records in a file that ``run --json`` wrote.
+    """The records in a file that ``run --json`` wrote, each checked.
 
     Raises:
-        StoreError: If it is not such a file, or another schema version wrote it.
+        StoreError: If it is not such a file, is cut short, another schema version wrote it, or
+            `checked` refuses a record.
     """
+    name = repr(str(path))
     try:
-        content = json.loads(path.read_bytes())
-        version, cells = content["schema"], content["cells"]
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        version, cells, hashes = content["schema"], content["cells"], content.get("hashes", {})
     except OSError as error:
-        raise StoreError(f"{str(path)!r} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{str(path)!r} is not a file of 'sophon-bench run --json'") from error
+        raise StoreError(f"{name} cannot be read: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        begun, end = text.lstrip()[:1] in ("", "{"), len(text.rstrip())
+        if begun and (error.pos >= end or text[end - 1] != "}"):
+            raise StoreError(f"{name} is cut short at {where}; copy or make it again") from error
+        raise StoreError(f"{name} is not JSON: {error.msg} at {where}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise StoreError(f"{name} is not a file of 'sophon-bench run --json'") from error
     if version != SCHEMA:
-        raise StoreError(
-            f"{str(path)!r} has schema version {version}, this program reads version {SCHEMA}"
-        )
+        raise StoreError(f"{name} has schema version {version}, this program reads {SCHEMA}")
+    if not isinstance(cells, list) or not isinstance(hashes, dict):
+        raise StoreError(f"{name} is not a file of 'sophon-bench run --json'")
     try:
-        return msgspec.convert(cells, list[Cell])
-    except msgspec.ValidationError as error:
-        raise StoreError(f"{str(path)!r} has a damaged record: {error}") from error
+        return checked(cells, hashes)
+    except ValueError as error:
+        raise StoreError(f"{name}: {error}") from error
+
+
+def checked(cells: Sequence[Any], hashes: Mapping[str, Any]) -> list[Cell]:
+    """Records as JSON has them, checked: each valid, there once, as written, and rightly named.
+
+    Args:
+        cells: What should be records.
+        hashes: `digest` of each, by its key.
+
+    Raises:
+        ValueError: Names the first record that is invalid, edited, there twice or missing, and
+            says how many more there are.
+    """
+    found: dict[str, Cell] = {}
+    wrong = []
+    for number, plain in enumerate(cells, 1):
+        try:
+            cell = msgspec.convert(plain, Cell)
+            reason = _altered(cell, plain, hashes.get(cell.key))
+            if cell.key in found:
+                reason = "its key is there twice"
+            found[cell.key] = cell
+        except ValueError as error:
+            reason = str(error)
+        wrong += [f"{_title(plain, number)} is damaged: {reason}"] if reason else []
+    there = {plain.get("key") for plain in cells if isinstance(plain, dict)}
+    wrong += [
+        f"record {key} is missing: its hash alone is there" for key in hashes if key not in there
+    ]
+    if wrong:
+        raise ValueError(wrong[0] + (f" (and {len(wrong) - 1} more)" if wrong[1:] else ""))
+    return list(found.values())
+
+
+def _altered(cell: Cell, plain: Any, written: Any) -> str | None:
+    """How a record is not what was written, or cannot have been; None if it can."""
+    if cell.schema_version != SCHEMA:
+        return f"it has schema version {cell.schema_version}, this program reads {SCHEMA}"
+    if written is None:
+        return "its hash is missing; have 'sophon-bench run --json' write the file again"
+    # Of what is there, not of `cell`: fields that a later version adds have no value in it.
+    if content_key(plain) != written:
+        return "its hash is another, so that it was edited"
+    return misnamed(cell)
+
+
+def _title(plain: Any, number: int) -> str:
+    """A record in words, as far as what should be one tells."""
+
+    def told(*path: str) -> Any:
+        value = plain
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return "?" if value is None else value
+
+    return (
+        f"record {number} ({told('attack', 'label')} against {told('defense', 'label')}, "
+        f"n={told('samples')}, seed={told('seed')}, key {told('key')})"
+    )
 
 
 def _read(path: Path, reader: Reader[R]) -> R:

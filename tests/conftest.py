@@ -3,13 +3,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
+from msgspec import convert
+from msgspec.structs import replace
 
 from sophon_bench import registry, stages
 from sophon_bench.backbones import Backbone
-from sophon_bench.records import Cell, Cost, DataId, PluginId, Point, Provenance, StageRecord
+from sophon_bench.records import (
+    Cell,
+    Cost,
+    DataId,
+    PluginId,
+    Point,
+    Provenance,
+    StageRecord,
+    attack_key,
+    content_key,
+    protect_key,
+)
 from sophon_bench.selectors import parse, scalar
 
 TINY = Path(__file__).with_name("tiny_scenario.py")
@@ -63,7 +75,7 @@ def make_cell() -> MakeCell:
     """A record by what a test cares about; curve points are (units, selection, test).
 
     ``attack`` is a selector: its parameters are those of the record. ``released`` are changes of
-    the defended model's stage.
+    the defended model's stage. Keys follow from the rest, as those of real records do.
     """
 
     def make(
@@ -88,9 +100,9 @@ def make_cell() -> MakeCell:
         stage = StageRecord(
             key="k", status="ok", cost=cost, original=before, restricted=0.1, provenance=provenance
         )
-        protect = msgspec.structs.replace(cost, units=1280.0)
+        protect = replace(cost, units=1280.0)
         fields: dict[str, object] = {
-            "key": f"{defense}-{attack}-{seed}-" + "-".join(map(str, changes.values())),
+            "key": "",
             "status": "ok",
             "scenario": DataId(name="s", label="s", parameters={}, revision="r"),
             "backbone": "b",
@@ -111,14 +123,31 @@ def make_cell() -> MakeCell:
             ],
             "cost": cost,
             "pretrained": stage,
-            "released": msgspec.structs.replace(
+            "released": replace(
                 stage, **{"original": after, "cost": protect, **(released or {})}
             ),
             "provenance": provenance,
         }  # fmt: skip
-        return msgspec.convert({**fields, **changes}, Cell)
+        cell = named(convert({**fields, **changes}, Cell))
+        if "key" in (released or {}):
+            cell = replace(cell, released=replace(cell.released, key=released["key"]))
+        return replace(cell, key=changes["key"]) if "key" in changes else cell
 
     return make
+
+
+def named(cell: Cell) -> Cell:
+    """The same with keys that follow from the rest."""
+    place = (cell.scenario.label, cell.scenario.revision, cell.backbone, cell.precision)
+    before = content_key({"place": place, "protocol": cell.protocol, "seed": cell.seed})
+    after = protect_key(before, cell.defense)
+    asked = {name: getattr(cell, name) for name in ("samples", "budget", "domain", "stretch")}
+    return replace(
+        cell,
+        key=attack_key(after, cell.attack, **asked),
+        pretrained=replace(cell.pretrained, key=before),
+        released=replace(cell.released, key=after),
+    )
 
 
 def _plugin(label: str, *, control: bool, mechanism: str = "gradient") -> PluginId:

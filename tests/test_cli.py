@@ -56,7 +56,7 @@ def test_the_json_has_the_records_and_flat_rows_with_stable_keys(
     finished: tuple[Path, Result],
 ) -> None:
     content = json.loads((finished[0] / "out.json").read_text())
-    assert set(content) == {"schema", "cells", "summary"}
+    assert set(content) == {"schema", "cells", "hashes", "summary"}
     assert len(content["cells"]) == 2 * (1 + 2)
     assert {
         "scenario", "backbone", "defense", "attack", "samples", "seeds", "original_before",

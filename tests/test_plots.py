@@ -205,7 +205,6 @@ def finished(tmp_path: Path, make_cell: Any) -> Path:
             defense=defense,
             attack=attack,
             seed=seed,
-            key=f"{defense}{attack}{seed}",
             curve=[(800.0, 0.3, 0.3), (12800.0, test, test)],
         )
         for seed in (0, 1)

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,11 +14,22 @@ import torch
 from conftest import MakeCell
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from sophon_bench import files
 from sophon_bench.files import write_atomic
-from sophon_bench.records import Cell, Reader, content_key, derive_seed, dump
-from sophon_bench.store import Store, StoreError, read_cells
+from sophon_bench.leaderboard.tables import document, report
+from sophon_bench.records import (
+    Cell,
+    Ratios,
+    Reader,
+    content_key,
+    derive_seed,
+    digest,
+    dump,
+    misnamed,
+)
+from sophon_bench.store import Store, StoreError, checked, read_cells
 
 
 def test_a_cell_comes_back_as_it_was(tmp_path: Path, make_cell: MakeCell) -> None:
@@ -94,23 +109,118 @@ def test_a_write_that_fails_leaves_what_was_there(
 
 
 def test_what_run_json_wrote_reads_back(tmp_path: Path, make_cell: MakeCell) -> None:
-    from sophon_bench.leaderboard.tables import document, report
-
     file = tmp_path / "out.json"
     cells = [make_cell(), make_cell(seed=1)]
     file.write_text(document(cells, report(cells)))
     assert read_cells(file) == cells
     content = json.loads(file.read_text())
-    assert set(content) == {"schema", "cells", "summary"}
-    content["cells"][0]["curve"][0]["test"] = "much"
+    assert set(content) == {"schema", "cells", "hashes", "summary"}
+    assert content["hashes"] == {cell.key: digest(cell) for cell in cells}
+    for damaged, words in (
+        ({**content, "schema": 0}, "schema version 0"),
+        ([], "not a file of"),
+        ({**content, "cells": 1}, "not a file of"),
+        ({**content, "hashes": []}, "not a file of"),
+    ):
+        file.write_text(json.dumps(damaged))
+        with pytest.raises(StoreError, match=words):
+            read_cells(file)
+
+
+def test_a_digest_is_of_the_canonical_json_of_all_fields() -> None:
+    ratios = Ratios(smallest=0.5, smallest_at="é", largest=None, largest_at="b")
+    text = '{"largest":null,"largest_at":"b","smallest":0.5,"smallest_at":"\\u00e9"}'
+    assert digest(ratios) == hashlib.sha256(text.encode()).hexdigest()
+    assert digest(replace(ratios, smallest=0.25)) != digest(ratios)
+
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["cells"][1]["curve"][0].update(test=0.4), "it was edited"),
+        (lambda d: d["cells"][1].update(surprise=1), "unknown field `surprise`"),
+        (lambda d: d["cells"][1]["curve"][0].update(test="much"), r"Expected `float`.*curve"),
+        (lambda d: d["cells"][1].update(schema_version=1), "schema version 1"),
+        (lambda d: d["cells"][1]["curve"][0].update(test=math.nan), "not JSON compliant"),
+        (lambda d: d["cells"].append(d["cells"][1]), "there twice"),
+        (lambda d: d["hashes"].popitem(), "hash is missing"),
+    ],
+)
+def test_an_altered_record_is_named(
+    tmp_path: Path, make_cell: MakeCell, change: Change, words: str
+) -> None:
+    cells = [make_cell(), make_cell(seed=1, attack="finetune[lr=0.1]")]
+    content = json.loads(document(cells, report(cells)))
+    change(content)
+    file = tmp_path / "out.json"
     file.write_text(json.dumps(content))
-    with pytest.raises(StoreError, match=r"damaged record: Expected `float`.*curve"):
+    title = rf"\(finetune\[lr=0.1\] against none, n=200, seed=1, key {cells[1].key}\)"
+    with pytest.raises(StoreError, match=f"record [23] {title} is damaged: .*{words}"):
         read_cells(file)
-    file.write_text(json.dumps({**content, "schema": 0}))
-    with pytest.raises(StoreError, match="schema version 0"):
+
+
+def test_a_file_from_before_there_were_hashes_is_refused(
+    tmp_path: Path, make_cell: MakeCell
+) -> None:
+    content = json.loads(document([make_cell()], report([make_cell()])))
+    del content["hashes"]
+    file = tmp_path / "out.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match="hash is missing; have 'sophon-bench run --json' write"):
         read_cells(file)
-    file.write_text("[]")
-    with pytest.raises(StoreError, match="not a file of"):
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.update(samples=600), "its attack, n, budget and domain"),
+        (lambda c: c.update(budget=64), "its attack, n, budget and domain"),
+        (lambda c: c.update(stretch=10), "its attack, n, budget and domain"),
+        (lambda c: c.update(domain="shapes"), "its attack, n, budget and domain"),
+        (lambda c: c["attack"]["parameters"].update(lr=0.2), "its attack, n, budget and domain"),
+        (lambda c: c["defense"].update(source="other"), "does not follow from its defense"),
+        (lambda c: c["released"].update(key="k"), "does not follow from its defense"),
+    ],
+)
+def test_a_hash_made_again_does_not_hide_an_edit(
+    make_cell: MakeCell, change: Change, words: str
+) -> None:
+    plain = msgspec.to_builtins(make_cell(attack="finetune[lr=0.1]"))
+    assert checked([plain], {plain["key"]: content_key(plain)})
+    change(plain)
+    with pytest.raises(ValueError, match=words):
+        checked([plain], {plain["key"]: content_key(plain)})
+
+
+def test_a_label_is_no_part_of_a_key(make_cell: MakeCell) -> None:
+    cell = make_cell()
+    assert misnamed(replace(cell, attack=replace(cell.attack, label="other"))) is None
+
+
+def test_what_is_gone_is_named_and_what_is_wrong_is_counted(make_cell: MakeCell) -> None:
+    plain = msgspec.to_builtins(make_cell())
+    with pytest.raises(ValueError, match=r"record 1 \(finetune .*missing.* \(and 2 more\)"):
+        checked([plain, {}], {"gone": "h"})
+    with pytest.raises(ValueError, match=r"^record gone is missing"):
+        checked([plain], {plain["key"]: content_key(plain), "gone": "h"})
+    with pytest.raises(ValueError, match=r"record 1 \(\? against \?.*Expected `object`"):
+        checked([7], {})
+
+
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.5, 0.9, 0.999])
+def test_a_file_that_is_cut_short_says_where(
+    tmp_path: Path, make_cell: MakeCell, part: float
+) -> None:
+    text = document([make_cell()], report([make_cell()]))
+    file = tmp_path / "out.json"
+    file.write_text(text[: int(part * len(text))])
+    with pytest.raises(StoreError, match=r"cut short at line \d+, column \d+"):
+        read_cells(file)
+    file.write_text("{,}")
+    with pytest.raises(StoreError, match=r"is not JSON: .* at line 1, column 2"):
         read_cells(file)
 
 
@@ -124,7 +234,7 @@ def test_records_refuse_unknown_fields_and_nan(make_cell: MakeCell) -> None:
 
 
 def test_parts_that_records_share_are_held_once(make_cell: MakeCell) -> None:
-    one, other = make_cell(seed=0), make_cell(seed=1, suite="@s v1")
+    one, other = make_cell(samples=50), make_cell(samples=200, suite="@s v1")
     reader = Reader(Cell, held=("pretrained", "defense", "attack"))
     read = [reader.read(dump(cell)) for cell in (one, other)]
     assert read == [one, other]
