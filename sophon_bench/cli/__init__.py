@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from sophon_bench import __version__
-from sophon_bench.cli import authoring, costs, looking, running, telling
+from sophon_bench.cli import authoring, costs, looking, publishing, running, telling
 from sophon_bench.cli.common import Refused
 
 
@@ -83,6 +83,7 @@ def main() -> None:
 
 for command in (
     running.run, running.study, running.tune, telling.table, telling.plot, telling.cards,
-    telling.freeze, costs.overhead, looking.list_, looking.show, authoring.check, authoring.new,
+    telling.freeze, publishing.compare, costs.overhead, looking.list_, looking.show,
+    authoring.check, authoring.new,
 ):  # fmt: skip
     main.add_command(command)

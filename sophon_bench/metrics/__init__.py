@@ -4,6 +4,7 @@ Utilities are fractions; a claim about several seeds is a mean with a 95 % inter
 """
 
 from sophon_bench.metrics.choosing import chosen, criteria
+from sophon_bench.metrics.comparing import Incomparable, Threshold, compare, threshold
 from sophon_bench.metrics.envelopes import (
     Interval,
     envelope,
@@ -43,9 +44,12 @@ __all__ = [
     "STRETCHED_ENVELOPE",
     "Frozen",
     "Gap",
+    "Incomparable",
     "Interval",
+    "Threshold",
     "ablation",
     "chosen",
+    "compare",
     "criteria",
     "curves",
     "difference",
@@ -67,5 +71,6 @@ __all__ = [
     "selected",
     "shown",
     "sweeps",
+    "threshold",
     "winners",
 ]

@@ -83,21 +83,45 @@ def difference(
 
 def _paired(one: Case, other: Case) -> dict[str, Any]:
     seeds = sorted({*one.seeds} & {*other.seeds})
-    sides = (one.over(seeds), other.over(seeds))
-
-    def statistic(out: int | None) -> float | None:
-        first, second = (side.score(out) for side in sides)
-        return None if first is None or second is None else first - second
-
     reason = one.unscored() or other.unscored()
-    found = None if reason or not seeds else statistic(None)
-    variance = jackknife(statistic, seeds)
+    found = None if reason else paired("score", one, other)
     return {
         "seeds": len(seeds),
-        "difference": found,
-        "difference_half_width": None if found is None else _half_width(seeds, variance, 0.0),
+        "difference": None if found is None else found.one - found.other,
+        "difference_half_width": None if found is None else found.half_width,
         "unscored": reason or (None if seeds else "no seed in common"),
     }
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A statistic of two cases on the same seeds, with the half-width of their difference."""
+
+    seeds: Sequence[int]
+    one: float
+    other: float
+    half_width: float | None
+
+
+def paired(metric: str, one: Case, other: Case) -> Paired | None:
+    """One of `STATISTICS` on the seeds and counted cells of both; None if either has none there.
+
+    The interval of the difference is the jackknife's: a seed is left out of both.
+    """
+    seeds = sorted({*one.seeds} & {*other.seeds})
+    sides = (one.over(seeds, other), other.over(seeds, one))
+
+    def statistic(out: int | None) -> tuple[float | None, ...]:
+        return tuple(STATISTICS[metric](side, out) for side in sides)
+
+    def difference(out: int | None) -> float | None:
+        first, second = statistic(out)
+        return None if first is None or second is None else first - second
+
+    first, second = statistic(None) if seeds else (None, None)
+    if first is None or second is None:
+        return None
+    return Paired(seeds, first, second, _half_width(seeds, jackknife(difference, seeds), 0.0))
 
 
 def document(sides: Sides, frozen: Frozen | Sequence[Frozen] | None) -> Frozen | None:
@@ -217,10 +241,12 @@ class Case:
             return gaps.get(slot, 0.0) >= FLOOR
         return self.mean(1, slot) - self.mean(2, slot) >= FLOOR
 
-    def over(self, seeds: Sequence[int]) -> Case:
-        """The same with some of its seeds."""
+    def over(self, seeds: Sequence[int], other: Case) -> Case:
+        """The same with some of its seeds, and what counts in another case as well."""
         fewer = copy.copy(self)
         fewer.seeds, fewer._among, fewer._totals = list(seeds), frozenset(seeds), {}
+        fewer.counted = [slot for slot in self.counted if slot in other.counted]
+        fewer.benign = [slot for slot in self.benign if slot in other.benign]
         return fewer
 
     def mean(self, side: int, slot: Slot, out: int | None = None) -> float:
@@ -435,6 +461,14 @@ def attained(case: Case, side: int) -> float | None:
 def _value(case: Case, out: int | None) -> float | None:
     found = case.resistance(out)
     return None if found is None else found.value
+
+
+STATISTICS: Mapping[str, Callable[[Case, int | None], float | None]] = {
+    "score": lambda case, out: case.score(out),
+    "resistance": _value,
+    "trainability": lambda case, out: case.trainable(out),
+}
+"""What is compared between two cases; R is not clipped: beyond the bounds it still tells."""
 
 
 def jackknife(
