@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 from conftest import MakeCell
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from sophon_bench import metrics
+from sophon_bench import metrics, registry
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import compare as gate
 from sophon_bench.leaderboard.tables import document, report
 from sophon_bench.metrics.comparing import UNITS, Incomparable
 from sophon_bench.records import Cell
+from sophon_bench.selectors import trials
+from sophon_bench.store import read_cells
 
 T1, T2 = 12.706204736, 4.302652730
 """97.5 % quantiles of Student's t with one and two degrees of freedom."""
@@ -725,6 +730,49 @@ def test_github_is_warned_of_unused_acceptances(weakened: list[Path], tmp_path: 
     spare = {"defense": "d", "metric": "original", "reason": "r"}
     output = call(*weakened, "--format", "github", "--accept", accepting(tmp_path, spare)).output
     assert "::warning title=unused acceptance::defense d, metric original_after\n" in output
+
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    ROOT / "docs" / "ci.md",
+    ROOT / "docs" / "design.md",
+    ROOT / "README.md",
+    ROOT / "Makefile",
+]
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
+def test_what_is_written_down_is_taken(file: Path) -> None:
+    limits = re.findall(r"--fail-on '([^']+)'", file.read_text())
+    assert limits
+    for limit in limits:
+        metrics.threshold(limit)
+
+
+def test_the_documented_job_and_acceptances_are_well_formed(tmp_path: Path) -> None:
+    job, accepted = (
+        textwrap.dedent(block)
+        for block in re.findall(r"```yaml\n(.*?)```", DOCUMENTS[0].read_text(), flags=re.DOTALL)
+    )
+    (only_job,) = yaml.safe_load(job)["jobs"].values()
+    for step in only_job["steps"]:
+        for words in re.findall(r"sophon-bench .*", step.get("run", "")):
+            command = main.commands[words.split()[1]]
+            known = {name for option in command.params for name in option.opts}
+            assert set(re.findall(r"--[a-z-]+", words)) <= known
+    file = tmp_path / "accepted.yaml"
+    file.write_text(accepted)
+    assert [each.metric for each in gate.load_accepted(file)] == ["original_after", "status"]
+
+
+def test_the_committed_baseline_is_whole_and_small() -> None:
+    file = ROOT / "tests" / "baseline.json"
+    assert file.stat().st_size < 200_000
+    result = call(file, file)
+    assert result.exit_code == 0, result.output
+    (selector,) = re.findall(r"--defense '([^']+)'", (ROOT / "Makefile").read_text())
+    defenses = {cell.defense.label for cell in read_cells(file)}
+    assert {trial.label for trial in trials(registry.defenses, [selector])} <= defenses
 
 
 def test_a_run_again_is_no_regression_and_another_budget_is_refused(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def main() -> None:
       sophon-bench show finetune
       sophon-bench table --format md
 
-    Exit codes: 0 fine, 1 some cells failed, 2 bad input.
+    Exit codes: 0 fine, 1 some cells failed or a regression was found, 2 bad input.
     """
 
 
