@@ -761,8 +761,10 @@ def test_the_documented_job_and_acceptances_are_well_formed(tmp_path: Path) -> N
             known = {name for option in command.params for name in option.opts}
             assert set(re.findall(r"--[a-z-]+", words)) <= known
     file = tmp_path / "accepted.yaml"
-    file.write_text(accepted)
-    assert [each.metric for each in gate.load_accepted(file)] == ["original_after", "status"]
+    (shown,) = re.findall(r"( *accepted:\n.*?)\n\n", call("--help").output, flags=re.DOTALL)
+    for text in (accepted, textwrap.dedent(shown)):
+        file.write_text(text)
+        assert [each.metric for each in gate.load_accepted(file)] == ["original_after", "status"]
 
 
 def test_the_committed_baseline_is_whole_and_small() -> None:

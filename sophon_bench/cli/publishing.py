@@ -67,8 +67,12 @@ def compare(
     \b
     A file of --accept:
       accepted:
-        - {defense: sophon-ice, metric: original, reason: a stronger defense costs that, see #12}
-        - {defense: sophon-ice, attack: scratch, metric: status, reason: taken out of the suite}
+        - defense: sophon-ice
+          metric: original
+          reason: a stronger defense costs that
+        - attack: finetune[optimizer=sgd]
+          metric: status
+          reason: taken out of the suite
 
     Exit codes: 0 fine, 1 a regression, 2 bad input, or records that cannot be compared: protocol,
     data, suite, precision or budget differ, a record is damaged, nothing is in common.
