@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from sophon_bench.registry import defenses
 
-from ._outer import Positive
+from ._outer import Count, Positive, Weight
 from ._simulated import Simulated
 from .sophon.strategies import Strategy
 
@@ -32,6 +32,8 @@ class MLAC(Simulated):
         highest: Its largest step size.
     """
 
+    weight: Weight = 2.0
+    inner_steps: Count = 32
     lowest: Positive = 1e-3
     highest: Positive = 1e-1
 

@@ -31,7 +31,7 @@ class TAR(Simulated):
         strategies: ``optimizer@lr``, drawn uniformly.
     """
 
-    weight: Weight = 4.0
+    weight: Weight = 16.0
     strategies: Annotated[tuple[str, ...], MinLen(1)] = ("adam@1e-3", "momentum@1e-2", "sgd@3e-2")
 
     followed: ClassVar[bool] = False

@@ -490,7 +490,7 @@ def read_document(kind: str, path: Path, model: type[D]) -> D:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         return model.model_validate({"name": path.stem, **content})
-    except (yaml.YAMLError, TypeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
         raise SelectorError(f"{kind} file {str(path)!r} is not YAML of a {kind}") from error
     except ValidationError as error:
         found = error.errors()

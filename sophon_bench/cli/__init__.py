@@ -12,6 +12,7 @@ from sophon_bench import __version__
 from sophon_bench.cli import (
     auditing,
     authoring,
+    comparing,
     costs,
     looking,
     paging,
@@ -87,14 +88,14 @@ def main() -> None:
       sophon-bench show finetune
       sophon-bench table --format md
 
-    Exit codes: 0 fine, 1 some cells failed, 2 bad input.
+    Exit codes: 0 fine, 1 some cells failed or a regression was found, 2 bad input.
     """
 
 
 for command in (
     running.run, running.study, running.tune, auditing.audit,
     telling.table, telling.plot, telling.cards, telling.freeze,
-    paging.page, submitting.submit, submitting.verify,
+    comparing.compare, paging.page, submitting.submit, submitting.verify,
     costs.overhead, looking.list_, looking.show, authoring.check, authoring.new,
 ):  # fmt: skip
     main.add_command(command)

@@ -4,6 +4,7 @@ Utilities are fractions; a claim about several seeds is a mean with a 95 % inter
 """
 
 from sophon_bench.metrics.choosing import chosen, criteria
+from sophon_bench.metrics.comparing import Incomparable, Threshold, compare, threshold
 from sophon_bench.metrics.envelopes import (
     Interval,
     envelope,
@@ -44,10 +45,13 @@ __all__ = [
     "STRETCHED_ENVELOPE",
     "Frozen",
     "Gap",
+    "Incomparable",
     "Interval",
+    "Threshold",
     "ablation",
     "agreements",
     "chosen",
+    "compare",
     "criteria",
     "curves",
     "differences",
@@ -70,5 +74,6 @@ __all__ = [
     "selected",
     "shown",
     "sweeps",
+    "threshold",
     "winners",
 ]

@@ -116,35 +116,56 @@ def differences(
 
 def _paired(one: Case, other: Case) -> dict[str, Any]:
     seeds = sorted({*one.seeds} & {*other.seeds})
-    pair = (one.over(seeds), other.over(seeds))
     reason = one.unscored() or other.unscored() or (None if seeds else "no seed in common")
-    resistance = _difference(pair, seeds, _value)
-    score = _difference(pair, seeds, Case.score) if reason is None else (None, None)
-    value, half = resistance
+    resistance = paired("resistance", one, other)
+    score = None if reason else paired("score", one, other)
     return {
         "seeds": len(seeds),
-        "resistance_difference": value,
-        "resistance_difference_half_width": half,
-        "clear": value is not None and half is not None and abs(value) > half,
-        "score_difference": score[0],
-        "score_difference_half_width": score[1],
+        **_more("resistance", resistance),
+        "clear": resistance is not None
+        and resistance.half_width is not None
+        and abs(resistance.one - resistance.other) > resistance.half_width,
+        **_more("score", score),
         "unscored": reason,
     }
 
 
-def _difference(
-    pair: tuple[Case, Case], seeds: Sequence[int], of: Callable[[Case, int | None], float | None]
-) -> tuple[float | None, float | None]:
-    """How much more the first has, and the half-width of the interval; None: not known."""
+def _more(name: str, found: Paired | None) -> dict[str, float | None]:
+    return {
+        f"{name}_difference": None if found is None else found.one - found.other,
+        f"{name}_difference_half_width": None if found is None else found.half_width,
+    }
 
-    def statistic(out: int | None) -> float | None:
-        first, second = (of(case, out) for case in pair)
+
+@dataclass(frozen=True)
+class Paired:
+    """A statistic of two cases on the same seeds, with the half-width of their difference."""
+
+    seeds: Sequence[int]
+    one: float
+    other: float
+    half_width: float | None
+
+
+def paired(metric: str, one: Case, other: Case) -> Paired | None:
+    """One of `STATISTICS` on the seeds and counted cells of both; None if either has none there.
+
+    The interval of the difference is the jackknife's: a seed is left out of both.
+    """
+    seeds = sorted({*one.seeds} & {*other.seeds})
+    sides = (one.over(seeds, other), other.over(seeds, one))
+
+    def statistic(out: int | None) -> tuple[float | None, ...]:
+        return tuple(STATISTICS[metric](side, out) for side in sides)
+
+    def difference(out: int | None) -> float | None:
+        first, second = statistic(out)
         return None if first is None or second is None else first - second
 
-    found = statistic(None) if seeds else None
-    if found is None:
-        return None, None
-    return found, _half_width(seeds, jackknife(statistic, seeds), 0.0)
+    first, second = statistic(None) if seeds else (None, None)
+    if first is None or second is None:
+        return None
+    return Paired(seeds, first, second, _half_width(seeds, jackknife(difference, seeds), 0.0))
 
 
 def document(sides: Sides, frozen: Frozen | Sequence[Frozen] | None) -> Frozen | None:
@@ -264,10 +285,12 @@ class Case:
             return gaps.get(slot, 0.0) >= FLOOR
         return self.mean(1, slot) - self.mean(2, slot) >= FLOOR
 
-    def over(self, seeds: Sequence[int]) -> Case:
-        """The same with some of its seeds."""
+    def over(self, seeds: Sequence[int], other: Case) -> Case:
+        """The same with some of its seeds, and what counts in another case as well."""
         fewer = copy.copy(self)
         fewer.seeds, fewer._among, fewer._totals = list(seeds), frozenset(seeds), {}
+        fewer.counted = [slot for slot in self.counted if slot in other.counted]
+        fewer.benign = [slot for slot in self.benign if slot in other.benign]
         return fewer
 
     def mean(self, side: int, slot: Slot, out: int | None = None) -> float:
@@ -482,6 +505,14 @@ def attained(case: Case, side: int) -> float | None:
 def _value(case: Case, out: int | None) -> float | None:
     found = case.resistance(out)
     return None if found is None else found.value
+
+
+STATISTICS: Mapping[str, Callable[[Case, int | None], float | None]] = {
+    "score": lambda case, out: case.score(out),
+    "resistance": _value,
+    "trainability": lambda case, out: case.trainable(out),
+}
+"""What is compared between two cases; R is not clipped: beyond the bounds it still tells."""
 
 
 def jackknife(
