@@ -396,6 +396,20 @@ def test_what_was_reported_comes_out_again(ran: Path, tmp_path: Path) -> None:
     assert [row["agreement"] for row in rows["cells"]] == ["identical"] * 2
 
 
+def test_a_file_is_checked_without_its_plugins(documents: Path) -> None:
+    assert submit(documents).exit_code == 0
+    file, suite = documents / "results" / "acme.json", f"@{documents / 'small.yaml'}"
+    result = call("verify", file, "--cells", "0", "--suite", suite)
+    assert result.exit_code == 0, result.output
+    assert "nothing of" in result.output
+    entry = entries.read(file)
+    less = [cell for cell in entry.cells if cell.domain != "greek" or cell.defense.control]
+    partial = entries.write(replace(entry, cells=less), documents)
+    result = call("verify", partial, "--cells", "0", "--suite", suite)
+    assert result.exit_code == 2
+    assert "missing: d on greek, seed 0: 1 trials are missing" in result.output
+
+
 def test_the_draw_is_repeatable(ran: Path) -> None:
     drawn = [verify(ran / "tiny.json", "--dry-run", "--draw", n).output for n in (1, 1)]
     assert drawn[0] == drawn[1]

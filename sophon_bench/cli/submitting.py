@@ -90,25 +90,15 @@ def submit(
     import msgspec
 
     from sophon_bench.leaderboard import entries, submitting
-    from sophon_bench.leaderboard.frozen import published
-    from sophon_bench.registry import attacks
-    from sophon_bench.selectors import arsenal, load_suite
 
     load_plugins(plugin)
-    installed = submitting.Suite(
-        label=load_suite(suite.removeprefix("@")).label, arsenal=arsenal(attacks, [suite])
-    )
     records = read_records(source, store)
     known = {cell.defense.label for cell in records if not cell.defense.control}
     for label in defense:
         if label not in known:
             raise Refused(f"no records of {label!r}; there are {', '.join(sorted(known))}")
     cells = submitting.chosen(records, defense)
-    found = submitting.faults(cells, installed, published())
-    if found:
-        for fault in found:
-            click.echo(f"missing: {fault}", err=True)
-        raise Refused(f"{len(found)} things stand against publishing these records")
+    _check_complete(cells, suite)
     about = {
         "name": name,
         "title": title,
@@ -126,16 +116,36 @@ def submit(
     click.echo(f"next: sophon-bench verify {file}")
 
 
+def _check_complete(cells: Sequence[Any], suite: str) -> None:
+    """Say all of a suite that records lack, and refuse them if there is something."""
+    from sophon_bench.leaderboard.frozen import published
+    from sophon_bench.leaderboard.submitting import Suite, faults
+    from sophon_bench.registry import attacks
+    from sophon_bench.selectors import arsenal, load_suite
+
+    label = load_suite(suite.removeprefix("@")).label
+    found = faults(cells, Suite(label=label, arsenal=arsenal(attacks, [suite])), published())
+    for fault in found:
+        click.echo(f"missing: {fault}", err=True)
+    if found:
+        raise Refused(f"{len(found)} things stand against publishing these records")
+
+
 @click.command()
 @click.argument("file", metavar="ENTRY.json", type=click.Path(path_type=Path))
 @click.option(
     "--cells",
     "count",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=0),
     default=3,
     show_default=True,
     metavar="K",
-    help="How many records are made again.",
+    help="How many records are made again; with 0 the file alone is checked, and no plugin needed.",
+)
+@click.option(
+    "--suite",
+    metavar="@SUITE",
+    help="Check too that nothing of this suite is left out, as submit does.",
 )
 @click.option(
     "--draw",
@@ -172,6 +182,7 @@ def verify(context: click.Context, /, **options: Any) -> None:
     \b
     Examples:
       sophon-bench verify leaderboard/results/sophon.json
+      sophon-bench verify mine.json --cells 0 --suite @standard
       sophon-bench verify mine.json --cells 10 --workers 2 --plugin my_defense.py
 
     Exit codes: 0 reproduced, 1 not reproduced, 2 not comparable, or bad input.
@@ -183,6 +194,7 @@ def _verify(
     *,
     file: Path,
     count: int,
+    suite: str | None,
     draw: int | None,
     dry_run: bool,
     device: str,
@@ -200,10 +212,15 @@ def _verify(
     if json_file is not None:
         check_writable("--json", json_file)
     entry = entries.read(file)
+    click.echo(f"{file} is whole: {len(entry.cells)} records")
+    if suite is not None:
+        _check_complete(entry.cells, suite)
+        click.echo(f"nothing of {suite} is left out")
+    if count == 0:
+        return 0
     drawn = random.SystemRandom().randrange(10**6) if draw is None else draw
     able = [cell for cell in entry.cells if cell.status in ("ok", "diverged")]
     cells = random.Random(drawn).sample(able, min(count, len(able)))
-    click.echo(f"{file} is whole: {len(entry.cells)} records")
     click.echo(f"made again: {len(cells)} of {len(able)}, --draw {drawn}")
     with _workplace(store) as place:
         job = runs.again(
