@@ -478,7 +478,8 @@ def files(tmp_path: Path, make_cell: MakeCell) -> Callable[..., list[Path]]:
 
 def call(*arguments: object, limits: Sequence[str] = ("restricted:+2pt",)) -> Result:
     options = [word for limit in limits for word in ("--fail-on", limit)]
-    return CliRunner().invoke(main, ["compare", *map(str, arguments), *options])
+    wide = {"COLUMNS": "160"}  # a narrow terminal folds names
+    return CliRunner(env=wide).invoke(main, ["compare", *map(str, arguments), *options])
 
 
 @pytest.fixture
