@@ -60,7 +60,7 @@ class Entry(Record, frozen=True, kw_only=True, gc=True):
     cells: list[Cell]
 
 
-ABOUT = ("name", "title", "authors", "link", "label", "submitted")
+ABOUT = tuple(name for name in Entry.__struct_fields__ if name != "cells")
 
 SHARED = ("scenario", "defense", "attack", "pretrained", "released", "provenance")
 """Parts of records that many have in common."""

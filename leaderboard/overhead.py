@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sophon_bench import metrics
+from sophon_bench.leaderboard import tables
 from sophon_bench.leaderboard.tables import (
     NOTHING,
     Key,
@@ -18,12 +20,9 @@ from sophon_bench.leaderboard.tables import (
     heading,
     multiple,
     percent,
+    printed,
     span,
     to_console,
-    to_csv,
-    to_json,
-    to_latex,
-    to_markdown,
 )
 from sophon_bench.metrics import ENVELOPE
 from sophon_bench.records import REFERENCE_BATCH, Cell
@@ -168,12 +167,12 @@ def flat_rows(found: Overhead) -> list[Row]:
     return [*found.protection, *found.half_costs]
 
 
+def _printed(form: str, found: Overhead) -> str:
+    return printed(form, places(found), flat_rows(found))
+
+
 FORMATS: dict[str, Callable[[Overhead], str]] = {
-    "console": lambda found: to_console(places(found)),
-    "md": lambda found: to_markdown(places(found)),
-    "latex": lambda found: to_latex(places(found)),
-    "csv": lambda found: to_csv(flat_rows(found), flat_rows(found)),
-    "json": lambda found: to_json(flat_rows(found)),
+    form: functools.partial(_printed, form) for form in tables.FORMATS
 }
 """How to print it; csv and json are flat rows with stable keys."""
 
@@ -186,7 +185,7 @@ def growth(title: str, updates: Sequence[Row], exponents: Sequence[Row]) -> str:
         updates: One row per backbone and defense, with the fields of `speed.Update`.
         exponents: One row per defense, with those of `speed.Exponents`.
     """
-    tables = [
+    found = [
         Table(
             title=f"{fit['defense']}: one update beside one of pre-training",
             columns=[
@@ -206,7 +205,7 @@ def growth(title: str, updates: Sequence[Row], exponents: Sequence[Row]) -> str:
         )
         for fit in exponents
     ]
-    return to_console([Place(title=title, tables=tables)])
+    return to_console([Place(title=title, tables=found)])
 
 
 def _update(row: Row) -> list[str]:

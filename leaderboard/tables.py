@@ -414,7 +414,7 @@ def agreements(name: str, rows: Sequence[Row]) -> Place:
         return f"{percent(row[key])} ({low}–{high})"
 
     return Place(
-        title=f"{name}: restricted accuracy in %, with 95 % intervals over test images",
+        title=f"{name}: test accuracy in %, with 95 % intervals over test images",
         tables=[
             Table(
                 title="Records made again",

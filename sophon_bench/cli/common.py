@@ -70,6 +70,9 @@ store_option = click.option(
     envvar="SOPHON_BENCH_STORE",
     help="Directory of finished work; by default in the user's cache directory.",
 )
+source_option = click.option(
+    "--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'."
+)
 plugin_option = click.option(
     "--plugin",
     multiple=True,

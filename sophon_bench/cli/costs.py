@@ -24,6 +24,7 @@ from sophon_bench.cli.common import (
     plugin_option,
     precision_option,
     read_records,
+    source_option,
     store_option,
     threads_option,
     write_json,
@@ -50,7 +51,7 @@ TAKEN = {
 @click.command()
 @click.option("--roofline", is_flag=True, help="Measure the loop against bare passes and a matmul.")
 @click.option("--growth", is_flag=True, help="Measure how protecting grows with the backbone.")
-@click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
+@source_option
 @store_option
 @click.option(
     "--format",

@@ -18,6 +18,7 @@ from sophon_bench.cli.common import (
     open_store,
     plugin_option,
     read_records,
+    source_option,
     store_option,
     subject_of,
 )
@@ -32,8 +33,8 @@ from sophon_bench.cli.common import (
     show_default=True,
     help="How to print; csv and json are flat rows with stable keys.",
 )
-@click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
-@click.option("--published", is_flag=True, help="Of the published entries, scores alone.")
+@source_option
+@click.option("--published", is_flag=True, help="Of the entries that come with the package.")
 @click.option(
     "--against",
     metavar="SELECTOR",
@@ -94,7 +95,7 @@ def _formats(_context: click.Context, _parameter: click.Parameter, text: str) ->
 
 
 @click.command()
-@click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
+@source_option
 @store_option
 @click.option(
     "--out",
@@ -138,7 +139,7 @@ def plot(source: Path | None, store: Path | None, out: Path, formats: list[str])
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete("defense"))
-@click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
+@source_option
 @store_option
 @plugin_option
 @click.option(
@@ -208,7 +209,7 @@ def _cards_command(names: Sequence[str], source: Path | None) -> str:
 
 
 @click.command()
-@click.option("--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'.")
+@source_option
 @store_option
 @click.option(
     "--out",
