@@ -601,24 +601,30 @@ SIDES = ("protected", "undefended", "scratch")
 def reproduction(cells: Sequence[Cell]) -> str:
     """The command that makes records of one defense in one place again.
 
-    What a search added is not named: it follows from the suite.
+    What a search added is not named: it follows from the suite. Plugins of a single file are: by
+    its name, which is all that a record knows of where it was. So is an audited checkpoint.
     """
     first = cells[0]
     asked = [c for c in cells if not c.derived and c.stretch == 1 and c.role == "restricted"]
     listed = [c.suite.split()[0] if c.suite else c.attack.label
               for c in asked if c.suite or not c.attack.control]  # fmt: skip
+    audited = first.defense.name == f"checkpoint-{first.defense.source[:12]}"
+    made = ["audit", "MODEL.safetensors"] if audited else ["run"]
+    distributions = {plugin.distribution for c in cells for plugin in (c.defense, c.attack)}
     options = {
         "--scenario": [first.scenario.label],
         "--backbone": [first.backbone],
-        "--defense": [first.defense.label],
+        "--sha256": [first.defense.source] if audited else [],
+        "--defense": [] if audited else [first.defense.label],
         "--attack": sorted(set(listed)),
         "--samples": [",".join(map(str, sorted({cell.samples for cell in asked})))],
         "--seeds": [_ranges({cell.seed for cell in cells})],
         "--steps": [f"{first.budget / REFERENCE_BATCH:g}"],
         "--precision": [first.precision],
+        "--plugin": sorted(name for name in distributions if name.endswith(".py")),
     }
     words = [word for name, values in options.items() for value in values for word in (name, value)]
-    return shlex.join(["sophon-bench", "run", *words])
+    return shlex.join(["sophon-bench", *made, *words])
 
 
 def _ranges(numbers: Iterable[int]) -> str:

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner, Result
 from conftest import MakeCell
+from msgspec.structs import replace
 from test_scores import BUDGET, controls, defended, run
 
 from sophon_bench import metrics
@@ -353,6 +354,20 @@ def test_the_command_names_what_was_asked(
     assert page.reproduction(cells) == (
         f"sophon-bench run --scenario s --backbone b --defense 'ice[lr=0.1]' {words} "
         "--steps 25 --precision fp32"
+    )
+
+
+def test_the_command_names_files_of_plugins_and_audits_what_was_audited(
+    make_cell: MakeCell,
+) -> None:
+    cell = run(make_cell, "ice", 0.5)
+    loaded = replace(cell.attack, distribution="my attack.py")
+    assert page.reproduction([replace(cell, attack=loaded)]).endswith(" --plugin 'my attack.py'")
+    digest = "0123456789abcdef" * 4
+    released = replace(cell.defense, label="", name="checkpoint-0123456789ab", source=digest)
+    assert page.reproduction([replace(cell, defense=released)]) == (
+        f"sophon-bench audit MODEL.safetensors --scenario s --backbone b --sha256 {digest} "
+        "--attack finetune --samples 200 --seeds 0 --steps 25 --precision fp32"
     )
 
 
