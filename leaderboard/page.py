@@ -599,7 +599,7 @@ SIDES = ("protected", "undefended", "scratch")
 
 
 def reproduction(cells: Sequence[Cell]) -> str:
-    """The command that makes records of one defense in one place again.
+    """The command that makes records of one place again, those of the undefended model included.
 
     What a search added is not named: it follows from the suite. Plugins of a single file are: by
     its name, which is all that a record knows of where it was. So is an audited checkpoint.
@@ -610,12 +610,13 @@ def reproduction(cells: Sequence[Cell]) -> str:
               for c in asked if c.suite or not c.attack.control]  # fmt: skip
     audited = first.defense.name == f"checkpoint-{first.defense.source[:12]}"
     made = ["audit", "MODEL.safetensors"] if audited else ["run"]
+    defended = sorted({c.defense.label for c in cells if not c.defense.control})
     distributions = {plugin.distribution for c in cells for plugin in (c.defense, c.attack)}
     options = {
         "--scenario": [first.scenario.label],
         "--backbone": [first.backbone],
         "--sha256": [first.defense.source] if audited else [],
-        "--defense": [] if audited else [first.defense.label],
+        "--defense": [] if audited else defended or [first.defense.label],
         "--attack": sorted(set(listed)),
         "--samples": [",".join(map(str, sorted({cell.samples for cell in asked})))],
         "--seeds": [_ranges({cell.seed for cell in cells})],

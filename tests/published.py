@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from sophon_bench.leaderboard import entries, frozen, tables
+from sophon_bench.leaderboard import cards, entries, frozen, page, tables
 from sophon_bench.leaderboard.tables import Place, Report
+from sophon_bench.records import Cell
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- scores: made by make leaderboard -->\n", "<!-- end of scores -->"
@@ -36,6 +38,7 @@ def _leaderboard(found: list[entries.Entry], report: Report) -> str:
     listed = [
         f"- [{_plain(entry.title)}]({entry.link}) by {_plain(', '.join(entry.authors))}: "
         f"{entry.label}, {entry.submitted}, [records](leaderboard/results/{entry.name}.json)"
+        f"{_origin(entry.cells)}"
         for entry in found
     ]
     return "\n".join(
@@ -51,6 +54,24 @@ def _leaderboard(found: list[entries.Entry], report: Report) -> str:
             tables.markdown(report),
         ]
     )
+
+
+def _origin(cells: Sequence[Cell]) -> str:
+    """Of an entry's records: the command, place by place, the machine, and how long it took."""
+    places: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in cells:
+        places.setdefault((cell.scenario.label, cell.backbone, cell.precision), []).append(cell)
+    stages = {s.key: s.cost for c in cells for s in (c.pretrained, c.released)}
+    spent = [cost for cost in [*stages.values(), *(c.cost for c in cells)] if cost is not None]
+    hours = sum(cost.seconds for cost in spent) / 3600
+    finished = sorted(cell.provenance.finished[:16].replace("T", " ") for cell in cells)
+    machines = "; ".join(sorted({cards.made_on(cell) for cell in cells}))
+    lines = [f"`{page.reproduction(here)}`" for here in places.values()]
+    lines += [
+        f"{len(cells)} records, finished from {finished[0]} to {finished[-1]} UTC; {hours:.1f} hours "
+        f"inside plugins and pre-training, of {_plain(machines)}"
+    ]
+    return "".join(f"\n  - {line}" for line in lines)
 
 
 def _plain(text: str) -> str:
