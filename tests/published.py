@@ -68,7 +68,7 @@ def _origin(cells: Sequence[Cell]) -> str:
     machines = "; ".join(sorted({cards.made_on(cell) for cell in cells}))
     lines = [f"`{page.reproduction(here)}`" for here in places.values()]
     lines += [
-        f"{len(cells)} records, finished from {finished[0]} to {finished[-1]} UTC; {hours:.1f} hours "
+        f"{len(cells)} records, finished from {finished[0]} to {finished[-1]} UTC; {hours:.1f} h "
         f"inside plugins and pre-training, of {_plain(machines)}"
     ]
     return "".join(f"\n  - {line}" for line in lines)

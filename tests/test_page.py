@@ -20,7 +20,7 @@ from test_scores import BUDGET, controls, defended, run
 
 from sophon_bench import metrics
 from sophon_bench.cli import main
-from sophon_bench.leaderboard import cards, charts, page, tables
+from sophon_bench.leaderboard import cards, charts, entries, page, tables
 from sophon_bench.leaderboard.page import Submission
 from sophon_bench.records import Cell
 
@@ -418,13 +418,20 @@ def test_following_its_command_finds_every_record_made(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
-    tmp_path: Path, arguments: list[str], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
+    monkeypatch.setattr(entries, "PUBLISHED", tmp_path)
     result = call("page", *arguments, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_without_a_source_it_is_of_what_is_published(tmp_path: Path) -> None:
+    result = call("page", "--out", tmp_path / "site")
+    assert result.exit_code == 0, result.output
+    assert "sophon-klu" in (tmp_path / "site" / "index.html").read_text()
 
 
 def test_a_directory_that_cannot_be_made_is_one_line(source: Path, tmp_path: Path) -> None:
