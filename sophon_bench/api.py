@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -139,7 +139,23 @@ class Model(nn.Module):
 
 
 class Task(Protocol):
-    """What a domain asks of a model."""
+    """What a domain asks of a model.
+
+    Attributes:
+        name: Which kind of backbone it is for.
+        utility_name: What `utility` is called in tables.
+        draws: Whether `predict` and `loss` draw from torch's own generator, as dropout does; the
+            harness seeds it.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def utility_name(self) -> str: ...
+
+    @property
+    def draws(self) -> bool: ...
 
     @property
     def num_outputs(self) -> int:
@@ -156,6 +172,21 @@ class Task(Protocol):
 
     def utility(self, predictor: Predictor, samples: Samples) -> float:
         """How well ``predictor`` does on ``samples``; higher is better."""
+        ...
+
+    def trivial_loss(self, samples: Samples) -> float | None:
+        """The loss of a predictor of utility 0, if utility is ``1 - loss / that``; else None."""
+        ...
+
+
+@runtime_checkable
+class Generative(Protocol):
+    """A task whose models make images."""
+
+    def generate(
+        self, predictor: Predictor, count: int, image_size: int, device: torch.device
+    ) -> Tensor | None:
+        """Images ``(count, 3, H, W)`` uint8 from the same noise at each call; None: it cannot."""
         ...
 
 

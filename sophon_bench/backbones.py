@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import timm
 import torch
@@ -96,6 +96,46 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+class Architecture(Protocol):
+    """What the models of a run are built by: timm's classifiers, or a denoising U-Net.
+
+    Attributes:
+        task: The name of the tasks that it is for.
+        label: The selector for it.
+    """
+
+    @property
+    def task(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
+
+    def __hash__(self) -> int: ...
+
+    def identity(self) -> dict[str, Any]:
+        """Name and parameters as plain JSON."""
+        ...
+
+    def build(
+        self,
+        num_outputs: int,
+        rng: torch.Generator,
+        *,
+        precision: Precision = "fp32",
+        fresh: bool = False,
+    ) -> Model:
+        """A model on the CPU in train mode, its weights drawn from ``rng``."""
+        ...
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 pixels ``(N, 3, H, W)`` in the scale that models take."""
+        ...
+
+    def check(self, image_size: int, num_outputs: int) -> None:
+        """Fail early and in words if such images or outputs are not for it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Backbone:
     """A timm architecture with its constructor's parameters.
@@ -108,6 +148,8 @@ class Backbone:
 
     name: str
     parameters: tuple[tuple[str, Value], ...] = ()
+
+    task: ClassVar[str] = "classification"
 
     @classmethod
     def of(cls, name: str, parameters: Mapping[str, Any] | None = None) -> Backbone:
@@ -167,7 +209,7 @@ class Backbone:
         for key in parameters.keys() & _OURS.keys():
             raise BackboneError(f"backbone {self.label!r} takes no parameter {key!r}: {_OURS[key]}")
         _config(self.name)  # says so if there is no such name
-        with _seeded(rng):
+        with seeded(rng):
             try:
                 body: nn.Module = timm.create_model(
                     self.name, pretrained=pretrained, num_classes=num_outputs, **parameters
@@ -258,7 +300,7 @@ class Backbone:
         """Why a model cannot take a training step on two images, or None if it can."""
         rng = torch.Generator().manual_seed(0)
         model = self.build(num_outputs, rng, fresh=True)
-        with _seeded(rng):
+        with seeded(rng):
             try:
                 outputs = model(torch.randn(2, 3, image_size, image_size))
                 outputs.sum().backward()
@@ -356,7 +398,7 @@ class TimmModel(Model):
             raise BackboneError(f"a head needs at least 1 output, got {num_outputs}")
         tensors = [*self.body.parameters(), *self.body.buffers()]
         skeleton: Any = copy.deepcopy(self.body, {id(t): _on_cpu(t) for t in tensors})
-        with _seeded(rng):
+        with seeded(rng):
             skeleton.reset_classifier(num_outputs)
         like = next(self.body.parameters())
         self.head = _detach_head(skeleton).to(like.device, like.dtype).train()
@@ -465,7 +507,7 @@ def _stages(
 
 
 @contextmanager
-def _seeded(rng: torch.Generator) -> Iterator[None]:
+def seeded(rng: torch.Generator) -> Iterator[None]:
     """The global CPU generator, seeded from ``rng`` inside the ``with`` and put back after it."""
     seed = int(torch.randint(2**63 - 1, (), generator=rng))
     with torch.random.fork_rng(devices=[]):

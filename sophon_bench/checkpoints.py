@@ -262,9 +262,10 @@ def inspect(content: Content, setting: Setting, device: torch.device) -> list[st
     Raises:
         CheckpointError: As `fitted`.
     """
-    original = setting.data.original
+    original, backbone = setting.data.original, setting.backbone
+    assert isinstance(backbone, Backbone)
     classes = original.task.num_outputs
-    weights = fitted(content, setting.backbone, classes)
+    weights = fitted(content, backbone, classes)
     told = []
     broken = _nonfinite(weights)
     if broken:
@@ -273,17 +274,17 @@ def inspect(content: Content, setting: Setting, device: torch.device) -> list[st
             f"{count} of its values are not finite (in {_few(list(broken))}): where that ends a "
             f"trial at its first update, the trial counts as it does against the undefended model"
         )
-    bench = Bench(setting.data, setting.backbone, device=device, precision=setting.precision)
+    bench = Bench(setting.data, backbone, device=device, precision=setting.precision)
     utility = bench.utility(weights, original, "test")
     if utility <= guessing(classes, len(original.splits["test"])):
-        mean, deviation = ("(" + ", ".join(map(str, v)) + ")" for v in setting.backbone.scale)
+        mean, deviation = ("(" + ", ".join(map(str, v)) + ")" for v in backbone.scale)
         size = setting.data.image_size
         told.append(
             f"its original accuracy is {100 * utility:.1f} %, no better than guessing: its classes "
             f"are probably in another order, or its inputs in another scale; {original.name} has "
             f"{classes} classes in the order {', '.join(original.classes)}, and images are RGB, "
             f"{size}x{size}, in [0, 1], less {mean}, over {deviation}, as timm's config of "
-            f"{setting.backbone.name} says"
+            f"{backbone.name} says"
         )
     return told
 

@@ -334,6 +334,9 @@ class WatchedTask:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._last: Tensor | None = None
+        self.name = task.name
+        self.utility_name = task.utility_name
+        self.draws = task.draws
 
     @property
     def num_outputs(self) -> int:
@@ -354,6 +357,10 @@ class WatchedTask:
     def utility(self, predictor: Predictor, samples: Samples) -> float:
         """As the task's."""
         return self._task.utility(predictor, samples)
+
+    def trivial_loss(self, samples: Samples) -> float | None:
+        """As the task's."""
+        return self._task.trivial_loss(samples)
 
     def finite(self) -> bool:
         """Whether the last training loss was finite; waits for the device."""

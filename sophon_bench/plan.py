@@ -15,7 +15,7 @@ from itertools import product
 
 import msgspec
 
-from sophon_bench.backbones import Backbone, Precision
+from sophon_bench.backbones import Architecture, Precision
 from sophon_bench.metrics import selected
 from sophon_bench.records import (
     PROTOCOL,
@@ -44,7 +44,7 @@ class Setting:
     scenario: Trial
     data: ScenarioData
     data_id: DataId
-    backbone: Backbone
+    backbone: Architecture
     precision: Precision
 
 

@@ -158,6 +158,27 @@ class Ratios(Record, frozen=True, kw_only=True):
     largest_at: str
 
 
+class Generated(Record, frozen=True, kw_only=True):
+    """Images that a model made from noise that is the same for every model, and how good they are.
+
+    Attributes:
+        count: How many images were made and judged.
+        frechet: Fréchet distance of their features to those of the domain's test images (Heusel et
+            al., NeurIPS 2017), features being a small classifier's of that domain, or
+            of the original one where that domain has one class alone.
+        frechet_real: The same of as many training images: what a perfect generator gets.
+        classifier_score: ``exp(mean KL(p(y|x) || p(y)))`` of the classifier's probabilities
+            (Salimans et al., NeurIPS 2016), in [1, C].
+        picture: The first of them in a row, a PNG in base64.
+    """
+
+    count: Annotated[int, msgspec.Meta(ge=1)]
+    frechet: float
+    frechet_real: float
+    classifier_score: float
+    picture: str
+
+
 class StageRecord(Record, frozen=True, kw_only=True):
     """A made model: pre-trained or released.
 
@@ -167,6 +188,10 @@ class StageRecord(Record, frozen=True, kw_only=True):
         original_validation: Utility on the original domain's validation split, which the defense
             sees too: what its hyperparameters may be chosen by. Null in older records.
         restricted: Test utility on the restricted domain, with the model's own head.
+        trivial_loss: The task's loss at utility 0 on the original test split, where utility is
+            ``1 - loss / trivial_loss``; null where it is not, for accuracy.
+        generated: What the model makes of noise, judged against the original domain; null where
+            models make no images.
         weights: SHA-256 of the safetensors file.
         sigma_ratios: Largest singular value of each weight over that of the undefended model.
         gradient_ratios: Gradient norm of each weight, on the restricted task behind the same fresh
@@ -184,6 +209,8 @@ class StageRecord(Record, frozen=True, kw_only=True):
     original_second: float | None = None
     original_validation: float | None = None
     restricted: float | None = None
+    trivial_loss: float | None = None
+    generated: Generated | None = None
     sigma_ratios: Ratios | None = None
     gradient_ratios: Ratios | None = None
     weights: str | None = None
@@ -203,6 +230,10 @@ class Cell(Record, frozen=True, kw_only=True):
         budget: The protocol's longest regular budget b_max, in units.
         stretch: The attack might spend this many times ``budget``.
         test_examples: Size of the test split.
+        utility: What utility is.
+        trivial_loss: As a stage's, on the attacked domain's test split.
+        generated: What the attacked model makes of noise at the end, judged against the attacked
+            domain; null where models make no images.
         nonfinite_step: First update with a non-finite loss, weight or output, if any.
         curve: The scorings, in order of cost.
         pretrained: The undefended model's stage.
@@ -229,6 +260,8 @@ class Cell(Record, frozen=True, kw_only=True):
     stretch: Annotated[int, msgspec.Meta(ge=1)] = 1
     test_examples: Annotated[int, msgspec.Meta(ge=1)]
     utility: str = "accuracy"
+    trivial_loss: float | None = None
+    generated: Generated | None = None
     nonfinite_step: int | None = None
     curve: list[Point] = []
     cost: Cost | None = None

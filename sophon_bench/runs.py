@@ -12,7 +12,15 @@ from typing import Any
 
 import torch
 
-from sophon_bench.backbones import Backbone, Compile, Precision
+from sophon_bench import unets
+from sophon_bench.backbones import (
+    Architecture,
+    Backbone,
+    BackboneError,
+    Compile,
+    Precision,
+)
+from sophon_bench.backbones import list_backbones as timm_names
 from sophon_bench.engines.local import LocalEngine
 from sophon_bench.plan import Plan, PlanError, Registries, Request, Setting, make_plan, plan_again
 from sophon_bench.progress import reporter
@@ -24,6 +32,9 @@ from sophon_bench.registry import scenarios as all_scenarios
 from sophon_bench.selectors import Arsenal, Trial, construct, format_selector, parse, scalar, trials
 from sophon_bench.store import Store, default_root
 
+DEFAULT_BACKBONES = {"classification": "test_resnet", "denoising": "unet"}
+"""What is taken where no backbone is named, by task."""
+
 AT_ONCE = 32
 """Trials at most that train at once on a GPU, unless said otherwise; on the CPU it does not pay."""
 
@@ -34,7 +45,7 @@ class Options:
 
     Attributes:
         scenario: Selectors.
-        backbone: Selectors.
+        backbone: Selectors; empty: the one of `DEFAULT_BACKBONES`.
         samples: The attacker's n; empty: the middle one of the scenario's.
         seeds: Of data, pre-training, defense and attack.
         steps: Longest budget in updates of 64 examples; None: the scenario's.
@@ -106,6 +117,7 @@ def prepare(options: Options, *, defenses: Sequence[Trial], attacks: Arsenal) ->
         PlanError: For a device that is not there, or what `make_plan` refuses.
         SelectorError: For a scenario's malformed selector, or a value that it does not take.
         UnknownName: For a scenario that is not registered.
+        ScenarioError: If a scenario's data is not here.
         BackboneError: For a backbone that there is not, or that does not take the images.
         StoreError: If the store cannot be used.
     """
@@ -240,13 +252,22 @@ def find_settings(
     Raises:
         SelectorError: For a malformed selector, or a value that the scenario does not take.
         UnknownName: For a scenario that is not registered.
-        BackboneError: For a backbone that there is not, or that does not take the images.
+        ScenarioError: If a scenario's data is not here.
+        BackboneError: For a backbone that there is not, that is for another task, or does not take
+            the images.
     """
     found = []
     for scenario in find_scenarios(scenarios, image_size):
         chosen = [find_backbone(text) for text in backbones]
         data = scenario.plugin.build(cache)
-        for backbone in chosen:
+        task = data.original.task.name
+        for backbone in chosen or [find_backbone(DEFAULT_BACKBONES[task])]:
+            if backbone.task != task:
+                raise BackboneError(
+                    f"backbone {backbone.label!r} is for {backbone.task}, and scenario "
+                    f"{scenario.label!r} is a task of {task}; leave --backbone out, or try "
+                    f"{DEFAULT_BACKBONES[task]!r}"
+                )
             backbone.check(data.image_size, data.original.task.num_outputs)
             identity = DataId(
                 name=scenario.name,
@@ -275,7 +296,12 @@ def _sized(trial: Trial, image_size: int) -> Any:
     return construct(trial.entry, {**trial.parameters, "image_size": image_size})
 
 
-def find_backbone(text: str) -> Backbone:
+def list_backbones() -> list[str]:
+    """All names of timm, and the denoising U-Net's."""
+    return [*timm_names(), unets.NAME]
+
+
+def find_backbone(text: str) -> Architecture:
     """The backbone that a selector stands for.
 
     Raises:
@@ -283,4 +309,7 @@ def find_backbone(text: str) -> Backbone:
         BackboneError: If there is none of that name.
     """
     selector = parse(text)
-    return Backbone.of(selector.name, {k: scalar(v) for k, v in selector.parameters.items()})
+    parameters = {k: scalar(v) for k, v in selector.parameters.items()}
+    if selector.name == unets.NAME:
+        return unets.UNet.of(parameters)
+    return Backbone.of(selector.name, parameters)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sophon_bench import training
+from sophon_bench import generation, training
 from sophon_bench.api import (
     Attack,
     AttackMany,
@@ -26,13 +26,15 @@ from sophon_bench.api import (
     Defense,
     DefenseView,
     Domain,
+    Generative,
     Model,
     Predictor,
     Samples,
 )
-from sophon_bench.backbones import Backbone, Compile, Precision
+from sophon_bench.backbones import Architecture, Compile, Precision
+from sophon_bench.generation import Critic
 from sophon_bench.meter import CountedSamples, Meter, PeakMemory, Profile, WatchedTask, profile
-from sophon_bench.records import REFERENCE_BATCH, Cost, Point, Status, derive_seed
+from sophon_bench.records import REFERENCE_BATCH, Cost, Generated, Point, Status, derive_seed
 from sophon_bench.samples import Pixels, Streamed, free_bytes
 from sophon_bench.scenarios import DomainData, Images, ScenarioData
 
@@ -79,6 +81,7 @@ class Attacked:
     curve: list[Point]
     nonfinite_step: int | None
     cost: Cost
+    generated: Generated | None = None
 
 
 FIT_EXAMPLES = 256
@@ -103,7 +106,7 @@ class Bench:
     def __init__(
         self,
         data: ScenarioData,
-        backbone: Backbone,
+        backbone: Architecture,
         *,
         device: torch.device,
         precision: Precision,
@@ -119,6 +122,7 @@ class Bench:
         self.compiled = compiled
         self._room = free_bytes(device) // 2 if room is None else room
         self._samples: dict[tuple[str, str], Pixels] = {}
+        self._critics: dict[str, Critic] = {}
 
     def samples(self, domain: DomainData, split: str) -> Pixels:
         """A whole split on the device."""
@@ -210,6 +214,30 @@ class Bench:
         model = self.load(weights).eval()
         with torch.no_grad(), self.eager():
             return domain.task.utility(model, self.samples(domain, split))
+
+    def trivial_loss(self, domain: DomainData) -> float | None:
+        """The task's loss at utility 0 on the test split, if utility follows from the loss."""
+        return domain.task.trivial_loss(self.samples(domain, "test"))
+
+    def images(self, predictor: Predictor, domain: DomainData) -> Tensor | None:
+        """What a predictor in eval mode makes of noise, ``(N, 3, H, W)`` uint8.
+
+        None where the task's models make no images.
+        """
+        if not isinstance(domain.task, Generative):
+            return None
+        size = self.data.image_size
+        with self.eager():
+            return domain.task.generate(predictor, generation.COUNT, size, self.device)
+
+    def judged(self, images: Tensor | None, domain: DomainData) -> Generated | None:
+        """How good such images are, next to a domain's; its critic is trained at the first ones."""
+        if images is None:
+            return None
+        if domain.name not in self._critics:
+            labelled = domain if len(domain.classes) > 1 else self.data.original
+            self._critics[domain.name] = Critic(domain, labelled, self.device)
+        return self._critics[domain.name].judge(images)
 
 
 def _carve(
@@ -595,6 +623,7 @@ class _Trial:
             curve=self.curve,
             nonfinite_step=self.nonfinite,
             cost=cost,
+            generated=self.judge.generated(self.predictor) if finite else None,
         )
 
     def _check(self, touched: bool) -> None:
@@ -625,6 +654,7 @@ class _Judge:
         rng: torch.Generator,
     ) -> None:
         self.bench = bench
+        self.domain = domain
         self.rng = rng
         self.task = task
         self.meter = meter
@@ -661,14 +691,26 @@ class _Judge:
             **utilities,
         )
 
+    def generated(self, predictor: Predictor | None) -> Generated | None:
+        """What it makes of noise, where that is the restricted domain's question."""
+        if predictor is None or self.domain is not self.bench.data.restricted:
+            return None
+        with self.meter.looking():
+            images = self.bench.images(predictor, self.domain)
+        return self.bench.judged(images, self.domain)
+
     def same(self, one: Predictor, other: Predictor) -> bool:
         """Whether two predictors agree to the last bit on examples of the selection split."""
         inputs, _ = self.splits["selection"][:REFERENCE_BATCH]
         with self.bench.eager(), self.meter.looking():
-            return torch.equal(*(self.task.predict(p, inputs) for p in (one, other)))
+            return torch.equal(*(self._predicted(p, inputs) for p in (one, other)))
+
+    def _predicted(self, predictor: Predictor, inputs: Tensor) -> Tensor:
+        with _global_rng(0, self.bench.device):  # a task may draw noise
+            return self.task.predict(predictor, inputs)
 
     def words(self, curve: Sequence[Point]) -> str:
-        return f"accuracy {100 * curve[-1].test:.1f} %" if curve else "…"
+        return f"{self.task.utility_name} {100 * curve[-1].test:.1f} %" if curve else "…"
 
 
 class _Watched:
@@ -676,6 +718,8 @@ class _Watched:
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
+        # what `inspect.signature` goes by
+        self.__wrapped__ = predictor.forward if isinstance(predictor, nn.Module) else predictor
         self._found: Tensor | None = None
 
     def __call__(self, *inputs: Tensor) -> Tensor:

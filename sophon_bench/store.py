@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sophon_bench.files import write_atomic
+from sophon_bench.pictures import pixels_of
 from sophon_bench.records import (
     SCHEMA,
     Cell,
@@ -206,6 +207,8 @@ def read_cells(path: Path) -> list[Cell]:
 def checked(cells: Sequence[Any], hashes: Mapping[str, Any]) -> list[Cell]:
     """Records as JSON has them, checked: each valid, there once, as written, and rightly named.
 
+    Pictures in them are such as `pictures.pixels_of` reads.
+
     Args:
         cells: What should be records.
         hashes: `digest` of each, by its key.
@@ -215,11 +218,16 @@ def checked(cells: Sequence[Any], hashes: Mapping[str, Any]) -> list[Cell]:
             says how many more there are.
     """
     found: dict[str, Cell] = {}
+    drawn: set[str] = set()
     wrong = []
     for number, plain in enumerate(cells, 1):
         try:
             cell = msgspec.convert(plain, Cell)
             reason = _altered(cell, plain, hashes.get(cell.key))
+            for made in (cell.generated, cell.pretrained.generated, cell.released.generated):
+                if made is not None and made.picture not in drawn:
+                    pixels_of(made.picture)
+                    drawn.add(made.picture)
             if cell.key in found:
                 reason = "its key is there twice"
             found[cell.key] = cell

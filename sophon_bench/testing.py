@@ -31,14 +31,25 @@ from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from sophon_bench import registry, stages
-from sophon_bench.api import Attack, AttackMany, Defense, Incompatible, Model, Predictor, Samples
+from sophon_bench.api import (
+    Attack,
+    AttackMany,
+    AttackView,
+    Defense,
+    Incompatible,
+    Model,
+    Predictor,
+    Samples,
+)
 from sophon_bench.authoring import PLACEHOLDER
-from sophon_bench.backbones import Backbone, BackboneError
-from sophon_bench.meter import CountedSamples, Meter
+from sophon_bench.backbones import Architecture, Backbone, BackboneError
+from sophon_bench.meter import SAME_MODEL, CountedSamples, Meter
 from sophon_bench.registry import BrokenPlugin, Entry, UnknownName
 from sophon_bench.scenarios import DomainData, Images, Scenario, ScenarioData
 from sophon_bench.selectors import SelectorError, Trial, construct
 from sophon_bench.tasks.classification import Classification
+from sophon_bench.tasks.denoising import Denoising
+from sophon_bench.unets import UNet
 
 SEEDING = ((torch, "manual_seed"), (torch, "seed"), (random, "seed"), (np.random, "seed"))
 
@@ -108,13 +119,13 @@ def check_defense(defense: Defense, bench: stages.Bench, weights: stages.Weights
     return _said(_defense_problems(_Watched(defense), bench, weights))
 
 
-def check_scenario(scenario: Scenario, backbone: Backbone = BACKBONE) -> list[str]:
+def check_scenario(scenario: Scenario, backbone: Architecture = BACKBONE) -> list[str]:
     """Build a scenario twice, look at its splits, and train on it for two updates."""
     return _said(_scenario_problems(scenario, backbone))
 
 
 def check_file(
-    path: Path, *, name: str | None = None, backbone: Backbone = BACKBONE
+    path: Path, *, name: str | None = None, backbone: Architecture = BACKBONE
 ) -> Iterator[Finding]:
     """Check every plugin that a file registers, with its default hyperparameters.
 
@@ -139,24 +150,25 @@ def check_file(
 
 
 @functools.cache
-def small_bench(backbone: Backbone = BACKBONE) -> tuple[stages.Bench, stages.Weights]:
+def small_bench(backbone: Architecture = BACKBONE) -> tuple[stages.Bench, stages.Weights]:
     """Striped images, and weights that a few updates have pre-trained; made in a second or two.
 
     Raises:
         BackboneError: If the backbone does not exist or cannot be trained on these images.
     """
+    stripes = functools.partial(_stripes, backbone.task)
     data = ScenarioData(
         image_size=32,
-        original=_stripes(
+        original=stripes(
             "wide", 6, 6.0, {"train": 240, "validation": 60, "test": 60, "second_test": 60}
         ),
-        restricted=_stripes(
+        restricted=stripes(
             "narrow",
             4,
             3.0,
             {"defender": 60, "attacker": 40, "selection": 40, "test": 40, "second_test": 40},
         ),
-        benign=(_stripes("broad", 3, 10.0, {"train": 30, "selection": 15, "test": 15}),),
+        benign=(stripes("broad", 3, 10.0, {"train": 30, "selection": 15, "test": 15}),),
         samples=(SAMPLES,),
         steps=BUDGET // 64,
         pretrain_steps=8,
@@ -166,7 +178,9 @@ def small_bench(backbone: Backbone = BACKBONE) -> tuple[stages.Bench, stages.Wei
     return bench, stages.pretrain(bench, 0, _quiet).weights
 
 
-def _stripes(name: str, classes: int, wavelength: float, splits: dict[str, int]) -> DomainData:
+def _stripes(
+    kind: str, name: str, classes: int, wavelength: float, splits: dict[str, int]
+) -> DomainData:
     """Noisy stripes whose direction is the class; domains differ in wavelength."""
     images = {}
     for split, count in splits.items():
@@ -179,10 +193,11 @@ def _stripes(name: str, classes: int, wavelength: float, splits: dict[str, int])
         pixels = 128 + 80 * wave[:, None] + rng.normal(0, 20, (count, 3, 32, 32))
         sources = np.array([f"{name}-{split}-{i}" for i in range(count)])
         images[split] = Images(pixels.clip(0, 255).astype(np.uint8), labels, sources)
-    return DomainData(name, Classification(classes), tuple(map(str, range(classes))), images)
+    task = Denoising() if kind == Denoising.name else Classification(classes)
+    return DomainData(name, task, tuple(map(str, range(classes))), images)
 
 
-def _findings(entry: Entry, path: Path, backbone: Backbone) -> Iterator[Finding]:
+def _findings(entry: Entry, path: Path, backbone: Architecture) -> Iterator[Finding]:
     def finding(check: str, problem: str | None) -> Finding:
         return Finding(label, check, "FAILED" if problem else "passed", problem or "")
 
@@ -302,7 +317,7 @@ def _at_once_problem(
         pairs = [*zip(_scores(alone), _scores(found), strict=False)]
         same = len(alone.curve) == len(found.curve) and all(
             one[0] == other[0]
-            and math.isclose(one[1], other[1], rel_tol=0.01)
+            and math.isclose(one[1], other[1], rel_tol=SAME_MODEL)
             and all(abs(a - b) <= SCORES for a, b in zip(one[2:], other[2:], strict=True))
             for one, other in pairs
         )
@@ -349,7 +364,7 @@ def _defense_problems(watched: _Watched, bench: stages.Bench, weights: stages.We
     return problems | _common(watched, seeded)
 
 
-def _scenario_problems(scenario: Scenario, backbone: Backbone) -> Problems:
+def _scenario_problems(scenario: Scenario, backbone: Architecture) -> Problems:
     data = scenario.build()
     problems: Problems = {"splits": "; ".join(_missing_splits(data)) or None}
     if problems["splits"]:
@@ -370,7 +385,8 @@ def _scenario_problems(scenario: Scenario, backbone: Backbone) -> Problems:
             "two builds differ; draw from generators with fixed seeds, and order nothing by a set"
         )
     if not any(problems.values()):
-        problems["training"] = _training_problem(data, backbone)
+        fits = backbone.task == data.original.task.name
+        problems["training"] = _training_problem(data, backbone if fits else UNet())
     return problems
 
 
@@ -407,7 +423,8 @@ def _wrong_images(data: ScenarioData) -> Iterator[str]:
         if set(images.labels.tolist()) != set(range(len(domain.classes))):
             yield f"{where} has not just the labels 0 to {len(domain.classes) - 1}, each of them"
     for domain in data.domains:
-        if domain.task.num_outputs != len(domain.classes):
+        classifies = domain.task.name == Classification.name
+        if classifies and domain.task.num_outputs != len(domain.classes):
             yield (
                 f"{domain.name} names {len(domain.classes)} classes, its task has "
                 f"{domain.task.num_outputs} outputs"
@@ -430,7 +447,7 @@ def _shared_sources(data: ScenarioData) -> Iterator[str]:
                 seen[source] = split
 
 
-def _training_problem(data: ScenarioData, backbone: Backbone) -> str | None:
+def _training_problem(data: ScenarioData, backbone: Architecture) -> str | None:
     try:
         backbone.check(data.image_size, data.original.task.num_outputs)
     except BackboneError as error:
@@ -478,7 +495,7 @@ class _Watched:
             )
         steps = iter(steps)
         while True:
-            with _draws(self.moved):
+            with _draws(self.moved, excused=_draws_noise(view)):
                 try:
                     made = next(steps)
                 except StopIteration as stop:
@@ -614,12 +631,13 @@ def _seedings() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def _draws(moved: set[str]) -> Iterator[None]:
+def _draws(moved: set[str], *, excused: bool) -> Iterator[None]:
     """Enter into ``moved`` whose global generator is in another state after it.
 
-    Modules may draw from torch's in their forward pass (dropout): if one did, torch's is let be.
+    Modules may draw from torch's in their forward pass (dropout): if one did, torch's is let be,
+    as it is if ``excused``.
     """
-    before, at_entry, depth, by_module = _states(), b"", 0, False
+    before, at_entry, depth, by_module = _states(), b"", 0, excused
 
     def enter(_module: Any, _inputs: Any) -> None:
         nonlocal at_entry, depth
@@ -645,6 +663,12 @@ def _draws(moved: set[str]) -> Iterator[None]:
         moved.update(
             n for n, s in _states().items() if s != before[n] and not (n == "torch" and by_module)
         )
+
+
+def _draws_noise(view: Any) -> bool:
+    """Whether a task of the view draws from torch's own generator, as modules may."""
+    domains = (view,) if isinstance(view, AttackView) else (view.original, view.restricted)
+    return any(domain.task.draws for domain in domains)
 
 
 def _states() -> dict[str, Any]:

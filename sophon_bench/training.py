@@ -345,7 +345,7 @@ class _Together:
 
         def loss(weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
             tensors = {**self._fixed, **weights, **buffers}
-            return task.loss(lambda inputs: functional_call(self.model, tensors, inputs), batch)
+            return task.loss(lambda *inputs: functional_call(self.model, tensors, inputs), batch)
 
         with warnings.catch_warnings():
             # whether doing without a rule is too slow is measured before anything is run at once

@@ -41,6 +41,7 @@ def tiny_scenario() -> None:
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("SOPHON_BENCH_STORE", raising=False)
+    monkeypatch.delenv("SOPHON_BENCH_DATA", raising=False)
 
 
 @pytest.fixture(scope="session")

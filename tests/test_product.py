@@ -19,7 +19,9 @@ import torch
 from sophon_bench import stages, testing
 from sophon_bench.api import AttackView, Incompatible, Model
 from sophon_bench.registry import Entry, attacks, defenses, load_file, scenarios
+from sophon_bench.scenarios import ScenarioError
 from sophon_bench.selectors import Trial, construct
+from sophon_bench.tasks.classification import Classification
 
 BUDGET = 4 * 64
 SMALL = {"iterations": 2, "inner_steps": 2, "horizons": (2,), "watch_every": 1}
@@ -142,13 +144,17 @@ def test_defaults_and_presets_survive_the_trip_through_a_record(entry: Entry) ->
 
 @pytest.mark.parametrize("name", scenarios.names())
 def test_a_scenario_has_what_the_harness_needs(name: str, tmp_path: Path) -> None:
-    data = scenarios.get(name).cls().build(tmp_path)
+    try:
+        data = scenarios.get(name).cls().build(tmp_path)
+    except ScenarioError as error:
+        pytest.skip(str(error))
     assert {"train", "validation", "test", "second_test"} <= set(data.original.splits)
     needed = {"defender", "attacker", "selection", "test", "second_test"}
     assert needed <= set(data.restricted.splits)
     assert max(data.samples) <= len(data.restricted.splits["attacker"])
     for domain in data.domains:
-        assert domain.task.num_outputs == len(domain.classes)
+        if domain.task.name == Classification.name:
+            assert domain.task.num_outputs == len(domain.classes)
         sources = [
             set(images.sources.tolist())
             for s, images in domain.splits.items()

@@ -64,6 +64,8 @@ def _input_errors() -> tuple[type[Exception], ...]:
         ("store", "StoreError"),
         ("backbones", "BackboneError"),
         ("plan", "PlanError"),
+        ("scenarios", "ScenarioError"),
+        ("pictures", "PictureError"),
         ("leaderboard.entries", "EntryError"),
         ("leaderboard.tuning", "Occupied"),
     ):
@@ -94,7 +96,7 @@ def main() -> None:
 
 for command in (
     running.run, running.study, running.tune, auditing.audit,
-    telling.table, telling.plot, telling.cards, telling.freeze,
+    telling.table, telling.plot, telling.pictures, telling.cards, telling.freeze,
     comparing.compare, paging.page, submitting.submit, submitting.verify,
     costs.overhead, looking.list_, looking.show, authoring.check, authoring.new,
 ):  # fmt: skip

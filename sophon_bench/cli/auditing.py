@@ -99,6 +99,7 @@ def _audit(
     **options: Any,
 ) -> int:
     from sophon_bench import checkpoints, runs
+    from sophon_bench.backbones import Backbone
     from sophon_bench.files import write_atomic
     from sophon_bench.leaderboard import audits, tables
     from sophon_bench.leaderboard.frozen import published
@@ -119,7 +120,10 @@ def _audit(
             f"attack, or a suite such as @standard"
         )
     content = checkpoints.read(file, sha256=sha256)
-    trial = checkpoints.trial(content, runs.find_backbone(backbone))
+    architecture = runs.find_backbone(backbone)
+    if not isinstance(architecture, Backbone):
+        raise Refused(f"an audit is of a timm model, and --backbone {backbone} is none")
+    trial = checkpoints.trial(content, architecture)
     job = runs.prepare(
         runs.Options(scenario=[scenario], backbone=[backbone], **options),
         defenses=[trial],

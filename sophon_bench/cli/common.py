@@ -98,10 +98,9 @@ one_backbone_option = click.option(
 backbone_option = click.option(
     "--backbone",
     multiple=True,
-    default=[DEFAULT_BACKBONE],
-    show_default=True,
     metavar="SELECTOR",
-    help="timm model, with keyword arguments in brackets. Repeatable.",
+    help="timm model, or unet, with keyword arguments in brackets. Repeatable. By default "
+    f"{DEFAULT_BACKBONE}; for denoising, unet.",
 )
 device_option = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to run."

@@ -45,7 +45,7 @@ def list_(kind: str, pattern: str | None, plugin: Sequence[Path]) -> None:
 
 def _listing(kind: str) -> list[tuple[str, str]]:
     if kind == "backbones":
-        from sophon_bench.backbones import list_backbones
+        from sophon_bench.runs import list_backbones
 
         return [(name, "") for name in list_backbones()]
     if kind == "suites":
@@ -116,7 +116,7 @@ def show(
         if kind == "scenarios":
             _show_scenario(name, image_size, images, store)
     if not holders:
-        from sophon_bench.backbones import list_backbones
+        from sophon_bench.runs import list_backbones
 
         known = {*list_backbones(), *(n for r in _registries().values() for n in r.names())}
         if bare.split(".")[0] not in known:
@@ -171,9 +171,14 @@ def _show_backbone(name: str) -> None:
 
     from sophon_bench.runs import find_backbone
 
-    model = find_backbone(name).build(10, torch.Generator(), fresh=True)
+    backbone = find_backbone(name)
+    outputs = 10 if backbone.task == "classification" else 3
+    model = backbone.build(outputs, torch.Generator(), fresh=True)
     count = sum(p.numel() for p in model.parameters())
-    click.echo(f"backbone {name}: {count / 1e6:.2f} M parameters with 10 outputs")
+    click.echo(
+        f"backbone {name}, for {backbone.task}: {count / 1e6:.2f} M parameters with {outputs} "
+        f"outputs"
+    )
     for path, block in model.blocks():
         size = sum(p.numel() for p in block.parameters())
         click.echo(f"  {path}: {type(block).__name__}, {size / 1e6:.3f} M")

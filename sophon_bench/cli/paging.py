@@ -116,6 +116,7 @@ def _sheets(cells: Iterable[Any]) -> dict[str, bytes]:
 
     from sophon_bench.registry import UnknownName
     from sophon_bench.runs import find_scenarios
+    from sophon_bench.scenarios import ScenarioError
     from sophon_bench.scenarios.sheet import contact_sheet
     from sophon_bench.selectors import SelectorError
 
@@ -124,10 +125,10 @@ def _sheets(cells: Iterable[Any]) -> dict[str, bytes]:
     for label, revision in sorted(revisions.items()):
         try:
             (trial,) = find_scenarios([label], None)
-        except (UnknownName, SelectorError) as error:
+            data = trial.plugin.build()
+        except (UnknownName, SelectorError, ScenarioError) as error:
             click.echo(f"no images: {error}", err=True)
             continue
-        data = trial.plugin.build()
         if data.revision != revision:
             words = f"{label} has other data here than its records are of ({revision[:8]})"
             click.echo(f"no images: {words}", err=True)

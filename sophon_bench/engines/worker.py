@@ -164,6 +164,10 @@ class Worker:
             original_second=bench.utility(made.weights, data.original, "second_test"),
             original_validation=bench.utility(made.weights, data.original, "validation"),
             restricted=bench.utility(made.weights, data.restricted, "test"),
+            trivial_loss=bench.trivial_loss(data.original),
+            generated=bench.judged(
+                bench.images(bench.load(made.weights).eval(), data.original), data.original
+            ),
             sigma_ratios=sigma,
             gradient_ratios=gradient,
             weights=self.store.put_weights(made.weights),
@@ -223,6 +227,8 @@ class Worker:
                 "role": "restricted" if stage.restricted else "benign",
                 "samples": stage.samples,
                 "test_examples": len(domain.splits["test"]),
+                "utility": domain.task.utility_name,
+                "trivial_loss": self.bench(setting).trivial_loss(domain),
                 "seed": protect.upstream.seed,
                 "precision": setting.precision,
                 "budget": stage.budget,

@@ -107,6 +107,10 @@ class ScenarioData:
         return digest.hexdigest()
 
 
+class ScenarioError(ValueError):
+    """A scenario's data is not on this machine, or is not what it should be."""
+
+
 class Scenario(Protocol):
     """What is registered with ``scenarios.register``."""
 
@@ -120,6 +124,9 @@ class Scenario(Protocol):
 
         Args:
             cache: A directory to keep rendered images in; None: make them anew.
+
+        Raises:
+            ScenarioError: If it is made from files that are not there, or are damaged.
         """
         ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,10 @@ class Classification:
     """
 
     num_outputs: int
+
+    name: ClassVar[str] = "classification"
+    utility_name: ClassVar[str] = "accuracy"
+    draws: ClassVar[bool] = False
 
     def predict(self, model: Predictor, inputs: Tensor) -> Tensor:
         """Logits ``(B, K)``.
@@ -53,3 +58,6 @@ class Classification:
             right = (outputs.argmax(dim=1) == batch.targets) & ~outputs.isnan().any(dim=1)
             correct += right.sum()
         return float(correct) / len(samples)
+
+    def trivial_loss(self, samples: Samples) -> None:
+        """None: accuracy does not follow from the loss."""

@@ -1,0 +1,48 @@
+"""One combined loss for denoisers, without simulating a fine-tuner.
+
+Reference: the baseline "naive" of Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Interval
+from torch import Tensor
+
+from sophon_bench.registry import defenses
+
+from ._outer import Outer, Positive, Scene, Weight, kept_statistics
+
+
+@defenses.register("naive-mse")
+@dataclass(frozen=True, kw_only=True)
+class NaiveMse(Outer):
+    """Minimise ``MSE_orig + weight mean(e^2)``, e the noise predicted in restricted images.
+
+    As the paper's naive baseline, one combined loss. Different from the original: no fine-tuning is
+    simulated, of which the authors' code has some in its "naive" too. The head is the model's own;
+    nothing is recovered at the end.
+
+    Args:
+        weight: Of the restricted term.
+    """
+
+    lr: Positive = 5e-4
+    weight: Weight = 0.3
+    recovery: Annotated[float, Interval(ge=0, le=0)] = 0.0
+
+    tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "lr": (1e-4, 3e-4, 1e-3), "weight": (0.03, 0.1, 0.3, 1.0),
+    }  # fmt: skip
+
+    def objective(self, scene: Scene) -> Tensor:
+        original = scene.view.original.task.loss(scene.model, scene.original_batch)
+        task, inputs = scene.view.restricted.task, scene.restricted_batch.inputs
+        with kept_statistics(scene.model):
+            prediction = task.predict(scene.model, inputs)
+        return naive_mse(original, prediction, weight=self.weight)
+
+
+def naive_mse(original: Tensor, prediction: Tensor, *, weight: float) -> Tensor:
+    """``original + weight mean(prediction^2)``."""
+    return original + weight * prediction.square().mean()
