@@ -75,8 +75,9 @@ def _share(row: Row) -> str:
         f"{100 * (1 - row['resistance']):.0f} % at the budget where it leaves him most ({width}); "
         f"at the whole budget he reaches {percent(row['restricted_after'])} %, where the "
         f"undefended model gives {percent(row['undefended_after'])} % and fresh weights "
-        f"{percent(row['scratch_after'])} %. Original accuracy is {percent(row['original_after'])} "
-        f"%, the undefended model's {percent(row['original_before'])} %."
+        f"{percent(row['scratch_after'])} %. Original {row['utility']} is "
+        f"{percent(row['original_after'])} %, the undefended model's "
+        f"{percent(row['original_before'])} %."
     )
 
 

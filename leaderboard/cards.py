@@ -127,14 +127,14 @@ class _Measured:
             for row in recipes
             for line in self._lines(row, curves[row["defense"], row["samples"]], trials)
         ]
-        accuracies = Table(
-            title=f"Restricted accuracy in %, at the whole budget: best of the trials of "
-            f"{self.recipe.name} that were run, and of all (the tuned envelope, with scratch as a "
-            "further candidate), both picked on the selection split",
+        utilities = Table(
+            title=f"Restricted {scores[0]['utility']} in %, at the whole budget: best of the "
+            f"trials of {self.recipe.name} that were run, and of all (the tuned envelope, with "
+            "scratch as a further candidate), both picked on the selection split",
             columns=["", "n", *SIDES],
             body=lines,
         )
-        return Place(title=heading(where, scores), tables=[accuracies, score_table(scores)])
+        return Place(title=heading(where, scores), tables=[utilities, score_table(scores)])
 
     def _lines(self, row: Row, curve: Row, trials: Trials) -> Iterator[list[str]]:
         defense, samples = row["defense"], str(row["samples"])
@@ -154,7 +154,7 @@ SIDES = ("protected", "undefended", "scratch")
 def _reached(row: Row, side: str) -> str:
     if row[f"{side}_after"] is None:
         return UNMEASURED
-    text = _accuracy(row[f"{side}_after"], row[f"{side}_half_width"])
+    text = _percent(row[f"{side}_after"], row[f"{side}_half_width"])
     seeds = row[f"{side}_seeds"]
     return text if seeds == row["seeds"] else f"{text} ({seeds} of {span([row['seeds']])})"
 
@@ -172,11 +172,11 @@ def _picked(row: Row, side: str, trials: Trials) -> str:
 def _level(curve: Row, side: str) -> str:
     for cost, mean, half_width in curve[side]:
         if cost == curve["budget"]:
-            return _accuracy(mean, half_width)
+            return _percent(mean, half_width)
     return UNMEASURED
 
 
-def _accuracy(mean: float, half_width: float | None) -> str:
+def _percent(mean: float, half_width: float | None) -> str:
     return with_half_width(100 * mean, None if half_width is None else 100 * half_width, 1)
 
 

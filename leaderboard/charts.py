@@ -90,7 +90,7 @@ def envelopes(row: Row) -> Figure | None:
         return None
     traces = [t for side, points in lines.items() for t in _line(points, side, side, unit=" %")]
     layout = _over_budget(row, lines.values())
-    layout["yaxis"] = {"title": {"text": "restricted accuracy (%)"}, "rangemode": "tozero"}
+    layout["yaxis"] = {"title": {"text": f"restricted {row['utility']} (%)"}, "rangemode": "tozero"}
     return _figure(traces, layout)
 
 
@@ -119,7 +119,7 @@ def resistance(row: Row) -> Figure | None:
 
 
 def sweep(row: Row, undefended: Row | None) -> Figure:
-    """Restricted accuracy by learning rate of one family of attacks.
+    """Restricted utility by learning rate of one family of attacks.
 
     Args:
         row: A row of `metrics.sweeps`.

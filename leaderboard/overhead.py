@@ -119,6 +119,7 @@ def _half_costs(samples: int, rows: Sequence[Row], trials: Trials) -> Table:
         by_attack.setdefault((row["attack"], row["stretch"]), {})[row["defense"]] = row
     best = by_attack.pop((ENVELOPE, 1))
     tried = sorted(by_attack, key=lambda key: (trials.order(key[0]), key[1]))
+    utility = rows[0]["utility"]
 
     def line(name: str, found: Mapping[str, Row], cell: Callable[[Row], str]) -> list[str]:
         return [name, *(cell(found[d]) if d in found else NOTHING for d in best)]
@@ -129,7 +130,7 @@ def _half_costs(samples: int, rows: Sequence[Row], trials: Trials) -> Table:
         "against the undefended model, and of those of scratch's envelope",
         columns=["", *best],
         quiet=[
-            line("half: restricted accuracy, %", best, lambda row: percent(row["half"])),
+            line(f"half: restricted {utility}, %", best, lambda row: percent(row["half"])),
             line("scratch's envelope", best, lambda row: _steps(row, "scratch_cost")),
         ],
         body=[

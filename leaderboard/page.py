@@ -1,7 +1,8 @@
 """The page that people come to: submissions as a static site, derived from their records alone.
 
 Names, titles and links are data of strangers. They reach the page through jinja2 with escaping on,
-a link only if it is one of the web, and figures through `charts`, which escapes too.
+a link only if it is one of the web, and figures through `charts`, which escapes too. Of pictures
+only the pixels do, encoded anew.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import jinja2
 
 from sophon_bench import metrics
 from sophon_bench.files import write_atomic
-from sophon_bench.leaderboard import cards, charts, overhead, tables
+from sophon_bench.leaderboard import cards, charts, gallery, overhead, tables
 from sophon_bench.leaderboard.plots import in_steps, short_count
 from sophon_bench.leaderboard.tables import NOTHING, Key, Row, Table
+from sophon_bench.pictures import data_uri
 from sophon_bench.records import REFERENCE_BATCH, Cell
 
 TEMPLATES = Path(__file__).parent / "site"
@@ -78,6 +80,7 @@ def write(
 
     Raises:
         OSError: ``out`` cannot be made or written.
+        PictureError: A record has a picture that is none; nothing is written.
     """
     files = site(submissions, subjects=subjects, sheets=sheets, frozen=frozen)
     out.mkdir(parents=True, exist_ok=True)
@@ -115,8 +118,12 @@ def site(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    utilities = sorted({section.utility for section in sections})
     html = environment.get_template("index.html").render(
         sections=sections,
+        utilities=" or ".join(utilities),
+        plurals=" or ".join(map(tables.plural, utilities)),
+        meanings=[(name, tables.MEANINGS[name]) for name in utilities if name in tables.MEANINGS],
         labels=sorted({s.label for s in submissions if s.label is not None}),
         figures={"figures": figures.found, "themes": charts.themes()},
         versions=cards.distinct(
@@ -140,6 +147,7 @@ KINDS: Mapping[str, Callable[[Any, Gaps], list[dict[str, Any]]]] = {
     "sweeps": lambda places, _: metrics.sweeps(places),
     "protection": lambda places, _: metrics.protection(places),
     "half_costs": metrics.half_costs,
+    "images": lambda places, _: metrics.images(places),
 }
 """Flat rows that the page shows, by name."""
 
@@ -155,11 +163,13 @@ class Part:
         submission: Whose it is.
         rows: Its rows there.
         cells: Its records there, by defense.
+        made: Images that models made there, of one seed.
     """
 
     submission: Submission
     rows: Rows
     cells: Mapping[str, Sequence[Cell]]
+    made: Sequence[metrics.Made]
 
     @property
     def controls(self) -> set[str]:
@@ -190,7 +200,8 @@ def _parts(submission: Submission, frozen: Gaps) -> Iterator[tuple[Key, Part]]:
             for defense, own in sides.models.items()
         }
         own_rows = {kind: by_place.get(key, []) for kind, by_place in rows.items()}
-        yield key, Part(submission=submission, rows=own_rows, cells=cells)
+        made = gallery.of_one_seed(metrics.makers(metrics.Places([sides])))
+        yield key, Part(submission=submission, rows=own_rows, cells=cells, made=made)
 
 
 class Figures:
@@ -206,6 +217,21 @@ class Figures:
         key = f"f{len(self.found) + 1}"
         self.found[key] = figure
         return [{"key": key, "title": title}]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """Images that a model made.
+
+    Args:
+        title: Which model's, and after what.
+        alt: The same for who sees no pictures.
+        address: A ``data:`` URI.
+    """
+
+    title: str
+    alt: str
+    address: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +255,8 @@ class Card:
         sweeps: Figures by learning rate.
         winners: Which attack won, by budget.
         levels: What the curves show, in numbers.
+        pictures: What its model makes from noise, before and after attacks; in the card of the
+            undefended model, fresh weights too.
     """
 
     id: str
@@ -247,6 +275,7 @@ class Card:
     sweeps: Sequence[Mapping[str, str]]
     winners: Table | None
     levels: Sequence[Table]
+    pictures: Sequence[Picture]
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -307,6 +336,7 @@ class Section:
     id: str
     scenario: str
     backbone: str
+    utility: str
     heading: str
     tiles: Sequence[tuple[str, str]]
     columns: Sequence[str]
@@ -314,6 +344,7 @@ class Section:
     notes: Sequence[str]
     cards: Sequence[Card]
     heat_maps: Sequence[HeatMap]
+    quality: Sequence[Table]
     costs: Sequence[Table]
     cost_figures: Sequence[Mapping[str, str]]
     picture: str | None = field(default=None)
@@ -369,6 +400,7 @@ def _section(
         id=f"place-{number}",
         scenario=at["scenario"],
         backbone=at["backbone"],
+        utility=rows["releases"][0]["utility"],
         heading=tables.heading(key, rows["attacks"]),
         tiles=[
             *_bars(controls),
@@ -383,6 +415,10 @@ def _section(
         notes=table.notes,
         cards=found,
         heat_maps=_heat_maps(rows["attacks"], [card.name for card in found], trials),
+        quality=[
+            *tables.loss_tables(rows["attacks"], trials),
+            *([tables.image_table(rows["images"], trials)] if rows["images"] else []),
+        ],
         costs=[table for place in overhead.places(costs) for table in place.tables],
         cost_figures=[
             *figures.add("Protecting", charts.protection(rows["protection"])),
@@ -490,6 +526,15 @@ def _card(
         sweeps=sweeps,
         winners=tables.winner_table(rows["winners"], trials) if rows["winners"] else None,
         levels=[_levels(curve) for curve in rows["curves"]],
+        pictures=[_picture(made) for made in part.made if made.defense == defense],
+    )
+
+
+def _picture(made: metrics.Made) -> Picture:
+    return Picture(
+        title=gallery.title(made),
+        alt=f"Images that a model made from noise: {gallery.title(made)}, seed {made.seed}",
+        address=data_uri(made.generated.picture),
     )
 
 
@@ -585,8 +630,8 @@ def _levels(curve: Row) -> Table:
         }
     budgets = sorted({steps for found in levels.values() for steps in found})
     return Table(
-        title=f"n = {curve['samples']}: restricted accuracy of the envelopes in %, and resistance, "
-        f"by budget in steps of {REFERENCE_BATCH} examples",
+        title=f"n = {curve['samples']}: restricted {curve['utility']} of the envelopes in %, and "
+        f"resistance, by budget in steps of {REFERENCE_BATCH} examples",
         columns=["", *map(short_count, budgets)],
         body=[
             [name, *(found.get(steps, NOTHING) for steps in budgets)]

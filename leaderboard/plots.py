@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from sophon_bench import metrics
 from sophon_bench.files import write_atomic
+from sophon_bench.leaderboard import gallery
 from sophon_bench.leaderboard.tables import WHERE
 from sophon_bench.metrics import PLACE
+from sophon_bench.pictures import pixels_of
 from sophon_bench.records import REFERENCE_BATCH, Cell, content_key
 
 if TYPE_CHECKING:
@@ -124,6 +126,12 @@ def write_growth(updates: Sequence[Row], exponents: Sequence[Row], title: str, f
         _save(growth(updates, exponents, title), file)
 
 
+def write_gallery(made: Sequence[metrics.Made], file: Path) -> None:
+    """Draw `images` to ``file``, which ends in one of `FORMATS`."""
+    with drawing():
+        _save(images(made), file)
+
+
 def _save(figure: Figure, file: Path) -> None:
     write_atomic(file.absolute(), encode(figure, file.suffix.removeprefix(".")))
 
@@ -143,7 +151,7 @@ def encode(figure: Figure, form: str) -> bytes:
 
 
 def pictures(curves: Sequence[Row], sweeps: Sequence[Row]) -> Iterator[Picture]:
-    """Per place and n: envelopes and resistance by budget, restricted accuracy by step size.
+    """Per place and n: envelopes and resistance by budget, restricted utility by step size.
 
     A defense has one colour in all of them. A picture without a single point is left out.
 
@@ -196,7 +204,8 @@ def envelopes(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None
     for row in _defenses(rows):
         points = in_steps(row["protected"], 100)
         lines.append(Line(label=row["defense"], points=points, style=styles[row["defense"]]))
-    return _budget_figure(rows, lines, "What a tuned attacker reaches", "restricted accuracy (%)")
+    label = f"restricted {rows[0]['utility']} (%)"
+    return _budget_figure(rows, lines, "What a tuned attacker reaches", label)
 
 
 def resistance(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
@@ -222,7 +231,7 @@ def _whole_range(axes: Axes) -> None:
 
 
 def sweep(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
-    """Restricted accuracy by learning rate; one panel per attack without its learning rate."""
+    """Restricted utility by learning rate; one panel per attack without its learning rate."""
     panels: dict[str, list[Line]] = {family: [] for family in sorted({r["family"] for r in rows})}
     for row in sorted(rows, key=lambda row: (not row["control"], row["defense"])):
         label = "undefended" if row["control"] else row["defense"]
@@ -242,9 +251,11 @@ def sweep(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
         axes.xaxis.set_minor_formatter("")
         axes.set_title("\n".join(textwrap.wrap(family.replace(",", ", "), 34)))
         _draw(axes, drawn)
-    grid[0].set_ylim(max(0.0, grid[0].get_ylim()[0]), min(100.0, grid[0].get_ylim()[1]))
-    figure.supylabel("restricted accuracy (%)")
-    _finish(figure, rows, "Restricted accuracy by learning rate at the regular budget")
+    low, high = grid[0].get_ylim()
+    grid[0].set_ylim(max(0.0, low) if high > 0 else low, min(100.0, high))
+    utility = rows[0]["utility"]
+    figure.supylabel(f"restricted {utility} (%)")
+    _finish(figure, rows, f"Restricted {utility} by learning rate at the regular budget")
     return figure
 
 
@@ -336,6 +347,60 @@ def _bars(
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.grid(visible=False, axis="y")
+
+
+STRIP = 4.5
+"""Width of images in a row, in inches."""
+
+
+def images(made: Sequence[metrics.Made]) -> Figure:
+    """Images that models made, a line per model.
+
+    Args:
+        made: At least one, in the order of `gallery.of_one_seed`.
+
+    Raises:
+        PictureError: If one has a picture that is none.
+    """
+    rows = [pixels_of(one.generated.picture) for one in made]
+    words = [
+        [
+            *textwrap.wrap(_foldable(gallery.title(one)), 40),
+            f"Fréchet distance {one.generated.frechet:.1f}",
+        ]
+        for one in made
+    ]
+    heights = [
+        max(STRIP * row.shape[0] / row.shape[1], 0.12 * len(lines)) + 0.06
+        for row, lines in zip(rows, words, strict=True)
+    ]
+    places = [gallery.place(one) for one in made]
+    several = len(set(places)) > 1
+    figure = _figure(
+        width=STRIP + 2.5, height=0.6 + sum(heights) + 0.2 * several * len(set(places))
+    )
+    grid = figure.subplots(len(made), 1, squeeze=False, height_ratios=heights).ravel()
+    told: set[str] = set()
+    for axes, row, lines, place in zip(grid, rows, words, places, strict=True):
+        axes.imshow(row, interpolation="nearest")
+        axes.grid(visible=False)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        axes.set_anchor("W")
+        text = "\n".join(lines)
+        axes.set_ylabel(text, rotation=0, ha="right", va="center", parse_math=False)
+        if several and place not in told:
+            axes.set_title(place, loc="left", parse_math=False)
+        told.add(place)
+    where = [] if several else textwrap.wrap(places[0], 100)
+    title = "\n".join([f"Images made from noise, seed {made[0].seed}", *where])
+    figure.suptitle(title, parse_math=False)
+    return figure
+
+
+def _foldable(title: str) -> str:
+    """With spaces after all commas, and none around ``=`` that a line could end at."""
+    return re.sub(r", ?", ", ", title).replace(" = ", "\u00a0=\u00a0")
 
 
 def growth(updates: Sequence[Row], exponents: Sequence[Row], title: str) -> Figure:

@@ -46,14 +46,16 @@ class Report:
     """Everything a table is made of: flat rows, derived from records and never stored.
 
     Args:
-        rows: Restricted accuracy by attack and defense, envelopes included (`metrics.rows`).
+        rows: Restricted utility by attack and defense, envelopes included (`metrics.rows`).
         scores: One row per defense (`metrics.scores`).
         winners: Which attack the envelope picked, by defense, n and budget (`metrics.winners`).
+        images: How good the images are that models make of noise (`metrics.images`).
     """
 
     rows: Sequence[Row]
     scores: Sequence[Row]
     winners: Sequence[Row]
+    images: Sequence[Row] = ()
 
 
 def report(
@@ -65,6 +67,7 @@ def report(
         rows=metrics.rows(places),
         scores=metrics.scores(places, frozen),
         winners=metrics.winners(places),
+        images=metrics.images(places),
     )
 
 
@@ -87,6 +90,7 @@ def report_of(
         rows=_merged(part.rows for part in found),
         scores=_merged(part.scores for part in found),
         winners=_merged(part.winners for part in found),
+        images=_merged(part.images for part in found),
     )
 
 
@@ -113,15 +117,17 @@ def united(reports: Iterable[Report]) -> Report:
     rows: list[Row] = []
     scores: list[Row] = []
     winners: list[Row] = []
+    images: list[Row] = []
     told: set[tuple[Key, str]] = set()
     for report in reports:
         new = {_teller(row) for row in [*report.rows, *report.scores]} - told
         for found, more in (
             (rows, report.rows), (scores, report.scores), (winners, report.winners),
+            (images, report.images),
         ):  # fmt: skip
             found += [row for row in more if _teller(row) in new]
         told |= new
-    return Report(rows=rows, scores=metrics.ranked(scores), winners=winners)
+    return Report(rows=rows, scores=metrics.ranked(scores), winners=winners, images=images)
 
 
 def renamed(report: Report, names: Mapping[str, str]) -> Report:
@@ -130,7 +136,12 @@ def renamed(report: Report, names: Mapping[str, str]) -> Report:
     def each(rows: Sequence[Row]) -> list[Row]:
         return [{**row, "defense": names.get(row["defense"], row["defense"])} for row in rows]
 
-    return Report(rows=each(report.rows), scores=each(report.scores), winners=each(report.winners))
+    return Report(
+        rows=each(report.rows),
+        scores=each(report.scores),
+        winners=each(report.winners),
+        images=each(report.images),
+    )
 
 
 def _teller(row: Row) -> tuple[Key, str]:
@@ -162,10 +173,16 @@ class Place:
 
 
 def places(report: Report) -> list[Place]:
-    """Per place: the scores, who won, and one matrix per sample count."""
-    rows, scores, winners = map(by_place, (report.rows, report.scores, report.winners))
-    return [_place(where, rows.get(where, []), scores.get(where, []), winners.get(where, []))
-            for where in dict.fromkeys([*rows, *scores])]  # fmt: skip
+    """Per place: the scores, who won, and one matrix per sample count.
+
+    Where utility follows from a loss, that in matrices of its own; and where models make images,
+    how good they are.
+    """
+    kinds = [by_place(r) for r in (report.rows, report.scores, report.winners, report.images)]
+    return [
+        _place(where, *(found.get(where, []) for found in kinds))
+        for where in dict.fromkeys([*kinds[0], *kinds[1]])
+    ]
 
 
 def by_place(rows: Iterable[Row]) -> dict[Key, list[Row]]:
@@ -176,7 +193,13 @@ def by_place(rows: Iterable[Row]) -> dict[Key, list[Row]]:
     return found
 
 
-def _place(where: Key, rows: Sequence[Row], scores: Sequence[Row], winners: Sequence[Row]) -> Place:
+def _place(
+    where: Key,
+    rows: Sequence[Row],
+    scores: Sequence[Row],
+    winners: Sequence[Row],
+    images: Sequence[Row],
+) -> Place:
     trials = Trials(rows)
     told = {row["defense"]: set(row["flags"]) for row in scores}
     matrices = [
@@ -185,7 +208,9 @@ def _place(where: Key, rows: Sequence[Row], scores: Sequence[Row], winners: Sequ
     ]
     tables = [score_table(scores)] if scores else []
     tables += [winner_table(winners, trials)] if winners else []
-    return Place(title=heading(where, rows), tables=[*tables, *matrices])
+    tables += [*matrices, *loss_tables(rows, trials)]
+    tables += [image_table(images, trials)] if images else []
+    return Place(title=heading(where, rows), tables=tables)
 
 
 def heading(where: Key, rows: Iterable[Row]) -> str:
@@ -202,6 +227,19 @@ def heading(where: Key, rows: Iterable[Row]) -> str:
             *suites,
         ]
     )
+
+
+def plural(utility: str) -> str:
+    """Several of a utility: ``accuracies``."""
+    return f"{utility.removesuffix('y')}ies" if utility.endswith("y") else f"{utility}s"
+
+
+MEANINGS = {
+    "denoising skill": "1 - MSE / MSE₀ of the noise that a model predicts in noisy images, where "
+    "MSE₀ is that of the best guess by the mean and the variance of pixels alone: at most 1, and 0 "
+    "for that guess."
+}
+"""What utilities are that need words."""
 
 
 SCORE_COLUMNS = (
@@ -304,7 +342,7 @@ def _ablation_table(rows: Sequence[Row], notes: Sequence[str]) -> Table:
     at = ABLATION_COLUMNS.index("restricted") + several
     scratch = [["scratch", *blank[:at], percent(value), *blank[at + 1 :]] for value in fresh]
     return Table(
-        title=f"Scores{_over(rows)}, by {rows[0]['axis']}: accuracies in %, "
+        title=f"Scores{_over(rows)}, by {rows[0]['axis']}: {plural(rows[0]['utility'])} in %, "
         "restricted after the tuned attack and after the best of the listed trials alone; "
         "cost of protection as a multiple of pre-training",
         columns=[rows[0]["axis"], *(["defense"] if several else []), *ABLATION_COLUMNS],
@@ -349,7 +387,8 @@ def tuning(rows: Sequence[Row], notes: Sequence[str]) -> Place:
         tables=[
             Table(
                 title=f"Configurations{_over(rows)}: criterion = 100 · resistance · intactness on "
-                "validation data alone; accuracies in % of the selection and validation splits",
+                f"validation data alone; {plural(rows[0]['utility'])} in % of the selection and "
+                "validation splits",
                 columns=["", *CRITERION_COLUMNS],
                 quiet=[
                     [name, *spare[:at], percent(value), *spare[at + 1 :]]
@@ -410,11 +449,15 @@ def agreements(name: str, rows: Sequence[Row]) -> Place:
     def side(row: Row, key: str) -> str:
         if row[key] is None:
             return str(row[f"{key}_status"])
+        if row[f"{key}_low"] is None:
+            return percent(row[key])
         low, high = percent(row[f"{key}_low"]), percent(row[f"{key}_high"])
         return f"{percent(row[key])} ({low}–{high})"
 
+    sampled = any(row[f"{key}_low"] is not None for row in rows for key in ("reported", "again"))
     return Place(
-        title=f"{name}: test accuracy in %, with 95 % intervals over test images",
+        title=f"{name}: test {' or '.join(sorted({row['utility'] for row in rows}))} in %"
+        + (", with 95 % intervals over test images" if sampled else ""),
         tables=[
             Table(
                 title="Records made again",
@@ -438,8 +481,9 @@ def agreements(name: str, rows: Sequence[Row]) -> Place:
 
 def _score_title(scores: Sequence[Row]) -> str:
     return (
-        f"Scores{_over(scores)}: 100 · resistance · intactness · trainability; accuracies "
-        "in % after the tuned attack, cost of protection as a multiple of pre-training"
+        f"Scores{_over(scores)}: 100 · resistance · intactness · trainability; "
+        f"{plural(scores[0]['utility'])} in % after the tuned attack, cost of protection as a "
+        "multiple of pre-training"
     )
 
 
@@ -508,8 +552,8 @@ def winner_table(winners: Sequence[Row], trials: Trials) -> Table:
         line = lines.setdefault((not row["control"], row["defense"], row["samples"]), {})
         line[row["times"]] = _winner(row, trials)
     return Table(
-        title="Who won: restricted accuracy in %, and the attack picked on most seeds (how many, "
-        "if not all), by budget as a multiple of the regular one",
+        title=f"Who won: restricted {winners[0]['utility']} in %, and the attack picked on most "
+        "seeds (how many, if not all), by budget as a multiple of the regular one",
         columns=["", "n", *(f"{Fraction(times).limit_denominator(64)}×" for times in budgets)],
         body=[
             [defense, str(samples), *(cells.get(times, NOTHING) for times in budgets)]
@@ -521,10 +565,15 @@ def winner_table(winners: Sequence[Row], trials: Trials) -> Table:
 def _winner(row: Row, trials: Trials) -> str:
     if not row["attacks"]:
         return NOTHING
-    (attack, count), *_ = row["attacks"]
-    seeds = sum(votes for _, votes in row["attacks"])
+    return f"{percent(row['restricted_after'])} {_voted(row['attacks'], trials)}"
+
+
+def _voted(attacks: Sequence[tuple[str, int]], trials: Trials) -> str:
+    """The attack picked on most seeds, and on how many if not on all."""
+    (attack, count), *_ = attacks
+    seeds = sum(votes for _, votes in attacks)
     part = "" if count == seeds else f" ({count}/{seeds})"
-    return f"{percent(row['restricted_after'])} {trials.short(attack)}{part}"
+    return trials.short(attack) + part
 
 
 class Trials:
@@ -583,36 +632,131 @@ def _plugin(attack: str) -> str:
 def _matrix(
     samples: int, rows: Sequence[Row], trials: Trials, told: Mapping[str, set[str]]
 ) -> Table:
-    """Restricted accuracy by attack (lines) and defense (columns); flags not ``told`` already."""
+    """Restricted utility by attack (lines) and defense (columns); flags not ``told`` already."""
+    best, body, loud = _crossed(rows, trials, reached_utility)
+    flags = {d: [f for f in row["flags"] if f not in told.get(d, ())] for d, row in best.items()}
+    utility = rows[0]["utility"]
+    return Table(
+        title=f"n = {samples}, {span(row['seeds'] for row in best.values())}: "
+        f"restricted {utility} after the attack, in %; cost as a multiple of pre-training",
+        columns=["", *best],
+        quiet=[
+            [f"original {utility}", *(percent(row["original_after"]) for row in best.values())],
+            ["cost of protection", *(_times(row["protect_cost"]) for row in best.values())],
+        ],
+        body=body,
+        loud=loud,
+        notes=[f"{d}: {', '.join(found)}" for d, found in flags.items() if found],
+    )
+
+
+LOSSES = {"denoising skill": "Noise MSE"}
+"""What the loss is called that a utility follows from."""
+
+
+def loss_tables(rows: Sequence[Row], trials: Trials) -> list[Table]:
+    """The loss in place of utility, as papers on generation print it: one matrix per n.
+
+    Nothing where utility does not follow from a loss.
+    """
+    return [
+        _losses(samples, [row for row in rows if row["samples"] == samples], trials)
+        for samples in dict.fromkeys(
+            row["samples"] for row in rows if row["restricted_loss"] is not None
+        )
+    ]
+
+
+def _losses(samples: int, rows: Sequence[Row], trials: Trials) -> Table:
+    best, body, loud = _crossed(rows, trials, _reached_loss)
+    utility = rows[0]["utility"]
+    return Table(
+        title=f"{LOSSES.get(utility, 'Loss')} (lower is better), n = {samples}, "
+        f"{span(row['seeds'] for row in best.values())}: original before the attack, restricted "
+        "after it",
+        columns=["", *best],
+        quiet=[
+            ["original, unprotected", *(loss(r["original_loss_before"]) for r in best.values())],
+            ["original", *(loss(r["original_loss"]) for r in best.values())],
+        ],
+        body=body,
+        loud=loud,
+        notes=[f"{utility}: {MEANINGS[utility]}"] if utility in MEANINGS else [],
+    )
+
+
+def _crossed(
+    rows: Sequence[Row], trials: Trials, reached: Callable[[Row], str | None]
+) -> tuple[Mapping[str, Row], list[list[str]], list[list[str]]]:
+    """Attacks by defenses, of one n: the envelope's rows by defense, lines of trials, of envelopes.
+
+    Args:
+        rows: Rows of `metrics.rows`.
+        trials: Names of the attacks.
+        reached: What an attack reached in words, None if nothing.
+    """
     by_attack: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
         by_attack.setdefault((row["attack"], row["stretch"]), {})[row["defense"]] = row
     best = by_attack[ENVELOPE, 1]
-    defenses = list(best)
 
     def line(key: tuple[str, int], name: str) -> list[str]:
         longer = f" ×{key[1]}" if key[1] > 1 else ""
         found = by_attack[key]
-        return [name + longer, *(attack_cell(found.get(d), best[d]["seeds"]) for d in defenses)]
+        cells = (attack_cell(found.get(d), row["seeds"], reached) for d, row in best.items())
+        return [name + longer, *cells]
 
     envelopes = sorted((k for k, at in by_attack.items() if _is_envelope(_any(at))), key=_stretch)
     tried = sorted(
         by_attack.keys() - set(envelopes),
         key=lambda key: (not _any(by_attack[key])["control"], trials.order(key[0]), key[1]),
     )
-    flags = {d: [f for f in best[d]["flags"] if f not in told.get(d, ())] for d in defenses}
-    return Table(
-        title=f"n = {samples}, {span(row['seeds'] for row in best.values())}: "
-        "restricted accuracy after the attack, in %; cost as a multiple of pre-training",
-        columns=["", *defenses],
-        quiet=[
-            ["original accuracy", *(percent(best[d]["original_after"]) for d in defenses)],
-            ["cost of protection", *(_times(best[d]["protect_cost"]) for d in defenses)],
-        ],
-        body=[line(key, trials.name(key[0])) for key in tried],
-        loud=[line(key, "tuned envelope") for key in envelopes],
-        notes=[f"{d}: {', '.join(found)}" for d, found in flags.items() if found],
+    return (
+        best,
+        [line(key, trials.name(key[0])) for key in tried],
+        [line(key, "tuned envelope") for key in envelopes],
     )
+
+
+MAKERS = {"released": "", "attacked": ", attacked", "scratch": ""}
+"""What a line of images says after the model's name, by `metrics.Made.maker`."""
+
+
+def image_table(rows: Sequence[Row], trials: Trials) -> Table:
+    """How good the images are that models make of noise.
+
+    Args:
+        rows: Rows of `metrics.images` of one place, at least one.
+        trials: Names of the attacks.
+    """
+    order = ("released", "attacked", "scratch")
+    ordered = sorted(rows, key=lambda row: (order.index(row["maker"]), row["samples"] or 0))
+    return Table(
+        title=f"Images made from noise, {span(row['seeds'] for row in rows)}: Fréchet distance to "
+        "test images (lower is better; of real images in brackets), classifier score (higher is "
+        "better)",
+        columns=["", "domain", "n", "attack", "Fréchet distance", "classifier score"],
+        body=[_image_line(row, trials) for row in ordered],
+        notes=[
+            "attacked: the model at the end of the trial that the selection split picks at the "
+            "whole budget, fresh weights left out; named is the one picked on most seeds (how "
+            "many, if not all)"
+        ],
+    )
+
+
+def _image_line(row: Row, trials: Trials) -> list[str]:
+    name = "scratch" if row["maker"] == "scratch" else row["defense"]
+    frechet = with_half_width(row["frechet"], row["frechet_half_width"], 1)
+    score = with_half_width(row["classifier_score"], row["classifier_score_half_width"], 2)
+    return [
+        name + MAKERS[row["maker"]],
+        "original" if row["maker"] == "released" else "restricted",
+        NOTHING if row["samples"] is None else str(row["samples"]),
+        _voted(row["attacks"], trials) if row["attacks"] else NOTHING,
+        f"{frechet} ({_decimals(row['frechet_real'], 1)})",
+        score,
+    ]
 
 
 def _any(by_defense: Mapping[str, Row]) -> Row:
@@ -630,16 +774,31 @@ def span(seeds: Iterable[int]) -> str:
     return f"{listed} seed{'' if counts[-1] == 1 else 's'}"
 
 
-def attack_cell(row: Row | None, seeds: int) -> str:
-    """What a trial reached, and on how many of the defense's ``seeds`` if not on all."""
-    if row is None:
-        return NOTHING
+def reached_utility(row: Row) -> str | None:
+    """The restricted utility after an attack in %, if it reached any."""
     if row["restricted_after"] is None:
-        return str(row["status"])
+        return None
     half_width = row["restricted_after_half_width"]
-    text = with_half_width(
+    return with_half_width(
         100 * row["restricted_after"], None if half_width is None else 100 * half_width, 1
     )
+
+
+def _reached_loss(row: Row) -> str | None:
+    if row["restricted_loss"] is None:
+        return None
+    return loss(row["restricted_loss"], row["restricted_loss_half_width"])
+
+
+def attack_cell(
+    row: Row | None, seeds: int, reached: Callable[[Row], str | None] = reached_utility
+) -> str:
+    """What a trial ``reached``, and on how many of the defense's ``seeds`` if not on all."""
+    if row is None:
+        return NOTHING
+    text = reached(row)
+    if text is None:
+        return str(row["status"])
     marks = [] if row["status"] == "ok" or _is_envelope(row) else [row["status"]]
     if row["seeds_reached"] < seeds:
         marks.append(f"{row['seeds_reached']} of {seeds} seeds")
@@ -654,6 +813,14 @@ def with_half_width(value: float | None, half_width: float | None, digits: int) 
 
 def _decimals(value: float | None, digits: int) -> str:
     return NOTHING if value is None else f"{value:.{digits}f}"
+
+
+def loss(value: float | None, half_width: float | None = None) -> str:
+    """Four decimals and no zero before them, as papers have it: ``.0372 ± .0011``."""
+    if value is None:
+        return NOTHING
+    found = (f"{v:.4f}".removeprefix("0") for v in (value, half_width) if v is not None)
+    return " ± ".join(found)
 
 
 def percent(value: float | None) -> str:
@@ -831,7 +998,7 @@ def _first_number(cell: str) -> float:
 LATEX = {
     "\\": r"\textbackslash{}", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "†": r"$\dagger$",
     "‡": r"$\ddagger$", "–": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"$<$", ">": r"$>$", "→": r"$\to$", "≤": r"$\le$",
+    "<": r"$<$", ">": r"$>$", "→": r"$\to$", "≤": r"$\le$", "₀": "$_0$",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     **{chr(sign): f"$^{chr(digit)}$" for digit, sign in SUPERSCRIPTS.items()},
 }  # fmt: skip
@@ -935,7 +1102,7 @@ def _scored(defenses: Sequence[Row]) -> str:
         f"Against a tuned attacker, who reaches {percent(first['undefended_after'])} % from the "
         f"undefended model and {percent(first['scratch_after'])} % from fresh weights, {listed}. "
         "0 protects like no defense; 100 gives the attacker nothing over fresh weights at any "
-        "budget, keeps the original accuracy and stays trainable on other tasks."
+        f"budget, keeps the original {first['utility']} and stays trainable on other tasks."
     )
 
 
@@ -969,5 +1136,5 @@ def _envelopes(rows: Sequence[Row]) -> str:
     return (
         "An attacker who chooses trial and checkpoint on a hidden split reaches "
         f"{_listed(reached)}. A defense keeps its word if that falls to {bar} while the original "
-        "accuracy stays: judge it by this envelope, not by one recipe."
+        f"{rows[0]['utility']} stays: judge it by this envelope, not by one recipe."
     )

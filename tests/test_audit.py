@@ -476,6 +476,7 @@ def row(
         "restricted_after": 0.5,
         "undefended_after": 0.9,
         "scratch_after": 0.4,
+        "utility": "accuracy",
         "original_after": 0.97,
         "original_before": 0.99,
     }

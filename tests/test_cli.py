@@ -324,7 +324,20 @@ def test_the_version_is_the_packages() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "list", "show", "table", "plot", "study", "tune", "cards", "audit", "page"]
+    "command",
+    [
+        "run",
+        "list",
+        "show",
+        "table",
+        "plot",
+        "pictures",
+        "study",
+        "tune",
+        "cards",
+        "audit",
+        "page",
+    ],
 )
 def test_every_help_has_examples(command: str) -> None:
     assert "Examples:\n  sophon-bench" in call(command, "--help").stdout.replace("    ", "  ")

@@ -680,7 +680,7 @@ def test_json_is_flat_rows_with_stable_keys(weakened: list[Path]) -> None:
     assert set(rows[0]) == {
         "scenario", "revision", "backbone", "precision", "protocol", "budget", "suite", "defense",
         "attack", "domain", "samples", "metric", "threshold", "unit", "base", "new", "difference",
-        "half_width", "seeds", "verdict", "tentative", "reason",
+        "half_width", "seeds", "verdict", "tentative", "reason", "utility",
     }  # fmt: skip
     assert len(of(rows, verdict="regression")) == 2
     assert len(of(rows, verdict="unchanged")) == 2

@@ -17,11 +17,13 @@ from click.testing import CliRunner, Result
 from conftest import MakeCell
 from msgspec.structs import replace
 from test_scores import BUDGET, controls, defended, run
+from toy import generated, generation
 
 from sophon_bench import metrics
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import cards, charts, entries, page, tables
 from sophon_bench.leaderboard.page import Submission
+from sophon_bench.pictures import PictureError, data_uri
 from sophon_bench.records import Cell
 
 HOSTILE = "<script>alert(1)</script>\"><img src=x onerror=alert(1)>'"
@@ -275,6 +277,62 @@ def test_what_strangers_write_is_text(cells: list[Cell]) -> None:
     assert HOSTILE.split("'")[0] in found.text()
     (data,) = (text for tag, text in found.texts if tag == "script" and text)
     assert json.loads(data)["figures"]
+
+
+def test_images_that_models_made_are_in_their_cards(make_cell: MakeCell) -> None:
+    found = document(submission(generation(make_cell)))
+    said = "Images that a model made from noise: "
+    after = "after finetune[lr=0.2], n = 200: restricted domain, seed 0"
+    assert [(img["alt"], img["src"]) for img in found.of("img")] == [
+        (f"{said}{words}", data_uri(generated(number).picture))
+        for words, number in (
+            ("undefended: original domain, seed 0", 10),
+            (f"undefended, {after}", 30),
+            ("from scratch, n = 200: restricted domain, seed 0", 50),
+            ("dos: original domain, seed 0", 20),
+            (f"dos, {after}", 40),
+        )
+    ]
+    text = found.text()
+    assert "accurac" not in text
+    for words in (
+        "1 if the original denoising skill is kept",
+        "Test denoising skills in %",
+        "denoising skill 1 - MSE / MSE₀",
+        "Restricted denoising skill in % after each attack",
+        "restricted denoising skill of the envelopes in %",
+        "Noise MSE (lower is better), n = 200, 2 seeds",
+        "dos, attacked restricted 200 finetune lr=0.2 40.5",
+    ):
+        assert words in text
+
+
+def test_classification_has_no_such_images(cells: list[Cell]) -> None:
+    found = document(submission(cells))
+    assert not found.of("img")
+    for words in ("skill", "MSE", "made from noise", "Fréchet"):
+        assert words not in found.text()
+    assert "1 if the original accuracy is kept" in found.text()
+    assert "Test accuracies in %" in found.text()
+
+
+def test_a_page_of_both_says_both(make_cell: MakeCell, cells: list[Cell]) -> None:
+    both = [*cells, *generation(make_cell, backbone="unet")]
+    text = document(submission(both)).text()
+    assert "1 if the original accuracy or denoising skill is kept" in text
+    assert "Test accuracies or denoising skills in %" in text
+    assert "Restricted accuracy in % after each attack" in text
+
+
+@pytest.mark.parametrize("text", ['"><script>alert(1)</script>', "", "PHN2Zz4="])
+def test_a_picture_that_is_none_never_gets_into_a_page(make_cell: MakeCell, text: str) -> None:
+    bad = replace(generated(1), picture=text)
+    cells = [
+        replace(cell, released=replace(cell.released, generated=bad))
+        for cell in generation(make_cell)
+    ]
+    with pytest.raises(PictureError, match="its picture is not a PNG"):
+        page.site([submission(cells)])
 
 
 def test_figures_are_the_rows(cells: list[Cell]) -> None:
@@ -599,6 +657,17 @@ class TestBrowser:
         assert found.page.locator("script").count() == 3
         assert found.page.locator("img, [onerror], a[href^=java]").count() == 0
         assert found.page.locator("svg a").count() == 0
+
+    def test_images_that_models_made_are_shown(self, show: Show, make_cell: MakeCell) -> None:
+        found = show(submission(generation(make_cell)), size=browser.PHONE)
+        for card in found.page.locator("details.card > summary").all():
+            card.click()
+        images = found.page.locator("details[open] img")
+        assert images.count() == 5
+        sizes = images.evaluate_all("all => all.map(i => [i.naturalWidth, i.naturalHeight])")
+        assert sizes == [[40, 4]] * 5
+        assert all(image.is_visible() for image in images.all())
+        assert found.page.evaluate("document.documentElement.scrollWidth") == browser.PHONE[0]
 
     def test_it_can_be_read_without_javascript(self, show: Show) -> None:
         found = show(java_script_enabled=False)

@@ -24,6 +24,7 @@ def row(defense: str, **values: Any) -> dict[str, Any]:
     place = {
         "scenario": "glyphs-digits[image_size=16]", "revision": "r", "backbone": "hf_hub:a/b c",
         "precision": "fp32", "protocol": "1", "samples": 200, "budget": BUDGET, "seeds": 5,
+        "utility": "accuracy",
     }  # fmt: skip
     return {**place, "defense": defense, "control": defense == "none", **values}
 

@@ -17,7 +17,7 @@ from sophon_bench.store import Store
 BUDGET = 12800
 PLACE = {
     "scenario": "glyphs", "revision": "0123456789", "backbone": "b", "precision": "fp32",
-    "protocol": "1", "budget": BUDGET, "suite": "@standard v1",
+    "protocol": "1", "budget": BUDGET, "suite": "@standard v1", "utility": "accuracy",
 }  # fmt: skip
 UNDEFENDED = {
     "score": 0.0, "resistance": 0.0, "worst_resistance": 0.0, "intactness": 1.0, "b50": 1.0,
@@ -46,7 +46,9 @@ def trial(defense: str, attack: str, **changes: Any) -> dict[str, Any]:
         **PLACE, "defense": defense, "attack": attack, "parameters": {}, "control": False,
         "trials": 1, "best": attack, "samples": 200, "stretch": 1, "seeds": 5, "seeds_reached": 5,
         "original_before": 0.985, "original_after": 0.971, "restricted_before": 0.1,
-        "restricted_after": 0.5, "restricted_after_half_width": 0.02, "score": None,
+        "restricted_after": 0.5, "restricted_after_half_width": 0.02, "restricted_loss": None,
+        "restricted_loss_half_width": None, "original_loss_before": None, "original_loss": None,
+        "score": None,
         "resistance": None, "intactness": 0.86, "trainability": None, "flags": [],
         "protect_cost": 5.78, "peak_memory": 1e9, "seconds": 3.0, "status": "ok",
     }  # fmt: skip

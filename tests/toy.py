@@ -1,12 +1,19 @@
-"""A model and two domains so small that a defense runs on them in a moment, in float64 too."""
+"""A model and two domains so small that a defense runs on them in a moment, in float64 too.
+
+And records of a denoiser with pictures, made by hand.
+"""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from sophon_bench.api import DefenseView, Domain, Model, Samples
+from sophon_bench.pictures import picture_of
+from sophon_bench.records import Cell, Generated
 from sophon_bench.tasks.classification import Classification
 
 ORIGINAL, RESTRICTED = 4, 3
@@ -97,3 +104,64 @@ def state(model: Model) -> dict[str, Tensor]:
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+SKILL = "denoising skill"
+
+
+def drawing(number: int) -> str:
+    """A small picture in base64, another for each number."""
+    pixels = np.full((4, 40, 3), number * 37 % 256, dtype=np.uint8)
+    pixels[1:3, ::4, number % 3] = 255
+    return picture_of(pixels)
+
+
+def generated(number: int, frechet: float | None = None) -> Generated:
+    """Images with this Fréchet distance, the number if none is given."""
+    return Generated(
+        count=200,
+        frechet=float(number) if frechet is None else frechet,
+        frechet_real=1.5,
+        classifier_score=4.0,
+        picture=drawing(number),
+    )
+
+
+def generation(make_cell: Callable[..., Cell], **changes: object) -> list[Cell]:
+    """Records of a denoiser: a defense and the controls on two seeds, each with pictures.
+
+    Losses at utility 0 are 0.2 on the original domain and 0.1 on the restricted one. Fréchet
+    distances are tens by the model: undefended and defended, attacked, from scratch; plus the seed.
+    """
+    cells = []
+    for seed in (0, 1):
+        for defense, attack, test, number in (
+            ("none", "scratch", 0.4, 50),
+            ("none", "finetune[lr=0.1]", 0.9 - 0.1 * seed, 60),
+            ("none", "finetune[lr=0.2]", 0.9, 30),
+            ("dos", "finetune[lr=0.1]", 0.6 - 0.1 * seed, 70),
+            ("dos", "finetune[lr=0.2]", 0.7, 40),
+        ):
+            # equal models, by equal keys, have equal pictures
+            selection = 0.95 if attack == "finetune[lr=0.2]" else test
+            cell = make_cell(
+                defense=defense,
+                attack=attack,
+                seed=seed,
+                curve=[(12800.0, selection, test)],
+                original=(0.9, 0.9 if defense == "none" else 0.8),
+                utility=SKILL,
+                trivial_loss=0.1,
+                **changes,
+            )
+            made = {"trivial_loss": 0.2}
+            before, after = 10 + seed, (10 if defense == "none" else 20) + seed
+            cells.append(
+                replace(
+                    cell,
+                    generated=generated(number + seed),
+                    pretrained=replace(cell.pretrained, generated=generated(before), **made),
+                    released=replace(cell.released, generated=generated(after), **made),
+                )
+            )
+    return cells

@@ -1,13 +1,17 @@
-"""Commands that say what records mean: table, plot, cards, freeze."""
+"""Commands that say what records mean: table, plot, pictures, cards, freeze."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from sophon_bench.records import Cell
 
 from sophon_bench.cli.common import (
     Refused,
@@ -113,7 +117,7 @@ def _formats(_context: click.Context, _parameter: click.Parameter, text: str) ->
     help="png, svg or both.",
 )
 def plot(source: Path | None, store: Path | None, out: Path, formats: list[str]) -> None:
-    """Draw envelopes and resistance by budget, and accuracy by learning rate.
+    """Draw envelopes and resistance by budget, and utility by learning rate.
 
     Three pictures per scenario, backbone, budget and n, of all records in the store or of a run's
     JSON file. Prints the files that it writes.
@@ -135,6 +139,85 @@ def plot(source: Path | None, store: Path | None, out: Path, formats: list[str])
         raise Refused("no record has a score to draw; 'sophon-bench table' shows why")
     for file in files:
         click.echo(file)
+
+
+@click.command()
+@source_option
+@store_option
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    metavar="FILE.png",
+    help="The picture to write, PNG or SVG by its name.",
+)
+@click.option(
+    "--seed", type=int, metavar="N", help="Models of this seed; by default the lowest one."
+)
+@click.option(
+    "--attack",
+    metavar="SELECTOR",
+    shell_complete=complete("attack"),
+    help="After this attack, or the best of those that it fits; by default the best of all.",
+)
+def pictures(
+    source: Path | None, store: Path | None, out: Path, seed: int | None, attack: str | None
+) -> None:
+    """Draw the images that models made from noise, where they make images.
+
+    A line each for the undefended model and every defense's, before any attack (of the original
+    domain) and after the attack that selection picks (of the restricted one), and for fresh
+    weights.
+
+    \b
+    Examples:
+      sophon-bench pictures --from out.json --out images.png
+      sophon-bench pictures --from out.json --out images.png --seed 1 --attack 'finetune[lr=1e-3]'
+    """
+    from sophon_bench.leaderboard import gallery, plots
+    from sophon_bench.metrics import makers
+
+    if out.suffix.removeprefix(".") not in plots.FORMATS:
+        known = " or ".join(f".{form}" for form in plots.FORMATS)
+        raise Refused(f"--out draws a file that ends in {known}; got {str(out)!r}")
+    check_writable("--out", out)
+    cells = read_records(source, store)
+    found = list(makers(cells) if attack is None else makers(cells, _fitting(attack, cells)))
+    if not found:
+        raise Refused("no record has images; models of generation scenarios make some")
+    if seed not in (seeds := sorted({made.seed for made in found})) and seed is not None:
+        raise Refused(f"--seed {seed} has no images; those that have are {seeds}")
+    plots.write_gallery(gallery.of_one_seed(found, seed), out)
+    click.echo(out)
+
+
+def _fitting(selector: str, cells: Sequence[Cell]) -> Callable[[Cell], bool]:
+    """Whether a record's attack is one that a selector fits; refused if no record has one."""
+    from sophon_bench.registry import unknown
+    from sophon_bench.selectors import parse
+
+    wanted = parse(selector)
+
+    def fits(cell: Cell) -> bool:
+        has = cell.attack.parameters
+        return cell.attack.name == wanted.name and all(
+            key in has and _equal(has[key], value) for key, value in wanted.parameters.items()
+        )
+
+    tried = {cell.attack.label: fits(cell) for cell in cells if not cell.attack.control}
+    if not any(tried.values()):
+        raise Refused(unknown("attack", selector, tried))
+    return fits
+
+
+def _equal(value: Any, text: Any) -> bool:
+    """Whether a hyperparameter is what a selector says; numbers may be written in any way."""
+    from sophon_bench.selectors import scalar
+
+    try:
+        return float(value) == float(text)
+    except (TypeError, ValueError):
+        return bool(value == scalar(text))
 
 
 @click.command()

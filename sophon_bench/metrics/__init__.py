@@ -7,6 +7,7 @@ from sophon_bench.metrics.choosing import chosen, criteria
 from sophon_bench.metrics.comparing import Incomparable, Threshold, compare, threshold
 from sophon_bench.metrics.envelopes import (
     Interval,
+    Places,
     envelope,
     interval,
     place,
@@ -14,6 +15,7 @@ from sophon_bench.metrics.envelopes import (
     selected,
 )
 from sophon_bench.metrics.frozen import FLOOR, Frozen, Gap, freeze
+from sophon_bench.metrics.generated import Made, images, makers
 from sophon_bench.metrics.masking import flags
 from sophon_bench.metrics.overhead import PRETRAINING, half_costs, protection
 from sophon_bench.metrics.reproducing import agreements
@@ -47,6 +49,8 @@ __all__ = [
     "Gap",
     "Incomparable",
     "Interval",
+    "Made",
+    "Places",
     "Threshold",
     "ablation",
     "agreements",
@@ -59,9 +63,11 @@ __all__ = [
     "flags",
     "freeze",
     "half_costs",
+    "images",
     "intactness",
     "interval",
     "magnitude",
+    "makers",
     "pivot",
     "place",
     "places",

@@ -365,6 +365,7 @@ def head(cell: Cell) -> dict[str, Any]:
         "precision": cell.precision,
         "protocol": cell.protocol,
         "budget": cell.budget,
+        "utility": cell.utility,
     }
 
 

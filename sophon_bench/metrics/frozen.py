@@ -100,8 +100,10 @@ def freeze(cells: Iterable[Cell]) -> Frozen:
         )
         for at, cost, one, other in _gaps(sides, undefended, fresh, seeds)
     ]
+    here = head(sides.cells[0])
+    del here["utility"]  # the scenario's
     return Frozen(
-        **head(sides.cells[0]),
+        **here,
         seeds=tuple(seeds),
         suite=suites(sides.cells),
         gaps=tuple(gaps),

@@ -11,14 +11,18 @@ from sophon_bench.records import Cell, Point
 
 Agreement = Literal["identical", "agrees", "differs"]
 
+TOLERANCE = 0.02
+"""How far a utility that is no accuracy may be from what was reported."""
+
 
 def agreements(pairs: Sequence[tuple[Cell, Cell]]) -> list[dict[str, Any]]:
     """Flat rows, one per cell that was reported and made again.
 
-    What is compared is the test accuracy of the checkpoint that selection picks. Other processors
+    What is compared is the test utility of the checkpoint that selection picks. Other processors
     round otherwise, and a training run takes another path from there: accuracies ``agree`` if they
     differ by no more than two samples of test images would, at 95 % over all pairs together
-    (Bonferroni). The images are the same, so that the bound is a wide one. Statuses have to be the
+    (Bonferroni). The images are the same, so that the bound is a wide one. Other utilities are no
+    shares of images, and agree within `TOLERANCE`; they have no interval. Statuses have to be the
     same.
 
     Args:
@@ -31,6 +35,7 @@ def _row(before: Cell, now: Cell, count: int) -> dict[str, Any]:
     was, again = (selected(cell, cell.budget * cell.stretch) for cell in (before, now))
     return {
         "key": before.key,
+        "utility": before.utility,
         "defense": before.defense.label,
         "attack": before.attack.label,
         "domain": before.domain,
@@ -44,7 +49,9 @@ def _row(before: Cell, now: Cell, count: int) -> dict[str, Any]:
 
 
 def _side(name: str, cell: Cell, point: Point | None) -> dict[str, Any]:
-    low, high = (None, None) if point is None else wilson(point.test, cell.test_examples)
+    low, high = None, None
+    if point is not None and cell.utility == "accuracy":
+        low, high = wilson(point.test, cell.test_examples)
     return {
         f"{name}_status": cell.status,
         name: None if point is None else point.test,
@@ -60,9 +67,11 @@ def _agreement(
         return "differs"
     if was is None or again is None or was.test == again.test:
         return "identical"
-    p = (was.test + again.test) / 2
-    deviation = math.sqrt(2 * p * (1 - p) / before.test_examples)
-    return "agrees" if abs(was.test - again.test) <= _z(count) * deviation else "differs"
+    bound = TOLERANCE
+    if before.utility == "accuracy":
+        p = (was.test + again.test) / 2
+        bound = _z(count) * math.sqrt(2 * p * (1 - p) / before.test_examples)
+    return "agrees" if abs(was.test - again.test) <= bound else "differs"
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

@@ -469,6 +469,7 @@ def score_row(sides: Sides, defense: str, frozen: Frozen | None) -> dict[str, An
         "rolled_back": rolled_back(case.cells),
         "released_seeds": len({cell.seed for cell in case.cells}),
         "restricted_after": attained(case, 0),
+        "restricted_loss": attained_loss(case),
         "undefended_after": attained(case, 1),
         "scratch_after": attained(case, 2),
         "score": score,
@@ -499,6 +500,20 @@ def attained(case: Case, side: int) -> float | None:
     """The envelope of a side (as in `Case.mean`) at the whole budget, a mean over n and seeds."""
     slots = [(at, case.budget) for at in case.restricted if (at, case.budget) in case.tables[side]]
     found = [case.mean(side, slot) for slot in slots]
+    return statistics.fmean(found) if found else None
+
+
+def attained_loss(case: Case) -> float | None:
+    """The loss at what the defense's envelope attains, a mean likewise; null for accuracy.
+
+    The loss at utility 0 is that of a test split, the same for all trials on it.
+    """
+    found = []
+    for at in case.restricted:
+        known = (cell.trivial_loss for cell in case.cells_of[0][at])
+        trivial = next((loss for loss in known if loss is not None), None)
+        if trivial is not None and (at, case.budget) in case.tables[0]:
+            found.append((1 - case.mean(0, (at, case.budget))) * trivial)
     return statistics.fmean(found) if found else None
 
 

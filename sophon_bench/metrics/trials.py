@@ -20,7 +20,7 @@ from sophon_bench.metrics.envelopes import (
     suites,
 )
 from sophon_bench.metrics.masking import Flags, flags_in, notes
-from sophon_bench.records import Cell
+from sophon_bench.records import Cell, StageRecord
 
 INTACTNESS_RANGE = 0.10
 """Loss of original utility at which intactness is zero (protocol)."""
@@ -43,6 +43,8 @@ def rows(cells: Iterable[Cell] | Places) -> list[dict[str, Any]]:
     Of the restricted domain only. Grouped by scenario, backbone, budget, samples and defense, in
     an order that does not depend on the order of the records. Keys are stable and lower-case;
     numbers are numbers, utilities fractions, costs as multiples or in the unit that the key names.
+    ``utility`` says what the utilities are; ``_loss`` keys are the task's loss where a utility
+    follows from it (`loss_at`), null for accuracy.
     What needs several budgets and benign domains (``score``, ``resistance``, ``trainability``) is
     null in these rows: `scores` has it.
 
@@ -121,6 +123,9 @@ def _row(
     first = cells[0]
     reached = [pick for pick in picks if pick is not None]
     after = interval([point.test for _, point in reached]) if reached else None
+    losses = [loss_at(point.test, cell.trivial_loss) for cell, point in reached]
+    known = [loss for loss in losses if loss is not None]
+    loss = interval(known) if known else None
     place = head(first)
     return {
         "scenario": place.pop("scenario"),
@@ -140,6 +145,8 @@ def _row(
         **worth,
         "restricted_after": None if after is None else after.mean,
         "restricted_after_half_width": None if after is None else after.half_width,
+        "restricted_loss": None if loss is None else loss.mean,
+        "restricted_loss_half_width": None if loss is None else loss.half_width,
         "score": None,
         "resistance": None,
         "trainability": None,
@@ -147,8 +154,17 @@ def _row(
     }
 
 
+def loss_at(utility: float | None, trivial: float | None) -> float | None:
+    """The loss at a utility ``1 - loss / trivial``; null where utility is not that."""
+    return None if utility is None or trivial is None else (1 - utility) * trivial
+
+
 def made(cells: Iterable[Cell]) -> dict[str, Any]:
-    """What the released models are worth before any attack, a mean over seeds."""
+    """What the released models are worth before any attack, a mean over seeds.
+
+    ``original_loss_before`` and ``original_loss`` are the task's losses there, before and after
+    protecting, null for accuracy.
+    """
     models = [(c.pretrained, c.released) for c in {c.seed: c for c in cells}.values()]
     kept = [
         intactness(before.original, after.original)
@@ -159,8 +175,14 @@ def made(cells: Iterable[Cell]) -> dict[str, Any]:
         "original_before": _mean([before.original for before, _ in models]),
         "original_after": _mean([after.original for _, after in models]),
         "restricted_before": _mean([after.restricted for _, after in models]),
+        "original_loss_before": _mean([_original_loss(before) for before, _ in models]),
+        "original_loss": _mean([_original_loss(after) for _, after in models]),
         "intactness": _mean(kept),
     }
+
+
+def _original_loss(stage: StageRecord) -> float | None:
+    return loss_at(stage.original, stage.trivial_loss)
 
 
 ROLLED_BACK = "rolled back"
