@@ -51,10 +51,10 @@ class SophonDos(Sophon):
     task rolls back. Only ``order=1``.
     """
 
-    alpha: Positive = 1e-3
+    alpha: Positive = 3e-4
     beta: Positive = 5e-4
     iterations: Count = 40
-    ntr_steps: Count = 10
+    ntr_steps: Count = 12
     inner_steps: Count = 20
     head: Head = "kept"
 
