@@ -34,7 +34,6 @@ from sophon_bench import registry, stages
 from sophon_bench.api import (
     Attack,
     AttackMany,
-    AttackView,
     Defense,
     Incompatible,
     Model,
@@ -667,8 +666,8 @@ def _draws(moved: set[str], *, excused: bool) -> Iterator[None]:
 
 def _draws_noise(view: Any) -> bool:
     """Whether a task of the view draws from torch's own generator, as modules may."""
-    domains = (view,) if isinstance(view, AttackView) else (view.original, view.restricted)
-    return any(domain.task.draws for domain in domains)
+    holders = (view, getattr(view, "original", None), getattr(view, "restricted", None))
+    return any(getattr(getattr(holder, "task", None), "draws", False) for holder in holders)
 
 
 def _states() -> dict[str, Any]:

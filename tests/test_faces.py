@@ -404,7 +404,8 @@ def test_the_critic_of_unlabelled_faces_learns_the_original_classes(
         monkeypatch.setattr(generation, constant, value)
     data = scenario(name).build()
     bench = stages.Bench(data, UNet(), device=torch.device("cpu"), precision="fp32")
-    found = bench.generated(lambda noisy, timesteps: torch.zeros_like(noisy), data.restricted)
+    made = bench.images(lambda noisy, timesteps: torch.zeros_like(noisy), data.restricted)
+    found = bench.judged(made, data.restricted)
     assert found is not None
     critic = bench._critics[data.restricted.name]
     assert critic.model.num_outputs == classes
