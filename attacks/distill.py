@@ -31,7 +31,7 @@ class Distill(Tuning):
         benign: Unlabelled benign images per restricted one, if the scenario grants any.
     """
 
-    lr: Annotated[float, Gt(0)] = 1e-2
+    lr: Annotated[float, Gt(0)] = 5e-3
     weight: Annotated[float, Gt(0)] = 10.0
     benign: Annotated[float, Ge(0)] = 0.5
 

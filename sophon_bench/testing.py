@@ -42,7 +42,7 @@ from sophon_bench.api import (
 )
 from sophon_bench.authoring import PLACEHOLDER
 from sophon_bench.backbones import Architecture, Backbone, BackboneError
-from sophon_bench.meter import SAME_MODEL, CountedSamples, Meter
+from sophon_bench.meter import CountedSamples, Meter
 from sophon_bench.registry import BrokenPlugin, Entry, UnknownName
 from sophon_bench.scenarios import DomainData, Images, Scenario, ScenarioData
 from sophon_bench.selectors import SelectorError, Trial, construct
@@ -316,7 +316,7 @@ def _at_once_problem(
         pairs = [*zip(_scores(alone), _scores(found), strict=False)]
         same = len(alone.curve) == len(found.curve) and all(
             one[0] == other[0]
-            and math.isclose(one[1], other[1], rel_tol=SAME_MODEL)
+            and math.isclose(one[1], other[1], rel_tol=0.01)
             and all(abs(a - b) <= SCORES for a, b in zip(one[2:], other[2:], strict=True))
             for one, other in pairs
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args
@@ -239,8 +240,10 @@ class UNetModel(Model):
         old = self.head
         assert isinstance(old, nn.Conv2d)
         with seeded(rng):
-            new = nn.Conv2d(old.in_channels, num_outputs, 3, padding=1)
-        self.head = new.to(old.weight.device, old.weight.dtype).train()
+            drawn = nn.Conv2d(old.in_channels, num_outputs, 3, padding=1)
+        # a copy goes on being counted: here a head is more than a per cent of a pass
+        self.head = copy.deepcopy(old).requires_grad_(True).train()
+        self.head.load_state_dict(drawn.state_dict())
         self.drawn_head = tuple(p.detach().clone() for p in self.head.parameters())
 
     def blocks(self) -> list[tuple[str, nn.Module]]:

@@ -20,6 +20,7 @@ from sophon_bench.api import AttackView, Batch, Generative, Incompatible, Model,
 from sophon_bench.backbones import BackboneError
 from sophon_bench.cli import main
 from sophon_bench.generation import classifier_score, frechet, gaussian, picture
+from sophon_bench.meter import Meter
 from sophon_bench.pictures import pixels_of
 from sophon_bench.registry import attacks, scenarios
 from sophon_bench.scenarios import DomainData, Images, ScenarioData
@@ -354,6 +355,22 @@ def test_looking_never_changes_the_run(small: tuple[stages.Bench, stages.Weights
         ends.append(copy.deepcopy(plugin.last.state_dict()))
     first, second = ends
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_a_fresh_head_is_counted(small: tuple[stages.Bench, stages.Weights]) -> None:
+    bench, weights = small
+    meter = Meter(bench.profile, bench.device)
+    model = meter.watch(bench.load(weights))
+    model.fresh_head(3, torch.Generator().manual_seed(0))
+
+    def updates() -> Iterator[None]:
+        while True:
+            TASK.loss(model, Batch(torch.zeros(8, 3, 32, 32), torch.zeros(8))).backward()
+            yield
+
+    for _ in zip(range(4), meter.drive(updates()), strict=False):
+        pass
+    assert meter.units == pytest.approx(8 * meter.steps, rel=1e-6)
 
 
 @pytest.fixture(scope="module")
