@@ -2,11 +2,13 @@
 
 Passes are counted by light hooks on the leaf modules of every model that is handed out (and of
 every deep copy of one): a forward pass of the whole backbone on one example is 1/3 unit, forward
-and backward together one unit. Where the model in use differs from the backbone, or work happens
-outside its leaves, the count is converted by the FLOPs of sampled steps, which are measured
-exactly with torch's `FlopCounterMode`, outside the clock. A step is converted as the last sampled
-one that counted as much, or else as the last sampled one. Sampled are the Fibonacci numbers:
-log-spaced, and in step with no cycle of a plugin's that has several kinds of update.
+and backward together one unit. A gradient is waited for where the body ends, once for all layers
+that it can reach, or at a layer that is called by itself. Where the model in use differs from the
+backbone, or work happens outside its leaves, the count is converted by the FLOPs of sampled steps,
+which are measured exactly with torch's `FlopCounterMode`, outside the clock. A step is converted
+as the last sampled one that counted as much, or else as the last sampled one. Sampled are the
+Fibonacci numbers: log-spaced, and in step with no cycle of a plugin's that has several kinds of
+update.
 """
 
 from __future__ import annotations
@@ -139,6 +141,10 @@ class Meter:
         for name, module in model.named_modules():
             if name in self.profile.charges:
                 module.register_forward_hook(_hook(self._counter, self.profile.charges[name]))
+        if any(name.startswith(BODY) for name in self.profile.charges):
+            body = model.get_submodule(BODY.removesuffix("."))
+            body.register_forward_pre_hook(_enter(self._counter))
+            body.register_forward_hook(_leave(self._counter), always_call=True)
         return model
 
     def drive(self, steps: Iterator[T]) -> Iterator[T]:
@@ -261,20 +267,36 @@ class _Counter:
         shared: The part of it whose weights were not stacked: made once for all trials.
         counting: Whether passes count now.
         backward: Whether a gradient ever came.
+        awaited: Units and shared ones of the pass through a body that is under way, for which a
+            gradient may come; None outside of bodies.
     """
 
     def __init__(self) -> None:
         self.units = self.shared = 0.0
         self.counting = True
         self.backward = False
+        self.awaited: tuple[float, float] | None = None
 
     def clear(self) -> None:
         self.units = self.shared = 0.0
 
+    def await_gradient(self, output: Tensor, amount: float, shared: float) -> None:
+        """Count twice ``amount`` when a gradient of ``output`` comes, if any can."""
+
+        def came(_gradients: Any) -> None:
+            self.units += 2 * amount
+            self.shared += 2 * shared
+            self.backward = True
+
+        node = output.grad_fn
+        if node is not None:  # half the price of a tensor's hook
+            node.register_prehook(came)
+
+
+# Plain closures: a deep copy of the module keeps counting in the same counter.
+
 
 def _hook(counter: _Counter, charge: float) -> Callable[[nn.Module, Any, Any], None]:
-    """A plain closure: a deep copy of the module keeps counting in the same counter."""
-
     def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
         if not (counter.counting and isinstance(output, Tensor)):
             return
@@ -282,15 +304,26 @@ def _hook(counter: _Counter, charge: float) -> Callable[[nn.Module, Any, Any], N
         shared = 0.0 if is_functorch_wrapped_tensor(output) else amount
         counter.units += amount
         counter.shared += shared
-        node = output.grad_fn
+        if counter.awaited is None:
+            counter.await_gradient(output, amount, shared)
+        elif output.requires_grad:
+            counter.awaited = counter.awaited[0] + amount, counter.awaited[1] + shared
 
-        def came(_gradients: Any) -> None:
-            counter.units += 2 * amount
-            counter.shared += 2 * shared
-            counter.backward = True
+    return hook
 
-        if node is not None:  # half the price of a tensor's hook
-            node.register_prehook(came)
+
+def _enter(counter: _Counter) -> Callable[[nn.Module, Any], None]:
+    def hook(_module: nn.Module, _arguments: Any) -> None:
+        counter.awaited = 0.0, 0.0
+
+    return hook
+
+
+def _leave(counter: _Counter) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
+        awaited, counter.awaited = counter.awaited, None
+        if counter.counting and awaited is not None and output is not None:  # None: it failed
+            counter.await_gradient(output if isinstance(output, Tensor) else output[0], *awaited)
 
     return hook
 

@@ -263,3 +263,69 @@ def test_several_kinds_of_update_are_each_converted_by_their_own_flops(cycle: in
     meter = Meter(found, CPU)
     meter.watch(model)
     assert spend(meter, *[long, *[short] * (cycle - 1)] * 3) == pytest.approx(expected, rel=0.02)
+
+
+class Interrupted(Exception):
+    """Ends a pass half way."""
+
+
+def called(model: nn.Module, found: Profile) -> list[tuple[str, float]]:
+    """Grows with every call of a charged layer: its name, and what a call of that size costs."""
+    calls: list[tuple[str, float]] = []
+
+    def follow(name: str) -> None:
+        def hook(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+            calls.append((name, found.charges[name] * output.numel()))
+
+        model.get_submodule(name).register_forward_hook(hook)
+
+    for name in found.charges:
+        follow(name)
+    return calls
+
+
+def test_a_gradient_counts_for_the_layers_that_it_can_reach(
+    measured: tuple[TimmModel, Profile],
+) -> None:
+    """Update 4 is not sampled, and so is counted by the hooks alone."""
+    model, found = measured
+    meter = Meter(found, CPU)
+    watched = meter.watch(copy.deepcopy(model))
+    inputs = torch.randn(6, 3, 32, 32)
+    layers = list(found.charges)
+    moving = layers[len(layers) // 3 :]
+    before = spend(meter, *[lambda: watched(inputs).sum().backward()] * 3)
+    calls = called(watched, found)
+    watched.requires_grad_(False)
+    for name in moving:
+        watched.get_submodule(name).requires_grad_(True)
+    spent = spend(meter, lambda: watched(inputs).sum().backward()) - before
+    reached = sum(charge for name, charge in calls if name in moving)
+    forward = sum(charge for _, charge in calls)
+    assert 0.05 < reached / forward < 0.95
+    assert spent == pytest.approx(forward + 2 * reached)
+
+
+def test_a_layer_called_by_itself_counts_even_after_a_pass_that_failed(
+    measured: tuple[TimmModel, Profile],
+) -> None:
+    model, found = measured
+    meter = Meter(found, CPU)
+    watched = meter.watch(copy.deepcopy(model))
+    inputs = torch.randn(6, 3, 32, 32)
+    first, *_, last = (name for name in found.charges if name.startswith("body."))
+    before = spend(meter, *[lambda: watched(inputs).sum().backward()] * 3)
+    calls = called(watched, found)
+
+    def interrupt(_module: nn.Module, _inputs: object) -> None:
+        raise Interrupted
+
+    def fail_and_call_the_first_layer() -> None:
+        with pytest.raises(Interrupted):
+            watched(inputs)
+        watched.get_submodule(first)(inputs).sum().backward()
+
+    watched.get_submodule(last).register_forward_pre_hook(interrupt)
+    spent = spend(meter, fail_and_call_the_first_layer) - before
+    assert calls[-1][0] == first
+    assert spent == pytest.approx(sum(charge for _, charge in calls) + 2 * calls[-1][1])
