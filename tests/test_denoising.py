@@ -28,7 +28,7 @@ from sophon_bench.tasks.classification import Classification
 from sophon_bench.tasks.denoising import TIMESTEPS, Denoising, schedule
 from sophon_bench.unets import UNet, UNetModel
 
-SMALL = UNet(channels=(8, 16))
+SMALL = UNet(channels=(8, 8, 16))
 TASK = Denoising()
 
 CLASSIFIERS_ONLY = {"heal-first", "strong-recipe"}
@@ -426,7 +426,7 @@ def test_blocks_are_the_body_in_order(unet: UNetModel) -> None:
     paths = [path for path, _ in unet.blocks()]
     assert paths[0] == "body.conv_in"
     assert paths[-1] == "body.conv_norm_out"
-    assert [p for p in paths if "down" in p] == ["body.down_blocks.0", "body.down_blocks.1"]
+    assert [p for p in paths if "down" in p] == [f"body.down_blocks.{i}" for i in range(3)]
     held = {id(p) for _, block in unet.blocks() for p in block.parameters()}
     rest = {name for name, p in unet.body.named_parameters() if id(p) not in held}
     assert all(name.startswith("time_embedding") for name in rest)
