@@ -85,6 +85,7 @@ def trial(content: Content, backbone: Backbone) -> Trial:
         kind="defense",
         cls=Checkpoint,
         control=False,
+        optional=False,
         mechanism="gradient",
         hidden=True,
         source=content.sha256,

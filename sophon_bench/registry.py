@@ -47,7 +47,8 @@ class Entry:
     """One registered plugin class.
 
     Attributes:
-        control: Whether every table needs it (the undefended model, fresh weights).
+        control: Whether it is what others are compared with (the undefended model, fresh weights).
+        optional: Whether a control runs only where it is asked for; every table needs the others.
         mechanism: What an attack works by; flags compare mechanisms.
         hidden: Whether lists leave it out (a canary, say); its name still finds it.
         source: SHA-256 of the plugin's source, part of every key it takes part in.
@@ -58,6 +59,7 @@ class Entry:
     kind: str
     cls: type[Any]
     control: bool
+    optional: bool
     mechanism: Mechanism
     hidden: bool
     source: str
@@ -103,6 +105,7 @@ class Registry:
         name: str,
         *,
         control: bool = False,
+        optional: bool = False,
         mechanism: Mechanism = "gradient",
         hidden: bool = False,
     ) -> Callable[[C], C]:
@@ -110,7 +113,8 @@ class Registry:
 
         Args:
             name: Lower-case words joined by dashes.
-            control: Every run needs it, asked for or not.
+            control: Others are compared with it; every run needs it, asked for or not.
+            optional: Of a control: only runs that ask for it have it.
             mechanism: What an attack works by: ``gradient`` steps on what was released; its
                 ``function`` alone (probes, distillation); gradient steps after ``repair`` of the
                 weights (re-scaling, for instance) or after ``noise`` on them.
@@ -145,6 +149,7 @@ class Registry:
                 kind=self.kind,
                 cls=cls,
                 control=control,
+                optional=optional,
                 mechanism=mechanism,
                 hidden=hidden,
                 source=_source_hash(Path(file)) if file else "",
@@ -171,8 +176,9 @@ class Registry:
         return sorted(n for n, entry in self._entries.items() if hidden or not entry.hidden)
 
     def controls(self) -> list[str]:
-        """Names of the controls, sorted."""
-        return [name for name in self.names() if self._entries[name].control]
+        """Names of the controls that every run needs, sorted."""
+        entries = [self._entries[name] for name in self.names()]
+        return [entry.name for entry in entries if entry.control and not entry.optional]
 
     def remove(self, name: str) -> None:
         """Forget ``name``, so that a test or a notebook can register it again."""

@@ -31,7 +31,7 @@ from sophon_bench.unets import UNet, UNetModel
 SMALL = UNet(channels=(8, 8, 16))
 TASK = Denoising()
 
-CLASSIFIERS_ONLY = {"heal-first", "strong-recipe"}
+CLASSIFIERS_ONLY = {"heal-first", "strong-recipe", "scratch-heal-first", "scratch-strong-recipe"}
 """Attacks whose own loss is of class ids."""
 
 

@@ -49,8 +49,10 @@ def test_controls_are_known_by_their_role() -> None:
     things = Registry("thing")
     things.register("b", control=True)(Empty)
     things.register("a")(Empty)
+    things.register("c", control=True, optional=True)(Empty)
     assert things.controls() == ["b"]
-    assert things.names() == ["a", "b"]
+    assert things.get("c").control
+    assert things.names() == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(

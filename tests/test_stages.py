@@ -372,8 +372,11 @@ def test_a_plugin_that_says_it_cannot_apply_is_heard(bench: Bench, pretrained: M
         attack(bench, pretrained, cannot)
 
 
-def test_scratch_does_not_look_at_what_was_released(bench: Bench, pretrained: Made) -> None:
-    (trial,) = trials(attacks, ["scratch"])
+@pytest.mark.parametrize("name", [n for n in attacks.names() if attacks.get(n).control])
+def test_fresh_weights_do_not_look_at_what_was_released(
+    name: str, bench: Bench, pretrained: Made
+) -> None:
+    (trial,) = trials(attacks, [name])
     spoiled = {n: torch.zeros_like(t) for n, t in pretrained.weights.items()}
     good = attack(bench, pretrained, trial.plugin)
     bad = attack(bench, Made(spoiled, pretrained.cost), trial.plugin)

@@ -1,0 +1,21 @@
+"""Train fresh weights as `heal-first` trains the released ones: what unrelated data are worth.
+
+Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699 (train-from-scratch baseline).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sophon_bench.api import AttackView, Model
+from sophon_bench.registry import attacks
+
+from .heal_first import HealFirst
+
+
+@attacks.register("scratch-heal-first", control=True, optional=True)
+@dataclass(frozen=True, kw_only=True)
+class ScratchHealFirst(HealFirst):
+    """As ``heal-first`` on fresh weights; the released ones are not looked at."""
+
+    def run(self, model: Model, view: AttackView) -> Iterator[Model]:
+        yield from super().run(view.new_model(), view)
