@@ -211,7 +211,9 @@ def test_the_command_says_writes_and_draws_growth(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--backbone", "test_resnet"], "at least two backbones of different sizes"),
+        ([], "name it with --defense, of: "),
+        (["--defense", "none", "--backbone", "test_resnet"],
+         "at least two backbones of different sizes"),
         (["--defense", "sophon-icy"], "sophon-ice"),
         (["--updates", "0"], "--updates"),
         (["--defense", "none", "--backbone", "test_resnet", "--backbone", "test_byobnet"],
@@ -219,7 +221,7 @@ def test_the_command_says_writes_and_draws_growth(tmp_path: Path) -> None:
         (["--defense", "sophon-ice[min_original=1.0]", "--updates", "1",
           "--backbone", "test_resnet", "--backbone", "test_byobnet"],
          "below min_original=1.0"),
-        (["--plot", "x"], "'x'"),
+        (["--defense", "none", "--plot", "x"], "'x'"),
     ],
 )  # fmt: skip
 def test_growth_that_cannot_be_measured_is_one_line(arguments: list[str], words: str) -> None:

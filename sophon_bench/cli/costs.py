@@ -71,12 +71,9 @@ TAKEN = {
 @click.option(
     "--defense",
     multiple=True,
-    default=["sophon-ice[inner_steps=5]"],
-    show_default=True,
     metavar="SELECTOR",
     shell_complete=complete("defense"),
-    help="Defense whose growth is measured, by default with few inner steps, to be quick. "
-    "Repeatable.",
+    help="Defense whose growth is measured; with few inner steps it is quick. Repeatable.",
 )
 @click.option(
     "--updates",
@@ -90,11 +87,11 @@ TAKEN = {
 @click.option(
     "--attack",
     multiple=True,
-    default=["finetune", "finetune[optimizer=adam,lr=1e-3]"],
+    default=["@smoke"],
     show_default=True,
     metavar="SELECTOR",
     shell_complete=complete("attack"),
-    help="Attack whose loop is measured. Repeatable.",
+    help="Attack or @suite whose loops are measured. Repeatable.",
 )
 @click.option(
     "--backbone",
@@ -152,7 +149,7 @@ def overhead(context: click.Context, /, *, roofline: bool, growth: bool, **optio
     Examples:
       sophon-bench overhead
       sophon-bench overhead --from out.json --format md --plot overhead.svg
-      sophon-bench overhead --growth --plot growth.png
+      sophon-bench overhead --growth --defense 'sophon-ice[inner_steps=5]' --plot growth.png
       sophon-bench overhead --growth --defense sophon-klu --backbone resnet18 \\
         --backbone resnet34 --device cuda
       sophon-bench overhead --roofline
@@ -336,6 +333,9 @@ def _growth(
     from sophon_bench.store import Store, default_root
 
     load_plugins(plugin)
+    if not defense:
+        known = ", ".join(defenses.names())
+        raise Refused(f"--growth times updates of a defense; name it with --defense, of: {known}")
     place, where = _machine(device, threads)
     if json_file is not None:
         check_writable("--json", json_file)
