@@ -217,6 +217,20 @@ def test_the_command_reads_the_store_and_writes_a_file(make_cell: MakeCell, tmp_
     assert str(tmp_path) not in out.read_text()
 
 
+def test_records_of_several_files_are_on_one_card(make_cell: MakeCell, tmp_path: Path) -> None:
+    shared = [make_cell(), make_cell(attack="scratch")]
+    files = []
+    for attack in LISTED:
+        files.append(tmp_path / f"{len(files)}.json")
+        own = [*shared, make_cell(defense="ntl", attack=attack)]
+        files[-1].write_text(tables.document(own, tables.report(own)))
+    asked = [word for file in files for word in ("--from", file)]
+    result = call("ntl", *asked)
+    assert result.exit_code == 0, result.output
+    assert f"- {2 + len(LISTED)} records" in result.stdout
+    assert "cards ntl --from 0.json --from 1.json" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

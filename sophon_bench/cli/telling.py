@@ -222,7 +222,13 @@ def _equal(value: Any, text: Any) -> bool:
 
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete("defense"))
-@source_option
+@click.option(
+    "--from",
+    "sources",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A file of 'run --json'. Repeatable: one of @paper and one of @standard, for instance.",
+)
 @store_option
 @plugin_option
 @click.option(
@@ -233,7 +239,7 @@ def _equal(value: Any, text: Any) -> bool:
 )
 def cards(
     names: Sequence[str],
-    source: Path | None,
+    sources: Sequence[Path],
     store: Path | None,
     plugin: Sequence[Path],
     out: Path | None,
@@ -242,13 +248,13 @@ def cards(
 
     What a defense minimises, where it comes from, what is different from the original, and what
     its paper claims, as its source says; and what was measured under the recipe of @paper and
-    under the tuned envelope, of a run's JSON file or of the records in the store, if there is one.
+    under the tuned envelope, of runs' JSON files or of the records in the store, if there is one.
 
     \b
     Examples:
       sophon-bench cards
       sophon-bench cards sophon-ice ntl --from out.json
-      sophon-bench cards --from out.json --out docs/defenses.md
+      sophon-bench cards --from standard.json --from paper.json --out docs/defenses.md
     """
     from sophon_bench.files import write_atomic
     from sophon_bench.leaderboard.cards import Recipe, cards
@@ -269,13 +275,15 @@ def cards(
         trials=[trial.label for trial in trials(attacks, ["@paper"])],
         controls=[trial.label for trial in trials(attacks, attacks.controls())],
     )
-    some = source is not None or store is not None or (default_root() / "store.json").exists()
+    some = store is not None or (default_root() / "store.json").exists()
     with no_collector():
+        files: list[Path | None] = [*sources] or [None] * some
+        records = {cell.key: cell for file in files for cell in read_records(file, store)}
         text = cards(
             [subject_of(entry) for entry in entries if not entry.control],
-            read_records(source, store) if some else [],
+            list(records.values()),
             recipe=recipe,
-            command=_cards_command(names, source),
+            command=_cards_command(names, sources),
             frozen=published(),
         )
     if out is None:
@@ -285,9 +293,9 @@ def cards(
         click.echo(out)
 
 
-def _cards_command(names: Sequence[str], source: Path | None) -> str:
+def _cards_command(names: Sequence[str], sources: Sequence[Path]) -> str:
     """What makes the page, wherever the records are."""
-    records = [] if source is None else ["--from", source.name]
+    records = [word for source in sources for word in ("--from", source.name)]
     return shlex.join(["sophon-bench", "cards", *names, *records])
 
 
