@@ -9,10 +9,11 @@ WORKERS ?= 2
 demo: $(VENV)/.installed
 	$(BIN)/sophon-bench run --config examples/demo.yaml
 
-# Fast tests first; each test uses one thread, so that two workers do not slow each other.
+# Fast tests first; each test uses one thread, so that two workers do not slow each other. Slow ones share models
+# that take minutes, by file.
 test: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
 
 # Which lines the tests run; following them makes the tests a third slower.
 coverage: $(VENV)/.installed-test
