@@ -4,11 +4,11 @@ Passes are counted by light hooks on the leaf modules of every model that is han
 every deep copy of one): a forward pass of the whole backbone on one example is 1/3 unit, forward
 and backward together one unit. A gradient is waited for where the body ends, once for all layers
 that it can reach, or at a layer that is called by itself. Where the model in use differs from the
-backbone, or work happens outside its leaves, the count is converted by the FLOPs of sampled steps,
-which are measured exactly with torch's `FlopCounterMode`, outside the clock. A step is converted
-as the last sampled one that counted as much, or else as the last sampled one. Sampled are the
-Fibonacci numbers: log-spaced, and in step with no cycle of a plugin's that has several kinds of
-update.
+backbone, or work happens outside its leaves, or a loss is taken inside the body alone, the count is
+converted by the FLOPs of sampled steps, which are measured exactly with torch's `FlopCounterMode`,
+outside the clock. A step is converted as the last sampled one that counted as much, or else as the
+last sampled one. Sampled are the Fibonacci numbers: log-spaced, and in step with no cycle of a
+plugin's that has several kinds of update.
 """
 
 from __future__ import annotations

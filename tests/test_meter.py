@@ -13,6 +13,7 @@ from torch.nn import functional
 from sophon_bench.api import Batch, Samples
 from sophon_bench.backbones import Backbone, TimmModel
 from sophon_bench.meter import (
+    SAME_MODEL,
     CountedSamples,
     Meter,
     PeakMemory,
@@ -284,18 +285,26 @@ def called(model: nn.Module, found: Profile) -> list[tuple[str, float]]:
     return calls
 
 
-def test_a_gradient_counts_for_the_layers_that_it_can_reach(
-    measured: tuple[TimmModel, Profile],
-) -> None:
-    """Update 4 is not sampled, and so is counted by the hooks alone."""
-    model, found = measured
+def warmed(model: TimmModel, found: Profile) -> tuple[Meter, nn.Module, torch.Tensor]:
+    """A meter that has seen three plain updates, the model and the inputs of them.
+
+    Update 4 is not sampled, and so is counted by the hooks alone.
+    """
     meter = Meter(found, CPU)
     watched = meter.watch(copy.deepcopy(model))
     inputs = torch.randn(6, 3, 32, 32)
+    spend(meter, *[lambda: watched(inputs).sum().backward()] * 3)
+    return meter, watched, inputs
+
+
+def test_a_gradient_counts_for_the_layers_that_it_can_reach(
+    measured: tuple[TimmModel, Profile],
+) -> None:
+    _, found = measured
+    meter, watched, inputs = warmed(*measured)
     layers = list(found.charges)
     moving = layers[len(layers) // 3 :]
-    before = spend(meter, *[lambda: watched(inputs).sum().backward()] * 3)
-    calls = called(watched, found)
+    before, calls = meter.units, called(watched, found)
     watched.requires_grad_(False)
     for name in moving:
         watched.get_submodule(name).requires_grad_(True)
@@ -309,13 +318,10 @@ def test_a_gradient_counts_for_the_layers_that_it_can_reach(
 def test_a_layer_called_by_itself_counts_even_after_a_pass_that_failed(
     measured: tuple[TimmModel, Profile],
 ) -> None:
-    model, found = measured
-    meter = Meter(found, CPU)
-    watched = meter.watch(copy.deepcopy(model))
-    inputs = torch.randn(6, 3, 32, 32)
+    _, found = measured
+    meter, watched, inputs = warmed(*measured)
     first, *_, last = (name for name in found.charges if name.startswith("body."))
-    before = spend(meter, *[lambda: watched(inputs).sum().backward()] * 3)
-    calls = called(watched, found)
+    before, calls = meter.units, called(watched, found)
 
     def interrupt(_module: nn.Module, _inputs: object) -> None:
         raise Interrupted
@@ -329,3 +335,24 @@ def test_a_layer_called_by_itself_counts_even_after_a_pass_that_failed(
     spent = spend(meter, fail_and_call_the_first_layer) - before
     assert calls[-1][0] == first
     assert spent == pytest.approx(sum(charge for _, charge in calls) + 2 * calls[-1][1])
+
+
+def test_a_loss_inside_the_body_is_converted_by_its_flops(
+    measured: tuple[TimmModel, Profile],
+) -> None:
+    model, found = measured
+    meter = Meter(found, CPU)
+    watched = meter.watch(copy.deepcopy(model))
+    inputs = torch.randn(6, 3, 32, 32)
+    seen: list[torch.Tensor] = []
+    middle = watched.blocks()[len(watched.blocks()) // 2][1]
+    middle.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+
+    def step() -> None:
+        watched(inputs)
+        seen.pop().sum().backward()
+
+    with flop_counter() as counter:
+        step()
+    expected = 6 * counter.get_total_flops() / found.flops_per_unit
+    assert spend(meter, *[step] * 6) == pytest.approx(expected, rel=SAME_MODEL)
