@@ -4,6 +4,7 @@ Reference: Zheng and Yeh, IMMA: Immunizing text-to-image models against maliciou
 2024, arXiv 2311.18815; code amberyzheng/IMMA.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -11,8 +12,11 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
+from sophon_bench.api import DefenseView, Model
 from sophon_bench.registry import defenses
+from sophon_bench.tasks.denoising import TIMESTEPS
 
+from ._early import early
 from ._immunity import adapt, immunised
 from ._outer import Count, Outer, Positive, Scene, Weight, add_gradients
 from .naive_ascent import naive
@@ -33,6 +37,7 @@ class Imma(Outer):
         cap: Restricted loss beyond which nothing more is gained; predicting no noise has 1.
         inner_steps: Updates of the fine-tuner per update of s.
         inner_lr: Its step size.
+        timesteps: The first so many are the restricted task.
     """
 
     lr: Positive = 1e-3
@@ -41,10 +46,15 @@ class Imma(Outer):
     inner_steps: Count = 1
     inner_lr: Positive = 1e-2
     recovery: Annotated[float, Interval(ge=0, le=0)] = 0.0
+    timesteps: Annotated[int, Interval(ge=1, le=TIMESTEPS)] = 200
 
     tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
         "lr": (3e-4, 1e-3, 3e-3), "weight": (0.1, 0.3, 1.0), "inner_steps": (1, 4, 16),
     }  # fmt: skip
+
+    def run(self, model: Model, view: DefenseView) -> Generator[Model, None, str | None]:
+        """As `Outer.run`."""
+        return super().run(model, early(view, self.timesteps))
 
     def objective(self, scene: Scene) -> Tensor:
         original = scene.view.original.task.loss(scene.model, scene.original_batch)

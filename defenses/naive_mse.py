@@ -3,14 +3,18 @@
 Reference: the baseline "naive" of Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Interval
 from torch import Tensor
 
+from sophon_bench.api import DefenseView, Model
 from sophon_bench.registry import defenses
+from sophon_bench.tasks.denoising import TIMESTEPS
 
+from ._early import early
 from ._outer import Outer, Positive, Scene, Weight, kept_statistics
 
 
@@ -25,15 +29,21 @@ class NaiveMse(Outer):
 
     Args:
         weight: Of the restricted term.
+        timesteps: The first so many are the restricted task.
     """
 
     lr: Positive = 5e-4
     weight: Weight = 0.3
     recovery: Annotated[float, Interval(ge=0, le=0)] = 0.0
+    timesteps: Annotated[int, Interval(ge=1, le=TIMESTEPS)] = 200
 
     tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
         "lr": (1e-4, 3e-4, 1e-3), "weight": (0.03, 0.1, 0.3, 1.0),
     }  # fmt: skip
+
+    def run(self, model: Model, view: DefenseView) -> Generator[Model, None, str | None]:
+        """As `Outer.run`."""
+        return super().run(model, early(view, self.timesteps))
 
     def objective(self, scene: Scene) -> Tensor:
         original = scene.view.original.task.loss(scene.model, scene.original_batch)

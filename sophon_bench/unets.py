@@ -230,10 +230,10 @@ class UNetModel(Model):
         """Replace the last convolution by one drawn from ``rng``, on the CPU.
 
         Raises:
-            BackboneError: For another number of channels: images come in with the body's.
+            Incompatible: For another number of channels: images come in with the body's.
         """
         if num_outputs != self._num_outputs:
-            raise BackboneError(
+            raise Incompatible(
                 f"a denoiser of {self._num_outputs} channels predicts noise of as many; "
                 f"got {num_outputs}"
             )

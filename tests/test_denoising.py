@@ -100,6 +100,23 @@ def test_training_draws_every_timestep() -> None:
     assert counts.max() < 600
 
 
+def test_training_may_draw_from_the_first_timesteps_alone_and_scores_are_of_all(
+    samples: Samples,
+) -> None:
+    seen: list[Tensor] = []
+
+    def spy(noisy: Tensor, timesteps: Tensor) -> Tensor:
+        seen.append(timesteps)
+        return torch.zeros_like(noisy)
+
+    torch.manual_seed(0)
+    early = Denoising(timesteps=20)
+    early.predict(spy, torch.zeros(5000, 3, 1, 1))
+    assert seen[0].unique().tolist() == list(range(20))
+    assert early.errors(spy, samples) == TASK.errors(spy, samples)
+    assert torch.cat(seen[1:]).max() > 900
+
+
 def test_the_loss_is_the_square_error_of_the_noise(samples: Samples) -> None:
     made: list[Tensor] = []
 
@@ -286,7 +303,7 @@ def test_an_attack_works_on_a_denoiser_or_says_that_it_does_not_apply(
     bench, weights = small
     plugin = attacks.get(name).cls()
     if name in CLASSIFIERS_ONLY:
-        with pytest.raises((RuntimeError, ValueError)):
+        with pytest.raises((RuntimeError, ValueError, Incompatible)):
             attacked(small, name)
         return
     try:
@@ -416,7 +433,7 @@ def test_a_fresh_head_is_another_of_the_same_shape(unet: UNetModel) -> None:
     assert isinstance(old, nn.Conv2d)
     assert model.head.weight.shape == old.weight.shape
     assert not torch.equal(model.head.weight, old.weight)
-    with pytest.raises(BackboneError, match="denoiser of 3 channels"):
+    with pytest.raises(Incompatible, match="denoiser of 3 channels"):
         model.fresh_head(10, torch.Generator())
     with pytest.raises(Incompatible, match="no feature vectors"):
         model.features(torch.zeros(1, 3, 16, 16))

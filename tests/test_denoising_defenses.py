@@ -122,6 +122,27 @@ def test_what_is_not_finite_rolls_back_whatever_the_tolerance(
     assert same(states[-1], before)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_restricted_task_is_early_and_the_original_one_is_not(name: str, small: Bench) -> None:
+    bench, weights = small
+    latest = {"original": 0, "restricted": 0}
+
+    def spying(which: str) -> Denoising:
+        class Spying(Denoising):
+            def _drawn(self, inputs: Tensor) -> Tensor:
+                drawn = super()._drawn(inputs)
+                latest[which] = max(latest[which], int(drawn.max()))
+                return drawn
+
+        return Spying()
+
+    data = view_of(bench)
+    domains = {w: dataclasses.replace(getattr(data, w), task=spying(w)) for w in latest}
+    drain(short(name, timesteps=50).run(bench.load(weights), dataclasses.replace(data, **domains)))
+    assert 25 < latest["restricted"] < 50
+    assert latest["original"] > 500
+
+
 # What they do.
 
 
@@ -163,7 +184,7 @@ def test_naive_mse_makes_a_denoiser_predict_less(small: Bench, skilled: dict[str
     bench, _ = small
     model, data = bench.load(skilled), view_of(bench)
     before = mean_square(model, data.restricted)
-    drain(short("naive-mse", iterations=10, weight=1.0, lr=2e-3).run(model, data))
+    drain(short("naive-mse", iterations=10, weight=1.0, lr=2e-3, timesteps=1000).run(model, data))
     assert mean_square(model, data.restricted) < 0.9 * before
 
 

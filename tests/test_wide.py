@@ -76,6 +76,25 @@ def test_a_run_is_deterministic_and_moves_the_body(loss: str, changes: dict[str,
     assert not torch.equal(one[0]["body.0.weight"], state(trained())["body.0.weight"])
 
 
+@pytest.mark.parametrize(("margin", "suppressed"), [(0.0, True), (2.0, False)])
+def test_suppression_waits_near_the_lowest_that_may_be_released(
+    margin: float, suppressed: bool
+) -> None:
+    plugin = SophonWide(**{**SMALL, "max_drop": 0.5, "margin": margin})
+    states, note = drain(plugin.run(trained(), view()))
+    assert note is None
+    assert same(states[0], state(trained())) is not suppressed
+    assert not same(states[1], states[0])  # reinforcement goes on
+
+
+def test_where_it_waits_goes_by_where_it_began() -> None:
+    """0.4 above the lowest is reached with a fall of 0.5 allowed, and not with one of 0.3."""
+    for fall, suppressed in ((0.5, True), (0.3, False)):
+        plugin = SophonWide(**{**SMALL, "max_drop": fall, "margin": 0.4})
+        states, _ = drain(plugin.run(trained(), view()))
+        assert same(states[0], state(trained())) is not suppressed
+
+
 def learner_of(model: Tiny) -> Tiny:
     made = copy.deepcopy(model)
     made.fresh_head(RESTRICTED, torch.Generator().manual_seed(1))

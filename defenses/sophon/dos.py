@@ -3,13 +3,18 @@
 Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699; code ChiangE/Sophon.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from annotated_types import Interval
 from torch import Tensor
 
+from sophon_bench.api import DefenseView, Model
 from sophon_bench.registry import defenses
+from sophon_bench.tasks.denoising import TIMESTEPS
 
+from .._early import early
 from .defense import Count, Positive, Sophon
 from .losses import denial_of_service
 from .strategies import Head
@@ -36,6 +41,7 @@ PAPER: dict[str, Any] = {
     "max_drop": None,
     "watch_every": 10,
     "patience": 1,
+    "timesteps": TIMESTEPS,
 }
 
 
@@ -45,10 +51,14 @@ class SophonDos(Sophon):
     """SOPHON with denial of service: the fine-tuned denoiser predicts no noise.
 
     Minimise ``E_phi[mean(e^2)] + mu MSE_orig`` by turns, e the noise that a simulated fine-tuner
-    phi predicts in restricted images. Different from the original: all timesteps are simulated and
-    judged, not the first alone (``glyphs-digits-gen[one_step=true]`` has it so); each fine-tuner
-    is drawn from ``strategies``; every inner update draws a batch of its own; losing the original
-    task rolls back. Only ``order=1``.
+    phi predicts in restricted images. Different from the original: a share of the timesteps is
+    simulated and judged, not the first alone (``glyphs-digits-gen[one_step=true]`` has it so); each
+    fine-tuner is drawn from ``strategies``; every inner update draws a batch of its own; losing the
+    original task rolls back. Only ``order=1``.
+
+    Args:
+        timesteps: The first so many are simulated and judged, where there is little enough noise
+            to tell the domains apart.
     """
 
     alpha: Positive = 3e-4
@@ -57,6 +67,7 @@ class SophonDos(Sophon):
     ntr_steps: Count = 12
     inner_steps: Count = 20
     head: Head = "kept"
+    timesteps: Annotated[int, Interval(ge=1, le=TIMESTEPS)] = 200
 
     claim: ClassVar[str] = (
         "By third-party notes on the paper, CIFAR-100 → CelebA, MSE after fine-tuning: SOPHON "
@@ -71,6 +82,10 @@ class SophonDos(Sophon):
                 "order=2 differentiates through classifiers only, and a denoiser is told the "
                 "timestep too; use order=1"
             )
+
+    def run(self, model: Model, view: DefenseView) -> Generator[Model, None, str | None]:
+        """As `Sophon.run`."""
+        return super().run(model, early(view, self.timesteps))
 
     def suppression_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """DoS of the predicted noise; what the images show does not matter."""

@@ -3,19 +3,28 @@
 Reference: beyond Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699, whose code simulates one.
 """
 
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Interval, MinLen
 from torch import Tensor
 
+from sophon_bench.api import DefenseView, Model
 from sophon_bench.registry import defenses
 
+from .._watch import original_utility
 from .defense import Count, Sophon
 from .losses import inverse_cross_entropy, kl_from_uniform
-from .strategies import Strategy
+from .strategies import Head, Strategy
 from .wander import Beginnings, Wandering
+
+EVERYWHERE = (
+    "sgd@1e-4..1", "momentum@1e-4..1", "adam@1e-5..1e-1",
+    "sgd@1e-4..1/16/kept", "momentum@1e-4..1/16/kept", "adam@1e-5..1e-1/16/kept",
+)  # fmt: skip
+WHERE_IT_TRAINS = ("sgd@1e-2..1", "momentum@1e-3..1e-1", "adam@3e-4..3e-2")
 
 
 @defenses.register("sophon-wide")
@@ -27,7 +36,8 @@ class SophonWide(Sophon):
     Different from the original: optimizer, batch and head are drawn from ``strategies``, the step
     size log-uniformly over four decades, the number of updates from ``horizons``. Some fine-tuners
     go on where an earlier one has got to, so that the horizon grows beyond what is simulated at a
-    time. So is all that is different in ``sophon-ice`` but the loss.
+    time. Suppression waits where the original task suffers. So is all that is different in
+    ``sophon-ice`` but the loss.
 
     Args:
         loss: What is minimised of a fine-tuner's outputs.
@@ -35,23 +45,41 @@ class SophonWide(Sophon):
         replay: Share of fine-tuners that go on.
         farthest: Updates, over all its turns, after which one is forgotten.
         noise: Largest relative noise on the weights that the others begin with.
+        margin: Suppression waits for reinforcement where the original utility is less than this
+            above the lowest that may be released.
     """
 
     loss: Literal["ice", "klu"] = "klu"
-    strategies: Annotated[tuple[str, ...], MinLen(1)] = (
-        "sgd@1e-4..1", "momentum@1e-4..1", "adam@1e-5..1e-1",
-        "sgd@1e-4..1/16/kept", "momentum@1e-4..1/16/kept", "adam@1e-5..1e-1/16/kept",
-    )  # fmt: skip
+    strategies: Annotated[tuple[str, ...], MinLen(1)] = EVERYWHERE
     horizons: Annotated[tuple[Count, ...], MinLen(1)] = (20, 60, 160)
     replay: Annotated[float, Interval(ge=0, le=1)] = 0.0
     farthest: Count = 1000
     noise: Annotated[float, Ge(0)] = 0.0
+    margin: float = 0.005
 
     may_diverge: ClassVar[bool] = True
     tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
         "alpha": (2e-3, 8e-3, 2e-2), "loss": ("ice", "klu"),
         "replay": (0.0, 0.5), "noise": (0.0, 0.3), "horizons": ((20, 60, 160), (80,), (200,)),
+        "strategies": (EVERYWHERE, WHERE_IT_TRAINS),
     }  # fmt: skip
+
+    def run(self, model: Model, view: DefenseView) -> Generator[Model, None, str | None]:
+        """As `Sophon.run`."""
+        floor = self._floor(model, view.original)
+        absolute = replace(self, min_original=floor, max_drop=None)
+        return (yield from Sophon.run(absolute, model, view))
+
+    def _simulate(
+        self,
+        model: Model,
+        learners: Mapping[Head, Model],
+        beginnings: Beginnings,
+        view: DefenseView,
+    ) -> None:
+        needed = (self.min_original or 0.0) + self.margin
+        if original_utility(model, view.original) >= needed:
+            super()._simulate(model, learners, beginnings, view)
 
     @property
     def horizon(self) -> float:

@@ -53,10 +53,12 @@ class Denoising:
         num_outputs: Channels of the images.
         one_step: Only ever timestep 1, noise of deviation 0.0148, as SOPHON's released code does;
             otherwise all timesteps.
+        timesteps: Training draws from the first so many. Scores are of all.
     """
 
     num_outputs: int = 3
     one_step: bool = False
+    timesteps: int = TIMESTEPS
 
     name: ClassVar[str] = "denoising"
     utility_name: ClassVar[str] = "denoising skill"
@@ -163,7 +165,7 @@ class Denoising:
         """Timesteps ``(B,)``."""
         if self.one_step:
             return torch.ones(len(inputs), dtype=torch.long, device=inputs.device)
-        return torch.randint(TIMESTEPS, (len(inputs),), device=inputs.device)
+        return torch.randint(self.timesteps, (len(inputs),), device=inputs.device)
 
     def _spread(self, start: int, count: int, look: int) -> Tensor:
         """The timesteps of images ``start`` to ``start + count`` in scoring, all ranges alike.
