@@ -3,10 +3,13 @@
 Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699; code ChiangE/Sophon.
 """
 
+import copy
+import itertools
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import torch
 from annotated_types import Interval
 from torch import Tensor
 
@@ -15,6 +18,7 @@ from sophon_bench.registry import defenses
 from sophon_bench.tasks.denoising import TIMESTEPS
 
 from .._early import early
+from .._watch import Watch
 from .defense import Count, Positive, Sophon
 from .losses import denial_of_service
 from .strategies import Head
@@ -42,6 +46,7 @@ PAPER: dict[str, Any] = {
     "watch_every": 10,
     "patience": 1,
     "timesteps": TIMESTEPS,
+    "joint": False,
 }
 
 
@@ -68,6 +73,7 @@ class SophonDos(Sophon):
     inner_steps: Count = 20
     head: Head = "kept"
     timesteps: Annotated[int, Interval(ge=1, le=TIMESTEPS)] = 200
+    joint: bool = True
 
     claim: ClassVar[str] = (
         "By third-party notes on the paper, CIFAR-100 → CelebA, MSE after fine-tuning: SOPHON "
@@ -83,9 +89,37 @@ class SophonDos(Sophon):
                 "timestep too; use order=1"
             )
 
+    @property
+    def steps(self) -> int:
+        """As `Sophon.steps`; what is one step is one update."""
+        return self.iterations if self.joint else super().steps
+
     def run(self, model: Model, view: DefenseView) -> Generator[Model, None, str | None]:
-        """As `Sophon.run`."""
-        return super().run(model, early(view, self.timesteps))
+        """As `Sophon.run`, or with one step for both terms."""
+        view = early(view, self.timesteps)
+        if not self.joint:
+            return (yield from super().run(model, view))
+        self._check(model, view.restricted)
+        watch = Watch(
+            model, view.original, floor=self._floor(model, view.original), patience=self.patience,
+            every=self.watch_every, last=self.iterations,
+        )  # fmt: skip
+        model.train()
+        learners = {head: copy.deepcopy(model) for head in self.heads}
+        batches = view.original.train.batches(self.ntr_batch_size, view.rng)
+        optimizer = torch.optim.Adam(model.parameters(), lr=self.alpha)
+        for iteration in range(1, self.iterations + 1):
+            optimizer.zero_grad()
+            self._simulate(model, learners, self.beginnings(), view)
+            for batch in itertools.islice(batches, self.ntr_steps):
+                (self.mu / self.ntr_steps * view.original.task.loss(model, batch)).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)
+            optimizer.step()
+            yield model
+            if ended := watch.look(iteration):
+                yield model
+                return ended
+        return None
 
     def suppression_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """DoS of the predicted noise; what the images show does not matter."""

@@ -15,16 +15,16 @@ from sophon_bench.api import DefenseView, Model
 from sophon_bench.registry import defenses
 
 from .._watch import original_utility
-from .defense import Count, Sophon
+from .defense import Count, Positive, Sophon
 from .losses import inverse_cross_entropy, kl_from_uniform
 from .strategies import Head, Strategy
 from .wander import Beginnings, Wandering
 
+WHERE_IT_TRAINS = ("sgd@1e-2..1", "momentum@1e-3..1e-1", "adam@3e-4..3e-2")
 EVERYWHERE = (
     "sgd@1e-4..1", "momentum@1e-4..1", "adam@1e-5..1e-1",
     "sgd@1e-4..1/16/kept", "momentum@1e-4..1/16/kept", "adam@1e-5..1e-1/16/kept",
 )  # fmt: skip
-WHERE_IT_TRAINS = ("sgd@1e-2..1", "momentum@1e-3..1e-1", "adam@3e-4..3e-2")
 
 
 @defenses.register("sophon-wide")
@@ -34,10 +34,10 @@ class SophonWide(Sophon):
 
     Minimise ``E_phi L(p) + mu CE_orig`` by turns, L the loss of ``sophon-klu`` or ``sophon-ice``.
     Different from the original: optimizer, batch and head are drawn from ``strategies``, the step
-    size log-uniformly over four decades, the number of updates from ``horizons``. Some fine-tuners
-    go on where an earlier one has got to, so that the horizon grows beyond what is simulated at a
-    time. Suppression waits where the original task suffers. So is all that is different in
-    ``sophon-ice`` but the loss.
+    size log-uniformly, by default over the two decades where each optimizer trains; the number of
+    updates from ``horizons``. With ``replay``, some fine-tuners go on where an earlier one has got
+    to, so that the horizon grows beyond what is simulated at a time. Suppression waits where the
+    original task suffers. So is all that is different in ``sophon-ice`` but the loss.
 
     Args:
         loss: What is minimised of a fine-tuner's outputs.
@@ -49,8 +49,9 @@ class SophonWide(Sophon):
             above the lowest that may be released.
     """
 
-    loss: Literal["ice", "klu"] = "klu"
-    strategies: Annotated[tuple[str, ...], MinLen(1)] = EVERYWHERE
+    alpha: Positive = 2e-2
+    loss: Literal["ice", "klu"] = "ice"
+    strategies: Annotated[tuple[str, ...], MinLen(1)] = WHERE_IT_TRAINS
     horizons: Annotated[tuple[Count, ...], MinLen(1)] = (20, 60, 160)
     replay: Annotated[float, Interval(ge=0, le=1)] = 0.0
     farthest: Count = 1000
