@@ -191,7 +191,11 @@ def test_naive_mse_makes_a_denoiser_predict_less(small: Bench, skilled: dict[str
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("sophon-dos", {"iterations": 10, "inner_steps": 3, "alpha": 5e-3, "beta": 1e-3}),
+        (
+            "sophon-dos",
+            {"iterations": 10, "inner_steps": 3, "alpha": 5e-3, "beta": 1e-3, "joint": False},
+        ),
+        ("sophon-dos", {"iterations": 20, "inner_steps": 3, "alpha": 1e-2, "mu": 1.0}),
         ("imma", {"iterations": 20, "weight": 100.0, "lr": 2e-2}),
     ],
 )
@@ -362,10 +366,55 @@ def test_suppression_by_dos_is_the_mean_square() -> None:
     torch.testing.assert_close(gradient, 2 * predicted.detach() / predicted.numel(), **CLOSE)
 
 
+class Tilted(Denoising):
+    """A loss whose gradient is -1 at every other parameter, and -2 at the rest."""
+
+    def loss(self, model: Any, batch: Batch) -> Tensor:
+        sums = [(1 + index % 2) * p.sum() for index, p in enumerate(model.parameters())]
+        return -torch.stack(sums).sum()
+
+
+class Pulled(SophonDos):
+    """Suppression has the gradient 3 everywhere."""
+
+    def _simulate(self, model: Model, *others: Any) -> None:
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 3.0)
+
+
+def test_a_joint_step_goes_down_both_terms(small: Bench) -> None:
+    bench, weights = small
+    data = view_of(bench)
+    data = dataclasses.replace(data, original=dataclasses.replace(data.original, task=Tilted()))
+    plugin = Pulled(**{**SHORT["sophon-dos"], "ntr_steps": 3, "mu": 2.0, "alpha": 1e-3})
+    model = bench.load(weights)
+    before = [p.detach().clone() for p in model.parameters()]
+    next(plugin.run(model, data))
+    for index, (old, new) in enumerate(zip(before, model.parameters(), strict=True)):
+        down = 3.0 - 2.0 * (1 + index % 2) > 0  # the first step of Adam goes by the sign
+        torch.testing.assert_close(
+            new.detach() - old, torch.full_like(old, -1e-3 if down else 1e-3)
+        )
+
+
+def test_steps_get_smaller_along_a_cosine(small: Bench) -> None:
+    bench, weights = small
+    data = view_of(bench)
+    data = dataclasses.replace(data, original=dataclasses.replace(data.original, task=Tilted()))
+    plugin = Pulled(**{**SHORT["sophon-dos"], "iterations": 4, "mu": 1e-9, "alpha": 1e-3})
+    states, _ = drain(plugin.run(bench.load(weights), data))
+    name = next(iter(states[0]))
+    moved = [float((b[name] - a[name]).mean()) for a, b in itertools.pairwise([weights, *states])]
+    assert moved == pytest.approx(
+        [-1e-3 * (1 + math.cos(math.pi * k / 4)) / 2 for k in range(4)], rel=0.01
+    )
+
+
 def test_the_papers_preset_counts_its_cost() -> None:
     entry = defenses.get("sophon-dos")
     plugin = construct(entry, entry.presets["paper"])
     assert plugin.steps == 200 * (1 + 10)
+    assert short("sophon-dos", iterations=7).steps == 7
     assert plugin.planned_units == 200 * (50 * (130 + 20) + 10 * 150)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from annotated_types import Interval
+from annotated_types import Ge, Interval
 from torch import Tensor
 
 from sophon_bench.api import DefenseView, Model
@@ -55,23 +55,30 @@ PAPER: dict[str, Any] = {
 class SophonDos(Sophon):
     """SOPHON with denial of service: the fine-tuned denoiser predicts no noise.
 
-    Minimise ``E_phi[mean(e^2)] + mu MSE_orig`` by turns, e the noise that a simulated fine-tuner
-    phi predicts in restricted images. Different from the original: a share of the timesteps is
-    simulated and judged, not the first alone (``glyphs-digits-gen[one_step=true]`` has it so); each
-    fine-tuner is drawn from ``strategies``; every inner update draws a batch of its own; losing the
-    original task rolls back. Only ``order=1``.
+    Minimise ``E_phi[mean(e^2)] + mu MSE_orig``, e the noise that a simulated fine-tuner phi
+    predicts in restricted images. Different from the original: both terms are in one step, not by
+    turns; a share of the timesteps is simulated and judged, not the first alone
+    (``glyphs-digits-gen[one_step=true]`` has it so); each fine-tuner is drawn from ``strategies``;
+    every inner update draws a batch of its own; losing the original task rolls back. Only
+    ``order=1``.
 
     Args:
         timesteps: The first so many are simulated and judged, where there is little enough noise
             to tell the domains apart.
+        joint: One step of Adam for both terms, its size ``alpha`` annealed along a cosine; the
+            original loss is a mean over ``ntr_steps`` batches. By turns, each undoes the other
+            where one domain is denoised by what denoises the other.
     """
 
-    alpha: Positive = 3e-4
-    beta: Positive = 5e-4
-    iterations: Count = 40
-    ntr_steps: Count = 12
-    inner_steps: Count = 20
+    alpha: Positive = 1e-3
+    mu: Positive = 50.0
+    iterations: Count = 300
+    ntr_steps: Count = 2
+    inner_steps: Count = 2
     head: Head = "kept"
+    batch_size: Annotated[int, Ge(2)] = 60
+    clip: Positive = 1.0
+    watch_every: Count = 20
     timesteps: Annotated[int, Interval(ge=1, le=TIMESTEPS)] = 200
     joint: bool = True
 
@@ -108,6 +115,7 @@ class SophonDos(Sophon):
         learners = {head: copy.deepcopy(model) for head in self.heads}
         batches = view.original.train.batches(self.ntr_batch_size, view.rng)
         optimizer = torch.optim.Adam(model.parameters(), lr=self.alpha)
+        annealed = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.iterations)
         for iteration in range(1, self.iterations + 1):
             optimizer.zero_grad()
             self._simulate(model, learners, self.beginnings(), view)
@@ -115,6 +123,7 @@ class SophonDos(Sophon):
                 (self.mu / self.ntr_steps * view.original.task.loss(model, batch)).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), self.clip)
             optimizer.step()
+            annealed.step()
             yield model
             if ended := watch.look(iteration):
                 yield model
