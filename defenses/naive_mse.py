@@ -33,12 +33,12 @@ class NaiveMse(Outer):
     """
 
     lr: Positive = 5e-4
-    weight: Weight = 0.3
+    weight: Weight = 0.02
     recovery: Annotated[float, Interval(ge=0, le=0)] = 0.0
     timesteps: Annotated[int, Interval(ge=1, le=TIMESTEPS)] = 200
 
     tuning: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "lr": (1e-4, 3e-4, 1e-3), "weight": (0.03, 0.1, 0.3, 1.0),
+        "lr": (1e-4, 3e-4, 1e-3), "weight": (0.01, 0.02, 0.05, 0.2),
     }  # fmt: skip
 
     def run(self, model: Model, view: DefenseView) -> Generator[Model, None, str | None]:
