@@ -67,7 +67,7 @@ class SophonDos(Sophon):
             to tell the domains apart.
         joint: One step of Adam for both terms, its size ``alpha`` annealed along a cosine; the
             original loss is a mean over ``ntr_steps`` batches. By turns, each undoes the other
-            where one domain is denoised by what denoises the other.
+            where one domain is denoised by what denoises the other; ``beta`` is for turns alone.
     """
 
     alpha: Positive = 1e-3
