@@ -252,7 +252,8 @@ def sweep(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
         axes.set_title("\n".join(textwrap.wrap(family.replace(",", ", "), 34)))
         _draw(axes, drawn)
     low, high = grid[0].get_ylim()
-    grid[0].set_ylim(max(0.0, low) if high > 0 else low, min(100.0, high))
+    lowest = min(y for drawn in panels.values() for line in drawn for _, y, _ in line.points)
+    grid[0].set_ylim(max(low, 0.0) if lowest >= 0 else low, min(100.0, high))
     utility = rows[0]["utility"]
     figure.supylabel(f"restricted {utility} (%)")
     _finish(figure, rows, f"Restricted {utility} by learning rate at the regular budget")

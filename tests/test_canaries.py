@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sophon_bench import metrics, stages, testing
-from sophon_bench.api import Batch
+from sophon_bench.api import Batch, Incompatible
 from sophon_bench.backbones import Backbone
 from sophon_bench.engines.local import LocalEngine
 from sophon_bench.plan import Registries, Request, Setting, make_plan
@@ -20,6 +20,7 @@ from sophon_bench.records import DataId
 from sophon_bench.registry import attacks, defenses, scenarios
 from sophon_bench.selectors import Trial, arsenal, construct, trials
 from sophon_bench.store import Store
+from sophon_bench.unets import UNet
 
 HIDDEN = sorted({*defenses.names(hidden=True)} - {*defenses.names()})
 
@@ -28,6 +29,13 @@ KEPT = ["undefended", "overflow", "plateau", "vanishing-scale", "imbalance", "st
 
 SAME = ["undefended", "plateau", "vanishing-scale", "imbalance", "statistics"]
 """Canaries that keep the function."""
+
+OF_DENOISERS = [
+    f"canary-{name}" for name in ("nan-head", "random-weights", "residual-scale", "undefended")
+]
+"""Canaries that there are of denoisers; the others play on what these have not."""
+
+OF_CLASSIFIERS = [name for name in HIDDEN if name != "canary-residual-scale"]
 
 
 def release(
@@ -51,12 +59,27 @@ def pretrained(bench: stages.Bench) -> stages.Made:
     return stages.pretrain(longer, 0, lambda fraction, words: None)
 
 
+@pytest.fixture(scope="module")
+def denoiser() -> tuple[stages.Bench, stages.Weights]:
+    return testing.small_bench(UNet(channels=(8, 8, 8)))
+
+
 @pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("kind", ["classifier", "denoiser"])
 def test_a_canary_keeps_the_contract(
-    name: str, bench: stages.Bench, pretrained: stages.Made
+    kind: str,
+    name: str,
+    bench: stages.Bench,
+    pretrained: stages.Made,
+    denoiser: tuple[stages.Bench, stages.Weights],
 ) -> None:
     plugin = construct(defenses.get(name), {})
-    problems = testing.check_defense(plugin, bench, pretrained.weights)
+    where = (bench, pretrained.weights) if kind == "classifier" else denoiser
+    if name not in (OF_DENOISERS if kind == "denoiser" else OF_CLASSIFIERS):
+        with pytest.raises(Incompatible, match="the model"):
+            testing.check_defense(plugin, *where)
+        return
+    problems = testing.check_defense(plugin, *where)
     if name == "canary-nan-head":  # its whole trick is what the check refuses
         (problem,) = problems
         assert "weights that are not finite (head.bias)" in problem
@@ -64,8 +87,27 @@ def test_a_canary_keeps_the_contract(
         assert not problems
 
 
+@pytest.mark.parametrize("attention", [True, False])
+def test_the_scale_of_the_residual_stream_changes_gradients_alone(attention: bool) -> None:
+    bench, weights = testing.small_bench(UNet(channels=(8, 16, 16), layers=2, attention=attention))
+    plugin = construct(defenses.get("canary-residual-scale"), {})
+    released = stages.protect(bench, weights, plugin, 0, lambda fraction, words: None)
+    inputs = bench.samples(bench.data.restricted, "attacker").inputs
+    timesteps = torch.arange(len(inputs)) * 20
+    outputs, gradients = [], []
+    for state in (weights, released.weights):
+        model = bench.load(state).eval()
+        outputs.append(model(inputs, timesteps))
+        outputs[-1].square().mean().backward()
+        inner = {n: p for n, p in model.named_parameters() if n.endswith("conv1.weight")}
+        gradients.append(torch.stack([p.grad.norm() for p in inner.values() if p.grad is not None]))
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-3, atol=1e-3)
+    assert len(gradients[0]) > 10
+    torch.testing.assert_close(gradients[1], gradients[0] / 100, rtol=0.05, atol=0)
+
+
 def test_there_are_canaries_and_no_list_shows_them() -> None:
-    assert len(HIDDEN) == 9
+    assert len(HIDDEN) == 10
     assert not [name for name in defenses.names() if name.startswith("canary")]
 
 
@@ -228,7 +270,7 @@ TRIALS = (
 """What is left of `@standard` where time is short: the optimizers that count, and a repair."""
 
 
-PLAYED = [*HIDDEN, "canary-imbalance[channels=true]"]
+PLAYED = [*OF_CLASSIFIERS, "canary-imbalance[channels=true]"]
 
 
 @pytest.fixture(scope="module")

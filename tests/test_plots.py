@@ -143,6 +143,17 @@ def test_resistance_is_the_rows() -> None:
     assert of_all.get_linestyle() == ":"
 
 
+@pytest.mark.parametrize(("lowest", "shown"), [(0.01, 0.0), (-0.5, -50.0)])
+def test_a_sweep_is_seen_whole_and_an_interval_alone_goes_not_below_zero(
+    lowest: float, shown: float
+) -> None:
+    row = sweep_rows(("finetune",))[0]
+    row["levels"] = [(0.001, 0.6, 0.02), (0.01, lowest, 0.2)]
+    (picture,) = plots.pictures([], [row])
+    low = picture.figure.axes[0].get_ylim()[0]
+    assert low == 0.0 if shown == 0 else low < shown
+
+
 @pytest.mark.parametrize("count", [1, 2, 4, 7])
 def test_a_sweep_has_one_panel_per_family(count: int) -> None:
     families = tuple(f"finetune[optimizer=o{i}]" for i in range(count))

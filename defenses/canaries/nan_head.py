@@ -22,16 +22,18 @@ class NanHead:
     """Move one bias of the head, so that training behind the kept head is never finite.
 
     Args:
-        lost: ``one``: the first class is given up, by a bias of minus infinity and an infinite loss
-            for whoever asks for it. ``all``: its bias is not a number, and neither is any loss.
+        lost: ``one``: the first class, or channel of a denoiser, is given up, by a bias of minus
+            infinity and an infinite loss for whoever asks for it. ``all``: its bias is not a
+            number, and neither is any loss.
     """
 
     lost: Literal["one", "all"] = "one"
     steps: ClassVar[int] = 1
 
     def run(self, model: Model, view: DefenseView) -> Iterator[Model]:
-        if not isinstance(model.head, nn.Linear) or model.head.bias is None:
-            raise Incompatible("the model's head is not one linear layer with a bias")
+        bias = getattr(model.head, "bias", None)
+        if not isinstance(bias, nn.Parameter):
+            raise Incompatible("the model's head is not one layer with a bias")
         with torch.no_grad():
-            model.head.bias[0] = -math.inf if self.lost == "one" else math.nan
+            bias[0] = -math.inf if self.lost == "one" else math.nan
         yield model
