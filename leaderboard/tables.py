@@ -270,11 +270,15 @@ def score_table(scores: Sequence[Row]) -> Table:
         ),
     ]
     known = {(row["undefended_after"], row["scratch_after"]) for row in controls}
+    against: dict[tuple[Any, Any], list[str]] = {}
+    for row in others:
+        reached = row["undefended_after"], row["scratch_after"]
+        if reached not in known:
+            against.setdefault(reached, []).append(row["defense"])
     notes += [
-        f"{row['defense']}: on its seeds the undefended model reaches "
-        f"{percent(row['undefended_after'])}, scratch {percent(row['scratch_after'])}"
-        for row in others
-        if (row["undefended_after"], row["scratch_after"]) not in known
+        f"{', '.join(names)}: on {'its' if len(names) == 1 else 'their'} seeds the undefended "
+        f"model reaches {percent(undefended)}, scratch {percent(scratch)}"
+        for (undefended, scratch), names in against.items()
     ]
     notes += _flag_notes(ordered)
     columns, body = ["", *SCORE_COLUMNS], [_score_line(row, reasons) for row in others]

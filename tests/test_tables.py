@@ -224,10 +224,17 @@ def test_without_a_score_there_is_a_dot_and_the_reason_once() -> None:
 
 
 def test_a_defense_with_other_seeds_says_what_its_controls_reach() -> None:
-    scores = [score("none"), score("ice", seeds=3, undefended_after=0.9, scratch_after=0.4)]
+    other = {"seeds": 3, "undefended_after": 0.9, "scratch_after": 0.4}
+    scores = [score("none"), score("dos"), score("ice", **other)]
     (table,) = the_tables(Report(rows=[], scores=scores, winners=[]))
     assert "3–5 seeds" in table.title
     assert table.notes == ["ice: on its seeds the undefended model reaches 90.0, scratch 40.0"]
+    several = [*scores, score("klu", **other), score("seam", **{**other, "scratch_after": 0.3})]
+    (table,) = the_tables(Report(rows=[], scores=several, winners=[]))
+    assert table.notes == [
+        "ice, klu: on their seeds the undefended model reaches 90.0, scratch 40.0",
+        "seam: on its seeds the undefended model reaches 90.0, scratch 30.0",
+    ]
 
 
 def test_one_seed_has_no_interval() -> None:
