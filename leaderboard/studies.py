@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sophon_bench import metrics
 from sophon_bench.files import write_atomic
-from sophon_bench.leaderboard import plots, tables
+from sophon_bench.leaderboard import cards, plots, tables
 from sophon_bench.records import Cell
 from sophon_bench.registry import Registry, unknown
 from sophon_bench.selectors import SelectorError, Trial, check_parameters, read_document, trials
@@ -105,7 +105,7 @@ def findings(
         study: What was run.
         cells: Its records.
         frozen: Which budgets and n count.
-        command: What made them; stands below the table, with suite, seeds and n.
+        command: What made them; stands below the table, with suite, seeds, n and machine.
         attacks: Selectors of what was attacked with.
     """
     rows = metrics.ablation(cells, study.axis, frozen)
@@ -117,6 +117,7 @@ def findings(
         f"command: {command}",
         f"attacks: {', '.join(attacks)}; seeds {', '.join(map(str, seeds_of(cells)))}; "
         f"n = {samples}",
+        f"records: {'; '.join(sorted({cards.made_on(cell) for cell in cells}))}",
         *(
             f"{study.axis} {metrics.shown(row['value'])}: {row['defense']}"
             for row in rows

@@ -131,6 +131,7 @@ def test_a_study_writes_a_table_its_rows_and_a_picture(
         "# mine: Do more updates protect more?",
         f"command: {command}",
         "attacks: finetune[optimizer=adam,lr=1e-2]; seeds 0; n = 20",
+        "records: sophon-bench 0.",
         "\n¹ ",
         "† provisional",
         "inner_steps 1: sophon-klu[iterations=1,inner_steps=1,",
