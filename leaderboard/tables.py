@@ -735,12 +735,13 @@ def image_table(rows: Sequence[Row], trials: Trials) -> Table:
     """
     order = ("released", "attacked", "scratch")
     ordered = sorted(rows, key=lambda row: (order.index(row["maker"]), row["samples"] or 0))
+    inception = ["FID (Inception)"] if any(row["fid"] is not None for row in rows) else []
     return Table(
         title=f"Images made from noise, {span(row['seeds'] for row in rows)}: Fréchet distance to "
         "test images (lower is better; of real images in brackets), classifier score (higher is "
         "better)",
-        columns=["", "domain", "n", "attack", "Fréchet distance", "classifier score"],
-        body=[_image_line(row, trials) for row in ordered],
+        columns=["", "domain", "n", "attack", "Fréchet distance", "classifier score", *inception],
+        body=[_image_line(row, trials) + [_fid(row)] * len(inception) for row in ordered],
         notes=[
             "attacked: the model at the end of the trial that the selection split picks at the "
             "whole budget, fresh weights left out; named is the one picked on most seeds (how "
@@ -761,6 +762,11 @@ def _image_line(row: Row, trials: Trials) -> list[str]:
         f"{frechet} ({_decimals(row['frechet_real'], 1)})",
         score,
     ]
+
+
+def _fid(row: Row) -> str:
+    fid = with_half_width(row["fid"], row["fid_half_width"], 1)
+    return f"{fid} ({_decimals(row['fid_real'], 1)})" if row["fid"] is not None else NOTHING
 
 
 def _any(by_defense: Mapping[str, Row]) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from sophon_bench import training
 from sophon_bench.api import Domain, Samples
 from sophon_bench.backbones import Backbone
+from sophon_bench.inception import Inception
 from sophon_bench.pictures import picture_of
 from sophon_bench.records import Generated
 from sophon_bench.samples import Pixels
@@ -41,46 +43,52 @@ class Critic:
         labelled: Whose labels the classifier learns; another domain where ``data`` has one class
             alone, of which no features could be learnt.
         device: Where it works.
+        inception: Of Inception's weights, for the Fréchet Inception distance too.
     """
 
-    def __init__(self, data: DomainData, labelled: DomainData, device: torch.device) -> None:
+    def __init__(
+        self,
+        data: DomainData,
+        labelled: DomainData,
+        device: torch.device,
+        inception: Path | None = None,
+    ) -> None:
         self.device = device
         rng = torch.Generator().manual_seed(0)
         self.model = CLASSIFIER.build(len(labelled.classes), rng).to(device)
         task = Classification(len(labelled.classes))
-        learnt = self._training(labelled)
+        learnt = self._samples(_learnt(labelled))
         domain = Domain(task, learnt, learnt)
         for _ in training.train(self.model, domain, steps=STEPS, batch_size=BATCH, lr=LR, rng=rng):
             pass
         self.model.eval()
         self.accuracy = task.utility(self.model, self._samples([labelled.splits["test"]]))
         self._test = gaussian(self._seen(self._samples([data.splits["test"]]).inputs)[0])
-        real = self._training(data)[:COUNT].inputs
+        real = self._samples(_learnt(data))[:COUNT].inputs
         self._real = frechet(gaussian(self._seen(real)[0]), self._test)
+        self._inception: Inception | None = None
+        self._fid_real: float | None = None
+        if inception is not None:
+            test = torch.from_numpy(data.splits["test"].pixels)
+            self._inception = Inception(inception, test, device)
+            self._fid_real = self._inception.distance(_mixed(_learnt(data))[0][:COUNT])
 
     def judge(self, pixels: Tensor) -> Generated:
         """What it makes of images ``(N, 3, H, W)`` uint8."""
+        inception = self._inception
         features, probabilities = self._seen(CLASSIFIER.normalize(pixels.to(self.device)))
         return Generated(
             count=len(pixels),
             frechet=frechet(gaussian(features), self._test),
             frechet_real=self._real,
             classifier_score=classifier_score(probabilities),
+            fid=None if inception is None else inception.distance(pixels),
+            fid_real=self._fid_real,
             picture=picture(pixels[:SHOWN]),
         )
 
-    def _training(self, data: DomainData) -> Samples:
-        """All that is not held out."""
-        names = ("train", "defender", "attacker")
-        return self._samples([data.splits[name] for name in names if name in data.splits])
-
     def _samples(self, parts: Sequence[Images]) -> Samples:
-        """Images of several splits in one fixed order that mixes them."""
-        pixels = np.concatenate([part.pixels for part in parts])
-        labels = np.concatenate([part.labels for part in parts])
-        order = np.random.default_rng(0).permutation(len(labels))
-        held = torch.from_numpy(pixels[order]), torch.from_numpy(labels[order])
-        return Pixels(*held, CLASSIFIER.normalize, device=self.device)
+        return Pixels(*_mixed(parts), CLASSIFIER.normalize, device=self.device)
 
     @torch.no_grad()
     def _seen(self, inputs: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -88,6 +96,19 @@ class Critic:
         features = torch.cat([self.model.features(part) for part in inputs.split(BATCH)])
         probabilities = self.model.head(features).double().softmax(dim=1)
         return features.double().cpu().numpy(), probabilities.cpu().numpy()
+
+
+def _learnt(data: DomainData) -> list[Images]:
+    """All that is not held out."""
+    return [data.splits[n] for n in ("train", "defender", "attacker") if n in data.splits]
+
+
+def _mixed(parts: Sequence[Images]) -> tuple[Tensor, Tensor]:
+    """Pixels and labels of several splits in one fixed order that mixes them."""
+    pixels = np.concatenate([part.pixels for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    order = np.random.default_rng(0).permutation(len(labels))
+    return torch.from_numpy(pixels[order]), torch.from_numpy(labels[order])
 
 
 Gaussian = tuple[NDArray[np.float64], NDArray[np.float64]]

@@ -169,6 +169,8 @@ class Generated(Record, frozen=True, kw_only=True):
         frechet_real: The same of as many training images: what a perfect generator gets.
         classifier_score: ``exp(mean KL(p(y|x) || p(y)))`` of the classifier's probabilities
             (Salimans et al., NeurIPS 2016), in [1, C].
+        fid: The Fréchet distance with Inception's features, where its weights were at hand.
+        fid_real: The same of as many training images.
         picture: The first of them in a row, a PNG in base64.
     """
 
@@ -177,6 +179,8 @@ class Generated(Record, frozen=True, kw_only=True):
     frechet_real: float
     classifier_score: float
     picture: str
+    fid: float | None = None
+    fid_real: float | None = None
 
 
 class StageRecord(Record, frozen=True, kw_only=True):

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from sophon_bench import unets
+from sophon_bench import inception, unets
+from sophon_bench.api import Generative
 from sophon_bench.backbones import (
     Architecture,
     Backbone,
@@ -117,7 +118,8 @@ def prepare(options: Options, *, defenses: Sequence[Trial], attacks: Arsenal) ->
         PlanError: For a device that is not there, or what `make_plan` refuses.
         SelectorError: For a scenario's malformed selector, or a value that it does not take.
         UnknownName: For a scenario that is not registered.
-        ScenarioError: If a scenario's data is not here.
+        ScenarioError: If a scenario's data is not here, or Inception's weights are not what they
+            should be.
         BackboneError: For a backbone that there is not, or that does not take the images.
         StoreError: If the store cannot be used.
     """
@@ -252,7 +254,8 @@ def find_settings(
     Raises:
         SelectorError: For a malformed selector, or a value that the scenario does not take.
         UnknownName: For a scenario that is not registered.
-        ScenarioError: If a scenario's data is not here.
+        ScenarioError: If a scenario's data is not here, or Inception's weights are not what they
+            should be.
         BackboneError: For a backbone that there is not, that is for another task, or does not take
             the images.
     """
@@ -261,6 +264,8 @@ def find_settings(
         chosen = [find_backbone(text) for text in backbones]
         data = scenario.plugin.build(cache)
         task = data.original.task.name
+        if isinstance(data.restricted.task, Generative):
+            inception.weights()
         for backbone in chosen or [find_backbone(DEFAULT_BACKBONES[task])]:
             if backbone.task != task:
                 raise BackboneError(

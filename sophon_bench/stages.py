@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sophon_bench import generation, training
+from sophon_bench import generation, inception, training
 from sophon_bench.api import (
     Attack,
     AttackMany,
@@ -101,6 +101,9 @@ class Bench:
         compiled: How models are compiled; copies that plugins make, and scoring, are not.
         room: Bytes of pixels that one split may take on the device, larger ones are streamed;
             None: half of what the device has free.
+
+    Raises:
+        ScenarioError: If there is a file with Inception's weights and it is not the published one.
     """
 
     def __init__(
@@ -123,6 +126,8 @@ class Bench:
         self._room = free_bytes(device) // 2 if room is None else room
         self._samples: dict[tuple[str, str], Pixels] = {}
         self._critics: dict[str, Critic] = {}
+        generates = isinstance(data.restricted.task, Generative)
+        self._inception = inception.weights() if generates else None
 
     def samples(self, domain: DomainData, split: str) -> Pixels:
         """A whole split on the device."""
@@ -236,7 +241,7 @@ class Bench:
             return None
         if domain.name not in self._critics:
             labelled = domain if len(domain.classes) > 1 else self.data.original
-            self._critics[domain.name] = Critic(domain, labelled, self.device)
+            self._critics[domain.name] = Critic(domain, labelled, self.device, self._inception)
         return self._critics[domain.name].judge(images)
 
 

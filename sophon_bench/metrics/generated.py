@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sophon_bench.metrics.envelopes import (
+    Interval,
     Pick,
     Places,
     Sides,
@@ -127,8 +128,9 @@ def images(cells: Iterable[Cell] | Places) -> list[dict[str, Any]]:
     """How good the images of `makers` are: one row per place, maker, defense and n.
 
     ``frechet``, ``frechet_real`` (the same number of real images) and ``classifier_score`` are
-    means over seeds, the first and the last with a ``_half_width``; ``attacks`` is a list of
-    (label, seeds) as in `winners`. Nothing where models make no images.
+    means over seeds, the first and the last with a ``_half_width``; so are ``fid`` and
+    ``fid_real``, None unless every seed has them; ``attacks`` is a list of (label, seeds) as in
+    `winners`. Nothing where models make no images.
     """
     groups: dict[tuple[Any, ...], list[Made]] = {}
     for made in makers(cells):
@@ -141,6 +143,8 @@ def _row(group: Sequence[Made]) -> dict[str, Any]:
     first = group[0]
     frechet = interval([made.generated.frechet for made in group])
     score = interval([made.generated.classifier_score for made in group])
+    fid = _interval_of_all([made.generated.fid for made in group])
+    fid_real = _interval_of_all([made.generated.fid_real for made in group])
     votes = Counter(made.attack for made in group if made.attack is not None)
     return {
         **first.place,
@@ -155,4 +159,13 @@ def _row(group: Sequence[Made]) -> dict[str, Any]:
         "frechet_real": interval([made.generated.frechet_real for made in group]).mean,
         "classifier_score": score.mean,
         "classifier_score_half_width": score.half_width,
+        "fid": None if fid is None else fid.mean,
+        "fid_half_width": None if fid is None else fid.half_width,
+        "fid_real": None if fid_real is None else fid_real.mean,
     }
+
+
+def _interval_of_all(values: Sequence[float | None]) -> Interval | None:
+    """None unless every one is there."""
+    known = [value for value in values if value is not None]
+    return interval(known) if len(known) == len(values) else None
