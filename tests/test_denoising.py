@@ -517,6 +517,23 @@ def test_a_backbone_for_another_task_is_refused(scenario: str, backbone: str, sa
     assert said in found.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["tune", "naive-mse", "--configurations", "2"],
+        ["study", "balance", "--attack", "finetune", "--seeds", "0"],
+        ["overhead", "--roofline", "--rounds", "2", "--batch-size", "4", "--attack", "finetune"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_the_default_backbone_is_the_scenarios(command: list[str], tmp_path: Path) -> None:
+    where = ["--out", str(tmp_path), "--dry-run"] if command[0] != "overhead" else []
+    words = [*command, *where, "--scenario", "glyphs-digits-gen", "--store", str(tmp_path / "s")]
+    found = CliRunner().invoke(main, words)
+    assert found.exit_code == 0, found.output
+    assert "unet" in found.output
+
+
 def test_the_scenario_is_that_of_classification_denoised() -> None:
     made: ScenarioData = scenarios.get("glyphs-digits-gen").cls().build()
     twin: ScenarioData = scenarios.get("glyphs-digits").cls(image_size=16).build()

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from sophon_bench.cli.common import (
+    DEFAULT_BACKBONE,
     Refused,
     check_writable,
     complete,
@@ -90,7 +91,7 @@ def _audit(
     *,
     file: Path,
     scenario: str,
-    backbone: str,
+    backbone: str | None,
     attack: Sequence[str],
     sha256: str | None,
     require: float | None,
@@ -120,6 +121,7 @@ def _audit(
             f"attack, or a suite such as @standard"
         )
     content = checkpoints.read(file, sha256=sha256)
+    backbone = backbone or DEFAULT_BACKBONE
     architecture = runs.find_backbone(backbone)
     if not isinstance(architecture, Backbone):
         raise Refused(f"an audit is of a timm model, and --backbone {backbone} is none")

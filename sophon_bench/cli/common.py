@@ -90,10 +90,9 @@ one_scenario_option = click.option(
 )
 one_backbone_option = click.option(
     "--backbone",
-    default=DEFAULT_BACKBONE,
-    show_default=True,
     metavar="SELECTOR",
-    help="timm model, with keyword arguments in brackets.",
+    help=f"timm model, or unet, with keyword arguments in brackets. By default {DEFAULT_BACKBONE}; "
+    "for denoising, unet.",
 )
 backbone_option = click.option(
     "--backbone",

@@ -97,8 +97,8 @@ TAKEN = {
     "--backbone",
     multiple=True,
     metavar="SELECTOR",
-    help="timm model, with keyword arguments in brackets. Repeatable. By default "
-    f"{DEFAULT_BACKBONE}; for growth {', '.join(GROWN)}.",
+    help="timm model, or unet, with keyword arguments in brackets. Repeatable. By default "
+    f"{DEFAULT_BACKBONE}, for denoising unet; for growth {', '.join(GROWN)}.",
 )
 @one_scenario_option
 @click.option(
@@ -263,7 +263,7 @@ def _roofline(
     cache = Store(store or default_root()).data
     settings = find_settings(
         [scenario],
-        backbone or [DEFAULT_BACKBONE],
+        backbone,
         image_size=image_size,
         precision=precision,
         cache=cache,

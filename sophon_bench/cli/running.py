@@ -254,7 +254,7 @@ def _study(
     name: str,
     attack: Sequence[str],
     scenario: str,
-    backbone: str,
+    backbone: str | None,
     seeds: list[int],
     out: Path,
     dry_run: bool,
@@ -271,7 +271,10 @@ def _study(
     against = list(attack) or chosen.attacks
     job = runs.prepare(
         runs.Options(
-            scenario=[scenario], backbone=[backbone], seeds=seeds or chosen.seeds, **options
+            scenario=[scenario],
+            backbone=[backbone] if backbone else [],
+            seeds=seeds or chosen.seeds,
+            **options,
         ),
         defenses=studies.varied(chosen, defenses),
         attacks=arsenal(attacks, against),
@@ -342,7 +345,7 @@ def _tune(
     names: Sequence[str],
     configurations: int,
     scenario: str,
-    backbone: str,
+    backbone: str | None,
     out: Path,
     force: bool,
     dry_run: bool,
@@ -359,7 +362,7 @@ def _tune(
         for name in dict.fromkeys(names)
     }
     job = runs.prepare(
-        runs.Options(scenario=[scenario], backbone=[backbone], **options),
+        runs.Options(scenario=[scenario], backbone=[backbone] if backbone else [], **options),
         defenses=[trial for trials in drawn.values() for trial in trials],
         attacks=arsenal(attacks, [TUNING_SUITE]),
     )
