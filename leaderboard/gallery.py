@@ -17,7 +17,12 @@ def of_one_seed(found: Iterable[Made], seed: int | None = None) -> list[Made]:
     """
     made = list(found)
     lowest = min((one.seed for one in made), default=None) if seed is None else seed
-    return sorted((one for one in made if one.seed == lowest), key=_order)
+    return ordered(one for one in made if one.seed == lowest)
+
+
+def ordered(found: Iterable[Made]) -> list[Made]:
+    """In the order of `of_one_seed`."""
+    return sorted(found, key=_order)
 
 
 def _order(made: Made) -> tuple[Any, ...]:

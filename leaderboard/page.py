@@ -11,7 +11,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -255,8 +255,7 @@ class Card:
         sweeps: Figures by learning rate.
         winners: Which attack won, by budget.
         levels: What the curves show, in numbers.
-        pictures: What its model makes from noise, before and after attacks; in the card of the
-            undefended model, fresh weights too.
+        makes: Whether there are images that its model makes from noise.
     """
 
     id: str
@@ -275,7 +274,7 @@ class Card:
     sweeps: Sequence[Mapping[str, str]]
     winners: Table | None
     levels: Sequence[Table]
-    pictures: Sequence[Picture]
+    makes: bool
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -347,6 +346,7 @@ class Section:
     quality: Sequence[Table]
     costs: Sequence[Table]
     cost_figures: Sequence[Mapping[str, str]]
+    made: Sequence[Picture]
     picture: str | None = field(default=None)
 
     @property
@@ -423,6 +423,15 @@ def _section(
         cost_figures=[
             *figures.add("Protecting", charts.protection(rows["protection"])),
             *figures.add("A tuned attacker's cost to half", charts.half_costs(rows["half_costs"])),
+        ],
+        made=[
+            _picture(made)
+            for made in gallery.ordered(
+                replace(made, defense=name)
+                for name, (part, defense) in origin.items()
+                for made in part.made
+                if made.defense == defense
+            )
         ],
         picture=pictures[at["scenario"]][0] if at["scenario"] in pictures else None,
     )
@@ -526,7 +535,7 @@ def _card(
         sweeps=sweeps,
         winners=tables.winner_table(rows["winners"], trials) if rows["winners"] else None,
         levels=[_levels(curve) for curve in rows["curves"]],
-        pictures=[_picture(made) for made in part.made if made.defense == defense],
+        makes=any(made.defense == defense for made in part.made),
     )
 
 

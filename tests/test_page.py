@@ -279,7 +279,7 @@ def test_what_strangers_write_is_text(cells: list[Cell]) -> None:
     assert json.loads(data)["figures"]
 
 
-def test_images_that_models_made_are_in_their_cards(make_cell: MakeCell) -> None:
+def test_images_that_models_made_are_shown_side_by_side(make_cell: MakeCell) -> None:
     found = document(submission(generation(make_cell)))
     said = "Images that a model made from noise: "
     after = "after finetune[lr=0.2], n = 200: restricted domain, seed 0"
@@ -288,9 +288,9 @@ def test_images_that_models_made_are_in_their_cards(make_cell: MakeCell) -> None
         for words, number in (
             ("undefended: original domain, seed 0", 10),
             (f"undefended, {after}", 30),
-            ("from scratch, n = 200: restricted domain, seed 0", 50),
             ("dos: original domain, seed 0", 20),
             (f"dos, {after}", 40),
+            ("from scratch, n = 200: restricted domain, seed 0", 50),
         )
     ]
     text = found.text()
@@ -660,9 +660,9 @@ class TestBrowser:
 
     def test_images_that_models_made_are_shown(self, show: Show, make_cell: MakeCell) -> None:
         found = show(submission(generation(make_cell)), size=browser.PHONE)
-        for card in found.page.locator("details.card > summary").all():
-            card.click()
-        images = found.page.locator("details[open] img")
+        found.page.locator("details.card > summary").last.click()
+        found.page.locator("details[open] a", has_text="Images that it makes").click()
+        images = found.page.locator("#place-1-images ~ .figures img")
         assert images.count() == 5
         sizes = images.evaluate_all("all => all.map(i => [i.naturalWidth, i.naturalHeight])")
         assert sizes == [[40, 4]] * 5
