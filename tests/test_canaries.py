@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +13,9 @@ from test_engine import Silent
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sophon_bench import metrics, stages, testing
+from sophon_bench import generation, metrics, stages, testing
 from sophon_bench.api import Batch, Incompatible
-from sophon_bench.backbones import Backbone
+from sophon_bench.backbones import Architecture, Backbone
 from sophon_bench.engines.local import LocalEngine
 from sophon_bench.plan import Registries, Request, Setting, make_plan
 from sophon_bench.records import DataId
@@ -269,30 +271,57 @@ TRIALS = (
 )
 """What is left of `@standard` where time is short: the optimizers that count, and a repair."""
 
+TRIALS_OF_DENOISERS = (
+    "finetune[optimizer=adam,lr=[1e-3,1e-2],head=kept]",
+    "finetune[optimizer=adam,lr=1e-2]",
+    "scratch[optimizer=adam,lr=1e-2]",
+)
+"""The same of `@denoising`, whose best trial has nearly always been Adam's."""
 
 PLAYED = [*OF_CLASSIFIERS, "canary-imbalance[channels=true]"]
 
 
-@pytest.fixture(scope="module")
-def worth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Score rows by defense, on the embedded scenario with a quarter of its budget."""
-    root = tmp_path_factory.mktemp("canaries")
-    trial = trials(scenarios, ["glyphs-digits"])[0]
+def scored(
+    root: Path, scenario: str, backbone: Architecture, played: Sequence[str], trained: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Score rows by defense, on an embedded scenario with 50 steps of budget."""
+    trial = trials(scenarios, [scenario])[0]
     data = trial.plugin.build(root)
+    if backbone.task == "denoising":
+        data = dataclasses.replace(data, pretrain_steps=300)  # enough, and three minutes less
     identity = DataId(
         name=trial.name, label=trial.label, parameters=trial.parameters, revision=data.revision
     )
-    setting = Setting(trial, data, identity, Backbone.of("test_resnet"), "fp32")
     request = Request(
-        defenses=trials(defenses, PLAYED),
-        attacks=arsenal(attacks, TRIALS),
+        defenses=trials(defenses, played),
+        attacks=arsenal(attacks, trained),
         seeds=[0],
         samples=[200],
         steps=50,
     )
+    setting = Setting(trial, data, identity, backbone, "fp32")
     plan = make_plan(request, [setting], Registries(attacks, defenses))
     cells = LocalEngine(Store(root / "store"), torch.device("cpu"), Silent()).run(plan)
     return {row["defense"]: row for row in metrics.scores(cells)}
+
+
+@pytest.fixture(scope="module")
+def worth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    root = tmp_path_factory.mktemp("canaries")
+    return scored(root, "glyphs-digits", Backbone.of("test_resnet"), PLAYED, TRIALS)
+
+
+@pytest.fixture(scope="module")
+def worth_of_denoisers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    root = tmp_path_factory.mktemp("denoisers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "COUNT", 16)
+        patch.setattr(generation, "STEPS", 2)
+        small = UNet(channels=(8, 16, 32))
+        return scored(root, "glyphs-digits-gen", small, OF_DENOISERS, TRIALS_OF_DENOISERS)
+
+
+# without trainability runs, what the score would be if all of it were kept
 
 
 @pytest.mark.slow
@@ -300,5 +329,14 @@ def worth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 def test_a_canary_scores_nothing(name: str, worth: dict[str, dict[str, Any]]) -> None:
     row = worth[name]
     assert row["seeds"] == 1
-    # without trainability runs, what the score would be if all of it were kept
+    assert 100 * row["resistance"] * row["intactness"] <= 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OF_DENOISERS)
+def test_a_denoisers_canary_scores_nothing(
+    name: str, worth_of_denoisers: dict[str, dict[str, Any]]
+) -> None:
+    row = worth_of_denoisers[name]
+    assert row["seeds"] == 1
     assert 100 * row["resistance"] * row["intactness"] <= 5
