@@ -128,6 +128,9 @@ def test_samples_that_cannot_be_fitted(trial: Any) -> None:
     words = "fits 61 % of its samples where scratch fits 98 %"
     assert raised([trial("d", "finetune", 0.4, fit=0.61)], theirs, fresh) == [words]
     assert raised([trial("d", "finetune", 0.4, fit=0.95)], theirs, fresh) == []
+    no_better = [trial("none", "finetune", 0.8, fit=0.65)]
+    assert raised([trial("d", "finetune", 0.4, fit=0.61)], no_better, fresh) == []
+    assert raised(no_better, no_better, fresh) == []
     probe = trial("d", "probe", 0.4, fit=0.1, mechanism="function")
     assert raised([probe, trial("d", "finetune", 0.4, fit=0.95)], theirs, fresh) == []
 

@@ -333,11 +333,17 @@ def cliff(case: _Case) -> str | None:
 
 
 def cannot_overfit(case: _Case) -> str | None:
-    """Gradient fine-tuning does not fit the attacker's own samples where fresh weights do."""
+    """Gradient fine-tuning does not fit the attacker's own samples where fresh weights do.
+
+    Nor where it fits those of the undefended model: a denoiser may not be worth overfitting.
+    """
     worst: tuple[float, float] | None = None
-    for bout in case.reached.values():
+    for at, bout in case.reached.items():
         own, fresh = bout.fits
+        theirs = case.theirs[at].fits[0] if at in case.theirs else None
         if own is None or fresh is None or own >= fresh - POINTS:
+            continue
+        if theirs is not None and own >= theirs - POINTS:
             continue
         if worst is None or own - fresh < worst[0] - worst[1]:
             worst = own, fresh
