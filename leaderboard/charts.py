@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from sophon_bench import metrics
 from sophon_bench.leaderboard.overhead import bounded
-from sophon_bench.leaderboard.plots import COLOURS, Level, in_steps, short_count
+from sophon_bench.leaderboard.plots import COLOURS, SKILLS, Level, in_steps, short_count
 from sophon_bench.leaderboard.tables import Row, multiple
 from sophon_bench.records import REFERENCE_BATCH
 
@@ -91,7 +91,7 @@ def envelopes(row: Row) -> Figure | None:
     traces = [t for side, points in lines.items() for t in _line(points, side, side, unit=" %")]
     layout = _over_budget(row, lines.values())
     layout["yaxis"] = {"title": {"text": f"restricted {row['utility']} (%)"}, "rangemode": "tozero"}
-    return _figure(traces, layout)
+    return _figure(*_by_error(traces, layout))
 
 
 def resistance(row: Row) -> Figure | None:
@@ -148,7 +148,31 @@ def sweep(row: Row, undefended: Row | None) -> Figure:
         "height": 220,
         "showlegend": False,
     }
+    traces, layout = _by_error(traces, layout)
     return _figure(traces, layout)
+
+
+def _by_error(traces: list[Figure], layout: Figure) -> tuple[list[Figure], Figure]:
+    """As `plots` does: skill that falls below 0 at heights of the logarithm of the error."""
+    if all(y >= 0 for trace in traces if trace["mode"] != "lines" for y in trace["y"]):
+        return traces, layout
+    axis = {
+        "title": layout["yaxis"]["title"],
+        "type": "log",
+        "autorange": "reversed",
+        "tickvals": [100 - skill for skill in SKILLS],
+        "ticktext": [str(skill) for skill in SKILLS],
+    }
+    moved = [
+        {
+            **trace,
+            "y": [max(100 - y, 0.1) for y in trace["y"]],
+            "text": [f"{y:.1f}" for y in trace["y"]],
+            "hovertemplate": trace.get("hovertemplate", "").replace("%{y:.1f}", "%{text}"),
+        }
+        for trace in traces
+    ]
+    return moved, {**layout, "yaxis": axis}
 
 
 def _line(

@@ -205,7 +205,40 @@ def envelopes(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None
         points = in_steps(row["protected"], 100)
         lines.append(Line(label=row["defense"], points=points, style=styles[row["defense"]]))
     label = f"restricted {rows[0]['utility']} (%)"
-    return _budget_figure(rows, lines, "What a tuned attacker reaches", label)
+    figure = _budget_figure(rows, lines, "What a tuned attacker reaches", label)
+    if figure is not None:
+        _by_error(figure.axes[0], lines)
+    return figure
+
+
+SKILLS = (-9900, -900, -300, -100, 0, 30, 50, 70, 80, 90, 95, 99)
+"""Ticks, in %, where equal heights are equal ratios of error."""
+
+
+def _by_error(axes: Axes, lines: Iterable[Line]) -> None:
+    """Where skill falls below 0, let equal heights be equal ratios of error, ``1 - skill``.
+
+    An error has no upper bound, and would press all that matters into the uppermost line.
+    """
+    import numpy as np
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    points = [(y, half or 0.0) for line in lines for _, y, half in line.points]
+    if not points or min(points)[0] >= 0:
+        return
+    low, high = min(y - half for y, half in points), max(y + half for y, half in points)
+
+    def up(skill: Any) -> Any:
+        return -np.log10(np.maximum(1 - np.asarray(skill) / 100, 1e-3))
+
+    def down(height: Any) -> Any:
+        return 100 * (1 - 10.0 ** -np.asarray(height))
+
+    axes.set_yscale("function", functions=(up, down))
+    ends = up(np.array([low, high]))
+    axes.set_ylim(*down(ends + np.array([-0.05, 0.05]) * np.ptp(ends)))
+    axes.yaxis.set_major_locator(FixedLocator(SKILLS))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def resistance(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
@@ -254,6 +287,7 @@ def sweep(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     low, high = grid[0].get_ylim()
     lowest = min(y for drawn in panels.values() for line in drawn for _, y, _ in line.points)
     grid[0].set_ylim(max(low, 0.0) if lowest >= 0 else low, min(100.0, high))
+    _by_error(grid[0], [line for drawn in panels.values() for line in drawn])
     utility = rows[0]["utility"]
     figure.supylabel(f"restricted {utility} (%)")
     _finish(figure, rows, f"Restricted {utility} by learning rate at the regular budget")

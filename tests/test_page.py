@@ -380,6 +380,20 @@ def test_a_sweep_is_drawn_beside_the_undefended_models(cells: list[Cell]) -> Non
     assert {t["legendgroup"] for t in alone["data"]} == {"undefended"}
 
 
+def test_skill_below_zero_is_drawn_by_its_error_and_told_as_skill(cells: list[Cell]) -> None:
+    found = {row["defense"]: row for row in metrics.sweeps(cells) if row["family"] == "finetune"}
+    found["ice"]["levels"] = [(0.1, 0.5, 0.2), (0.2, -1.0, 0.4)]
+    figure = charts.sweep(found["ice"], None)
+    band, line = figure["data"]
+    assert line["y"] == pytest.approx([50, 200])
+    assert list(line["text"]) == ["50.0", "-100.0"]
+    assert "%{text} ± %{customdata:.1f} % at" in line["hovertemplate"]
+    assert band["y"] == pytest.approx([30, 160, 240, 70])
+    axis = figure["layout"]["yaxis"]
+    assert (axis["type"], axis["autorange"]) == ("log", "reversed")
+    assert dict(zip(axis["ticktext"], axis["tickvals"], strict=True))["-100"] == 200
+
+
 def test_costs_are_drawn_with_their_bounds_and_names_escaped() -> None:
     rows = [
         {"defense": name, "control": False, "attack": metrics.ENVELOPE, "samples": 200,

@@ -154,6 +154,19 @@ def test_a_sweep_is_seen_whole_and_an_interval_alone_goes_not_below_zero(
     assert low == 0.0 if shown == 0 else low < shown
 
 
+def test_where_skill_falls_below_zero_equal_heights_are_equal_ratios_of_error() -> None:
+    row = sweep_rows(("finetune",))[0]
+    row["levels"] = [(0.001, 0.9, None), (0.01, 0.0, None), (0.1, -9.0, None)]
+    (picture,) = plots.pictures([], [row])
+    axes = picture.figure.axes[0]
+    heights = [float(axes.transData.transform((0.01, skill))[1]) for skill in (90, 0, -900)]
+    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2])
+    assert heights[0] > heights[1]
+    low, high = axes.get_ylim()
+    assert low < -900
+    assert 90 < high < 100
+
+
 @pytest.mark.parametrize("count", [1, 2, 4, 7])
 def test_a_sweep_has_one_panel_per_family(count: int) -> None:
     families = tuple(f"finetune[optimizer=o{i}]" for i in range(count))
