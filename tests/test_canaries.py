@@ -272,7 +272,7 @@ TRIALS = (
 """What is left of `@standard` where time is short: the optimizers that count, and a repair."""
 
 TRIALS_OF_DENOISERS = (
-    "finetune[optimizer=adam,lr=[1e-3,1e-2],head=kept]",
+    "finetune[optimizer=adam,lr=1e-2,head=kept]",
     "finetune[optimizer=adam,lr=1e-2]",
     "scratch[optimizer=adam,lr=1e-2]",
 )
