@@ -285,8 +285,7 @@ def sweep(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
         axes.set_title("\n".join(textwrap.wrap(family.replace(",", ", "), 34)))
         _draw(axes, drawn)
     low, high = grid[0].get_ylim()
-    lowest = min(y for drawn in panels.values() for line in drawn for _, y, _ in line.points)
-    grid[0].set_ylim(max(low, 0.0) if lowest >= 0 else low, min(100.0, high))
+    grid[0].set_ylim(max(low, 0.0), min(100.0, high))
     _by_error(grid[0], [line for drawn in panels.values() for line in drawn])
     utility = rows[0]["utility"]
     figure.supylabel(f"restricted {utility} (%)")

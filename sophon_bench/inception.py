@@ -15,6 +15,9 @@ from sophon_bench.scenarios import ScenarioError
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 """torch-fidelity's name for them, with the beginning of their SHA-256."""
 
+PACKAGES = ("torchmetrics", "torch_fidelity")
+"""Of the extra ``fid``."""
+
 FEATURES = 2048
 """Of the last pooling layer, as in the paper."""
 
@@ -23,7 +26,7 @@ BATCH = 50
 
 
 def weights() -> Path | None:
-    """The file with Inception's weights, in torch.hub's folder; None without it or torchmetrics.
+    """The file with Inception's weights, in torch.hub's folder; None without it or the extra.
 
     Nothing is ever downloaded.
 
@@ -31,7 +34,7 @@ def weights() -> Path | None:
         ScenarioError: If the file there is not the published one.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
-    if not (path.is_file() and importlib.util.find_spec("torchmetrics")):
+    if not path.is_file() or None in map(importlib.util.find_spec, PACKAGES):
         return None
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
@@ -61,9 +64,12 @@ class Inception:
 
         untyped: Any = FrechetInceptionDistance
         self._device = device
-        self._metric = untyped(
-            feature=FEATURES, reset_real_features=False, feature_extractor_weights_path=str(path)
-        ).to(device)
+        with torch.random.fork_rng(devices=[]):  # layers are drawn before they are loaded
+            self._metric = untyped(
+                feature=FEATURES,
+                reset_real_features=False,
+                feature_extractor_weights_path=str(path),
+            ).to(device)
         self._update(test, real=True)
 
     def distance(self, pixels: Tensor) -> float:

@@ -276,7 +276,7 @@ TRIALS_OF_DENOISERS = (
     "finetune[optimizer=adam,lr=1e-2]",
     "scratch[optimizer=adam,lr=1e-2]",
 )
-"""The same of `@denoising`, whose best trial has nearly always been Adam's."""
+"""The same of `@denoising`, by Adam alone."""
 
 PLAYED = [*OF_CLASSIFIERS, "canary-imbalance[channels=true]"]
 
@@ -288,7 +288,7 @@ def scored(
     trial = trials(scenarios, [scenario])[0]
     data = trial.plugin.build(root)
     if backbone.task == "denoising":
-        data = dataclasses.replace(data, pretrain_steps=300)  # enough, and three minutes less
+        data = dataclasses.replace(data, pretrain_steps=300)  # three minutes less
     identity = DataId(
         name=trial.name, label=trial.label, parameters=trial.parameters, revision=data.revision
     )

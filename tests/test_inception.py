@@ -69,6 +69,15 @@ def test_the_file_is_found_where_its_hash_is_that_of_its_name(
     assert inception.weights() == checkpoints / drawn.name
 
 
+def test_the_file_alone_is_not_enough(
+    checkpoints: Path, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inception, "WEIGHTS", drawn.name)
+    monkeypatch.setattr(inception, "PACKAGES", ("torchmetrics", "no_such_package"))
+    (checkpoints / drawn.name).symlink_to(drawn)
+    assert inception.weights() is None
+
+
 def test_another_file_is_refused_before_any_work(checkpoints: Path, tmp_path: Path) -> None:
     (checkpoints / inception.WEIGHTS).write_bytes(b"half of a download")
     with pytest.raises(ScenarioError, match=r"SHA-256 begins with \w{8}, not 6726825d"):
@@ -84,7 +93,9 @@ def test_another_file_is_refused_before_any_work(checkpoints: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_it_is_the_frechet_distance_of_inceptions_features(drawn: Path) -> None:
     test, other = images(0), images(1)
+    state = torch.get_rng_state()
     measured = Inception(drawn, test, torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
     seen = [measured._metric.inception(part).double().numpy() for part in (test, other)]
     expected = frechet(*(gaussian(features) for features in seen))
     scale = float(sum(features.var(axis=0, ddof=1).sum() for features in seen))
