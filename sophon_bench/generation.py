@@ -20,11 +20,8 @@ from sophon_bench.samples import Pixels
 from sophon_bench.scenarios import DomainData, Images
 from sophon_bench.tasks.classification import Classification
 
-COUNT = 200
-"""Images that are made of every model."""
-
 SHOWN = 10
-"""Of them, in the record's picture."""
+"""Images in a record's picture."""
 
 CLASSIFIER = Backbone("test_resnet")
 STEPS = 600
@@ -43,6 +40,7 @@ class Critic:
         labelled: Whose labels the classifier learns; another domain where ``data`` has one class
             alone, of which no features could be learnt.
         device: Where it works.
+        count: Real images that are judged for comparison: as many as are made of a model.
         inception: Of Inception's weights, for the Fréchet Inception distance too.
     """
 
@@ -51,6 +49,8 @@ class Critic:
         data: DomainData,
         labelled: DomainData,
         device: torch.device,
+        *,
+        count: int,
         inception: Path | None = None,
     ) -> None:
         self.device = device
@@ -64,14 +64,14 @@ class Critic:
         self.model.eval()
         self.accuracy = task.utility(self.model, self._samples([labelled.splits["test"]]))
         self._test = gaussian(self._seen(self._samples([data.splits["test"]]).inputs)[0])
-        real = self._samples(_learnt(data))[:COUNT].inputs
+        real = self._samples(_learnt(data))[:count].inputs
         self._real = frechet(gaussian(self._seen(real)[0]), self._test)
         self._inception: Inception | None = None
         self._fid_real: float | None = None
         if inception is not None:
             test = torch.from_numpy(data.splits["test"].pixels)
             self._inception = Inception(inception, test, device)
-            self._fid_real = self._inception.distance(_mixed(_learnt(data))[0][:COUNT])
+            self._fid_real = self._inception.distance(_mixed(_learnt(data))[0][:count])
 
     def judge(self, pixels: Tensor) -> Generated:
         """What it makes of images ``(N, 3, H, W)`` uint8."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sophon_bench import generation, inception, training
+from sophon_bench import inception, training
 from sophon_bench.api import (
     Attack,
     AttackMany,
@@ -231,9 +231,9 @@ class Bench:
         """
         if not isinstance(domain.task, Generative):
             return None
-        size = self.data.image_size
+        count, size = self.data.generated, self.data.image_size
         with self.eager():
-            return domain.task.generate(predictor, generation.COUNT, size, self.device)
+            return domain.task.generate(predictor, count, size, self.device)
 
     def judged(self, images: Tensor | None, domain: DomainData) -> Generated | None:
         """How good such images are, next to a domain's; its critic is trained at the first ones."""
@@ -241,7 +241,9 @@ class Bench:
             return None
         if domain.name not in self._critics:
             labelled = domain if len(domain.classes) > 1 else self.data.original
-            self._critics[domain.name] = Critic(domain, labelled, self.device, self._inception)
+            self._critics[domain.name] = Critic(
+                domain, labelled, self.device, count=len(images), inception=self._inception
+            )
         return self._critics[domain.name].judge(images)
 
 

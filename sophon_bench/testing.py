@@ -171,6 +171,7 @@ def small_bench(backbone: Architecture = BACKBONE) -> tuple[stages.Bench, stages
         samples=(SAMPLES,),
         steps=BUDGET // 64,
         pretrain_steps=8,
+        generated=16,
     )
     backbone.check(data.image_size, data.original.task.num_outputs)
     bench = stages.Bench(data, backbone, device=torch.device("cpu"), precision="fp32")

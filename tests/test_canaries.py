@@ -13,7 +13,7 @@ from test_engine import Silent
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sophon_bench import generation, metrics, stages, testing
+from sophon_bench import metrics, stages, testing
 from sophon_bench.api import Batch, Incompatible
 from sophon_bench.backbones import Architecture, Backbone
 from sophon_bench.engines.local import LocalEngine
@@ -271,24 +271,20 @@ TRIALS = (
 )
 """What is left of `@standard` where time is short: the optimizers that count, and a repair."""
 
-TRIALS_OF_DENOISERS = (
-    "finetune[optimizer=adam,lr=1e-2,head=kept]",
-    "finetune[optimizer=adam,lr=1e-2]",
-    "scratch[optimizer=adam,lr=1e-2]",
-)
-"""The same of `@denoising`, by Adam alone."""
-
 PLAYED = [*OF_CLASSIFIERS, "canary-imbalance[channels=true]"]
 
 
 def scored(
-    root: Path, scenario: str, backbone: Architecture, played: Sequence[str], trained: Sequence[str]
+    root: Path,
+    scenario: str,
+    backbone: Architecture,
+    played: Sequence[str],
+    trained: Sequence[str],
+    **changes: Any,
 ) -> dict[str, dict[str, Any]]:
     """Score rows by defense, on an embedded scenario with 50 steps of budget."""
     trial = trials(scenarios, [scenario])[0]
-    data = trial.plugin.build(root)
-    if backbone.task == "denoising":
-        data = dataclasses.replace(data, pretrain_steps=300)  # three minutes less
+    data = dataclasses.replace(trial.plugin.build(root), **changes)
     identity = DataId(
         name=trial.name, label=trial.label, parameters=trial.parameters, revision=data.revision
     )
@@ -311,16 +307,6 @@ def worth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     return scored(root, "glyphs-digits", Backbone.of("test_resnet"), PLAYED, TRIALS)
 
 
-@pytest.fixture(scope="module")
-def worth_of_denoisers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    root = tmp_path_factory.mktemp("denoisers")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generation, "COUNT", 16)
-        patch.setattr(generation, "STEPS", 2)
-        small = UNet(channels=(8, 16, 32))
-        return scored(root, "glyphs-digits-gen", small, OF_DENOISERS, TRIALS_OF_DENOISERS)
-
-
 # without trainability runs, what the score would be if all of it were kept
 
 
@@ -328,15 +314,5 @@ def worth_of_denoisers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, di
 @pytest.mark.parametrize("name", PLAYED)
 def test_a_canary_scores_nothing(name: str, worth: dict[str, dict[str, Any]]) -> None:
     row = worth[name]
-    assert row["seeds"] == 1
-    assert 100 * row["resistance"] * row["intactness"] <= 5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OF_DENOISERS)
-def test_a_denoisers_canary_scores_nothing(
-    name: str, worth_of_denoisers: dict[str, dict[str, Any]]
-) -> None:
-    row = worth_of_denoisers[name]
     assert row["seeds"] == 1
     assert 100 * row["resistance"] * row["intactness"] <= 5

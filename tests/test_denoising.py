@@ -26,11 +26,13 @@ from sophon_bench.meter import Meter
 from sophon_bench.pictures import pixels_of
 from sophon_bench.registry import attacks, scenarios
 from sophon_bench.scenarios import DomainData, Images, ScenarioData
+from sophon_bench.scenarios.glyphs_digits_gen import GlyphsDigitsGen
 from sophon_bench.tasks.classification import Classification
 from sophon_bench.tasks.denoising import TIMESTEPS, Denoising, schedule
 from sophon_bench.unets import UNet, UNetModel
 
 SMALL = UNet(channels=(8, 8, 16))
+SHALLOW = UNet(channels=(8, 8))
 TASK = Denoising()
 
 CLASSIFIERS_ONLY = {"heal-first", "strong-recipe", "scratch-heal-first", "scratch-strong-recipe"}
@@ -48,8 +50,7 @@ def kept(timestep: int) -> float:
 
 
 @pytest.fixture(autouse=True)
-def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "COUNT", 16)
+def quick_critic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "STEPS", 60)
 
 
@@ -61,7 +62,7 @@ def samples() -> Samples:
 
 @pytest.fixture(scope="module")
 def small() -> tuple[stages.Bench, stages.Weights]:
-    return testing.small_bench(SMALL)
+    return testing.small_bench(SHALLOW)
 
 
 def silent(noisy: Tensor, timesteps: Tensor) -> Tensor:
@@ -277,7 +278,7 @@ def test_a_picture_is_the_images_in_a_row() -> None:
 def test_a_critic_prefers_the_domains_own_images(small: tuple[stages.Bench, object]) -> None:
     bench, _ = small
     restricted, original = bench.data.restricted, bench.data.original
-    critic = generation.Critic(restricted, restricted, bench.device)
+    critic = generation.Critic(restricted, restricted, bench.device, count=16)
     own, other = (
         critic.judge(torch.from_numpy(d.splits["second_test"].pixels))
         for d in (restricted, original)
@@ -287,7 +288,7 @@ def test_a_critic_prefers_the_domains_own_images(small: tuple[stages.Bench, obje
     assert own.frechet < min(other.frechet, noise.frechet)
     assert own.classifier_score > 3 > noise.classifier_score
     assert own.frechet_real == other.frechet_real < other.frechet
-    again = generation.Critic(restricted, restricted, bench.device)
+    again = generation.Critic(restricted, restricted, bench.device, count=16)
     assert again.judge(torch.from_numpy(restricted.splits["second_test"].pixels)) == own
 
 
@@ -323,9 +324,9 @@ def test_fine_tuning_lowers_the_restricted_loss(
     found = attacked(small, "finetune")
     assert found.curve[-1].test > before + 0.1
     assert found.generated is not None
-    assert found.generated.count == generation.COUNT
+    assert found.generated.count == bench.data.generated
     restricted = bench.data.restricted
-    apart = generation.Critic(restricted, restricted, bench.device)
+    apart = generation.Critic(restricted, restricted, bench.device, count=16)
     real = apart.judge(torch.zeros(16, 3, 32, 32, dtype=torch.uint8)).frechet_real
     assert found.generated.frechet_real == real  # one made on the way is trained alike
     assert pixels_of(found.generated.picture).shape == (32, 32 * generation.SHOWN, 3)
@@ -552,12 +553,18 @@ def test_a_domain_without_samples_of_a_class_has_a_critic(
         *(getattr(domain.splits["attacker"], n)[:3] for n in ("pixels", "labels", "sources"))
     )
     part: DomainData = dataclasses.replace(domain, splits={**domain.splits, "attacker": few})
-    assert generation.Critic(part, part, bench.device).accuracy > 0.5
+    assert generation.Critic(part, part, bench.device, count=16).accuracy > 0.5
 
 
 @pytest.mark.slow
-def test_from_one_command(tmp_path: Path) -> None:
+def test_from_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper's table, images of every model, and nothing is done twice."""
+    build = GlyphsDigitsGen.build
+    monkeypatch.setattr(
+        GlyphsDigitsGen,
+        "build",
+        lambda *given: dataclasses.replace(build(*given), pretrain_steps=20, generated=16),
+    )
     made, store = tmp_path / "made.json", tmp_path / "store"
     words = [
         "run", "--scenario", "glyphs-digits-gen", "--defense", "naive-mse[iterations=3]",

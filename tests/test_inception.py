@@ -109,12 +109,12 @@ def test_it_is_the_frechet_distance_of_inceptions_features(drawn: Path) -> None:
 def test_a_critic_with_the_weights_tells_it_as_well(
     drawn: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "COUNT", COUNT)
     monkeypatch.setattr(generation, "STEPS", 2)
     bench, _ = testing.small_bench(UNet(channels=(8, 8, 16)))
     data = bench.data.restricted
     without, critic = (
-        generation.Critic(data, data, bench.device, path).judge(images(0)) for path in (None, drawn)
+        generation.Critic(data, data, bench.device, count=COUNT, inception=path).judge(images(0))
+        for path in (None, drawn)
     )
     assert without.fid is without.fid_real is None
     assert critic.fid is not None

@@ -74,6 +74,7 @@ class ScenarioData:
         samples: The attacker's sample counts n that the protocol asks for.
         steps: Length of the longest budget, in updates of `records.REFERENCE_BATCH` examples.
         pretrain_steps: Updates of the pre-training recipe.
+        generated: Images that are made of every model, where models make any.
     """
 
     image_size: int
@@ -83,6 +84,7 @@ class ScenarioData:
     samples: tuple[int, ...]
     steps: int
     pretrain_steps: int
+    generated: int = 200
 
     @property
     def domains(self) -> tuple[DomainData, ...]:
