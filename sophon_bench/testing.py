@@ -379,6 +379,10 @@ def _scenario_problems(scenario: Scenario, backbone: Architecture) -> Problems:
             f"samples={data.samples} should be counts from 2 to the {pool} images of the "
             f"attacker's split"
         )
+    elif data.generated < 2:
+        problems["samples"] = (
+            f"generated={data.generated} images of a model have no covariance; make 2 at least"
+        )
     problems["repeatable"] = None
     if scenario.build().revision != data.revision:
         problems["repeatable"] = (

@@ -567,6 +567,7 @@ SCENARIOS = [
      "rng = np.random.default_rng()", 1, "two builds differ"),
     ('f"{name}-{split}-{i}"', 'f"{name}-{i}"', 1, "is in train and in validation"),
     ("samples=(8, 20, 40)", "samples=(8, 20, 80)", 1, "from 2 to the 40 images"),
+    ("steps=8,\n            pretrain_", "steps=8, generated=1, pretrain_", 1, "have no covariance"),
     ("astype(np.uint8)", "astype(np.float32)", 1, "float32 images"),
 ]  # fmt: skip
 

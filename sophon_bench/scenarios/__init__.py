@@ -74,7 +74,7 @@ class ScenarioData:
         samples: The attacker's sample counts n that the protocol asks for.
         steps: Length of the longest budget, in updates of `records.REFERENCE_BATCH` examples.
         pretrain_steps: Updates of the pre-training recipe.
-        generated: Images that are made of every model, where models make any.
+        generated: Images that are made of every model, where models make any; at least 2.
     """
 
     image_size: int
