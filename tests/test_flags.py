@@ -123,6 +123,16 @@ def test_the_undefended_models_own_rates_are_no_cliff(trial: Any) -> None:
     assert not any("cliff" in flag for flag in raised(mine, theirs))
 
 
+def test_a_rate_that_undoes_the_undefended_model_alone_is_no_cliff(trial: Any) -> None:
+    theirs = sweep(trial, "none", {"0.01": 0.7, "0.1": -4.9})
+    held = sweep(trial, "d", {"0.01": 0.68, "0.1": 0.5})
+    assert not any("cliff" in flag for flag in raised(held, theirs))
+    hidden = sweep(trial, "d", {"0.01": 0.2, "0.1": 0.7})
+    assert "lr cliff of 50 points per decade (momentum 0.01 to 0.1)" in raised(hidden, theirs)
+    worthless = sweep(trial, "d", {"0.01": -4.9, "0.1": 0.7})
+    assert "lr cliff of 70 points per decade (momentum 0.01 to 0.1)" in raised(worthless, theirs)
+
+
 def test_samples_that_cannot_be_fitted(trial: Any) -> None:
     theirs, fresh = [trial("none", "finetune", 0.8)], [trial("none", "scratch", 0.3, fit=0.98)]
     words = "fits 61 % of its samples where scratch fits 98 %"

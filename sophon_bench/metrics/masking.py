@@ -303,8 +303,9 @@ def cliff(case: _Case) -> str | None:
     """Protection falls steeply from one learning rate of a sweep to the next higher one.
 
     Protection is the undefended model's utility at that rate minus the defended one's, so that
-    how the undefended model itself depends on the rate is no cliff. Rates that a search tried on
-    some seeds only are left out: seeds differ too.
+    how the undefended model itself depends on the rate is no cliff. It is at least none, where a
+    rate undoes the undefended model alone, and a skill below 0 counts as 0. Rates that a search
+    tried on some seeds only are left out: seeds differ too.
     """
     steepest: tuple[float, str] | None = None
     for bout in case.reached.values():
@@ -314,7 +315,10 @@ def cliff(case: _Case) -> str | None:
         for key in mine.keys() & theirs.keys():
             (plugin, rates), (_, usual) = mine[key], theirs[key]
             gaps = {
-                lr: {s: usual[lr][s] - rates[lr][s] for s in rates[lr].keys() & usual[lr].keys()}
+                lr: {
+                    s: max(0.0, usual[lr][s] - max(0.0, rates[lr][s]))
+                    for s in rates[lr].keys() & usual[lr].keys()
+                }
                 for lr in rates.keys() & usual.keys()
             }
             most = max(map(len, gaps.values()), default=0)
