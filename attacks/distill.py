@@ -32,6 +32,7 @@ class Distill(Tuning):
     """
 
     lr: Annotated[float, Gt(0)] = 5e-3
+    batch_size: Annotated[int, Gt(0)] = 32
     weight: Annotated[float, Gt(0)] = 10.0
     benign: Annotated[float, Ge(0)] = 0.5
 
