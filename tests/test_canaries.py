@@ -304,7 +304,7 @@ def scored(
 @pytest.fixture(scope="module")
 def worth(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     root = tmp_path_factory.mktemp("canaries")
-    return scored(root, "glyphs-digits", Backbone.of("test_resnet"), PLAYED, TRIALS)
+    return scored(root, "glyphs-digits[image_size=16]", Backbone.of("test_resnet"), PLAYED, TRIALS)
 
 
 # without trainability runs, what the score would be if all of it were kept

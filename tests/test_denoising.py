@@ -283,7 +283,7 @@ def test_a_critic_prefers_the_domains_own_images(small: tuple[stages.Bench, obje
         critic.judge(torch.from_numpy(d.splits["second_test"].pixels))
         for d in (restricted, original)
     )
-    noise = critic.judge(torch.randint(0, 256, (40, 3, 32, 32), dtype=torch.uint8))
+    noise = critic.judge(torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8))
     assert critic.accuracy > 0.9
     assert own.frechet < min(other.frechet, noise.frechet)
     assert own.classifier_score > 3 > noise.classifier_score
@@ -327,9 +327,9 @@ def test_fine_tuning_lowers_the_restricted_loss(
     assert found.generated.count == bench.data.generated
     restricted = bench.data.restricted
     apart = generation.Critic(restricted, restricted, bench.device, count=16)
-    real = apart.judge(torch.zeros(16, 3, 32, 32, dtype=torch.uint8)).frechet_real
+    real = apart.judge(torch.zeros(16, 3, 16, 16, dtype=torch.uint8)).frechet_real
     assert found.generated.frechet_real == real  # one made on the way is trained alike
-    assert pixels_of(found.generated.picture).shape == (32, 32 * generation.SHOWN, 3)
+    assert pixels_of(found.generated.picture).shape == (16, 16 * generation.SHOWN, 3)
 
 
 def test_a_benign_task_asks_for_no_images(small: tuple[stages.Bench, stages.Weights]) -> None:
@@ -385,7 +385,7 @@ def test_a_fresh_head_is_counted(small: tuple[stages.Bench, stages.Weights]) -> 
 
     def updates() -> Iterator[None]:
         while True:
-            TASK.loss(model, Batch(torch.zeros(8, 3, 32, 32), torch.zeros(8))).backward()
+            TASK.loss(model, Batch(torch.zeros(8, 3, 16, 16), torch.zeros(8))).backward()
             yield
 
     for _ in zip(range(4), meter.drive(updates()), strict=False):

@@ -256,14 +256,21 @@ def finished(store: Path) -> dict[Path, int]:
     }
 
 
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an undisturbed run."""
+    root = tmp_path_factory.mktemp("calm")
+    subprocess.run(command(root, root / "calm.json"), check=True, capture_output=True)
+    return root / "calm.json"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "moments"), [(1, (0, 1, 2, 2, 3)), (2, (1, 2))])
 def test_kill_dash_nine_several_times_then_the_same_command(
-    tmp_path: Path, workers: int, moments: tuple[int, ...]
+    calm: Path, tmp_path: Path, workers: int, moments: tuple[int, ...]
 ) -> None:
     """Killed at moments that differ, the run ends with the records of an undisturbed one."""
-    calm, store = tmp_path / "calm", tmp_path / "killed"
-    subprocess.run(command(calm, tmp_path / "calm.json"), check=True, capture_output=True)
+    store = tmp_path / "killed"
     kept: dict[Path, int] = {}
     for more in moments:
         process = subprocess.Popen(
@@ -289,7 +296,7 @@ def test_kill_dash_nine_several_times_then_the_same_command(
     assert len(now) > len(kept)
     one, two = (
         metrics(msgspec.convert(json.loads(f.read_text())["cells"], list[Cell]))
-        for f in (tmp_path / "calm.json", tmp_path / "killed.json")
+        for f in (calm, tmp_path / "killed.json")
     )
     assert one == two
 

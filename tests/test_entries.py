@@ -500,7 +500,8 @@ def test_a_package_of_its_own_is_submitted_shown_and_made_again(tmp_path: Path) 
 
     assert "label-smoothing" in bench("list", "defenses")
     bench(
-        "run", "--defense", "label-smoothing[steps=20]", "--attack", f"@{suite}", "--steps", "60",
+        "run", "--image-size", "16", "--defense", "label-smoothing[steps=20]",
+        "--attack", f"@{suite}", "--steps", "60",
         "--json", "mine.json", "--store", "store", "--threads", "1",
     )  # fmt: skip
     bench(
