@@ -405,7 +405,7 @@ def images(made: Sequence[metrics.Made]) -> Figure:
         for one in made
     ]
     heights = [
-        max(STRIP * row.shape[0] / row.shape[1], 0.12 * len(lines)) + 0.06
+        max(STRIP * row.shape[0] / row.shape[1], 0.12 * len(lines)) + 0.12
         for row, lines in zip(rows, words, strict=True)
     ]
     places = [gallery.place(one) for one in made]

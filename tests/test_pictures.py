@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import itertools
 import random
 import struct
@@ -324,6 +325,28 @@ def test_the_gallery_has_every_model_before_and_after(make_cell: MakeCell) -> No
         assert words == f"{gallery.title(made)} Fréchet distance {made.generated.frechet:.1f}"
     assert "seed 0" in figure.get_suptitle()
     assert "s, b, fp32" in figure.get_suptitle()
+
+
+def test_the_same_noise_stands_in_one_column_however_long_the_names_are(
+    make_cell: MakeCell,
+) -> None:
+    strip = pictures.picture_of(np.zeros((16, 160, 3), np.uint8))
+    longest = "finetune[optimizer=adagrad, lr=0.0001, weight_decay=0.0001, batch_size=200]"
+    made = [
+        dataclasses.replace(
+            one,
+            generated=replace(one.generated, picture=strip),
+            attack=longest if one.maker == "attacked" else one.attack,
+        )
+        for one in gallery.of_one_seed(metrics.makers(generation(make_cell)))
+    ]
+    with plots.drawing():
+        figure = plots.images(made * 3)
+        plots.encode(figure, "png")
+    lines = [axes.get_ylabel().count("\n") for axes in figure.axes]
+    assert max(lines) > min(lines) + 1
+    widths = [axes.get_window_extent().width for axes in figure.axes]
+    assert widths == pytest.approx([widths[0]] * len(made * 3), rel=0.01)
 
 
 def test_several_places_have_titles_of_their_own(make_cell: MakeCell) -> None:
