@@ -346,7 +346,7 @@ def test_the_same_noise_stands_in_one_column_however_long_the_names_are(
     lines = [axes.get_ylabel().count("\n") for axes in figure.axes]
     assert max(lines) > min(lines) + 1
     widths = [axes.get_window_extent().width for axes in figure.axes]
-    assert widths == pytest.approx([widths[0]] * len(made * 3), rel=0.01)
+    assert widths == pytest.approx([widths[0]] * len(widths), rel=0.01)
 
 
 def test_several_places_have_titles_of_their_own(make_cell: MakeCell) -> None:
