@@ -6,9 +6,11 @@ search and its recipes for benign domains, on the same seeds as the controls.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sophon_bench import metrics
 from sophon_bench.metrics import Frozen
@@ -55,13 +57,12 @@ def _of_suite(cells: Iterable[Cell], suite: Suite) -> Iterator[str]:
     others = Counter(str(cell.suite) for cell in cells if cell.suite not in (suite.label, None))
     for other, count in sorted(others.items()):
         yield f"{count} records are of {other}, and what is published is of {suite.label}"
-    installed = {t.label: t.entry.source for t in _trials(suite)}
+    installed = {_identity(t.entry.name, t.parameters): t.entry.source for t in _trials(suite)}
     changed = {
         cell.attack.label
         for cell in cells
-        if not cell.derived and installed.get(cell.attack.label, cell.attack.source)
-        != cell.attack.source
-    }  # fmt: skip
+        if not cell.derived and installed.get(_of(cell), cell.attack.source) != cell.attack.source
+    }
     if changed:
         yield f"made with another version of {_some(changed)} than is installed; run them again"
 
@@ -86,7 +87,11 @@ def _left_out(places: Places, suite: Suite) -> Iterator[str]:
             cells = [cell for here in own.values() for cell in here]
             control = cells[0].defense.control
             for role, domain, n, trials in targets:
-                wanted = {t.label for t in trials if control or not t.entry.control}
+                wanted = {
+                    _identity(t.entry.name, t.parameters): t.label
+                    for t in trials
+                    if control or not t.entry.control
+                }
                 here = [
                     cell
                     for cell in cells
@@ -106,12 +111,21 @@ def _left_out(places: Places, suite: Suite) -> Iterator[str]:
 
 
 def _missing(
-    defense: str, where: str, seeds: Iterable[int], wanted: set[str], here: Sequence[Cell]
+    defense: str, where: str, seeds: Iterable[int], wanted: Mapping[str, str], here: Sequence[Cell]
 ) -> Iterator[str]:
     for seed in seeds:
-        left = wanted - {c.attack.label for c in here if c.seed == seed and c.stretch == 1}
-        if left:
+        met = {_of(c) for c in here if c.seed == seed and c.stretch == 1}
+        if left := [label for identity, label in wanted.items() if identity not in met]:
             yield f"{defense} {where}, seed {seed}: {len(left)} trials are missing ({_some(left)})"
+
+
+def _of(cell: Cell) -> str:
+    return _identity(cell.attack.name, cell.attack.parameters)
+
+
+def _identity(name: str, parameters: Mapping[str, Any]) -> str:
+    """What a trial is: a label leaves out defaults, which another version may have changed."""
+    return json.dumps([name, parameters], sort_keys=True)
 
 
 def _trials(suite: Suite) -> list[Trial]:

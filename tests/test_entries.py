@@ -265,6 +265,15 @@ def test_attacks_of_another_version_are_named(whole: list[Cell]) -> None:
     ]
 
 
+def test_a_trial_is_its_parameters_and_not_what_a_label_leaves_out(whole: list[Cell]) -> None:
+    """A label has no defaults, and these may have been others when the records were made."""
+    other = [
+        replace(c, attack=replace(c.attack, label="s")) if c.attack.name == "scratch" else c
+        for c in whole
+    ]
+    assert submitting.faults(other, SUITE, ()) == []
+
+
 def agreement(make_cell: MakeCell, before: float, now: float, count: int = 1) -> str:
     pair = tuple(make_cell(curve=[(100.0, 0.5, test)]) for test in (before, now))
     rows = metrics.agreements([pair] * count)
