@@ -229,6 +229,10 @@ def _made(row: Row, subject: Subject) -> str:
     )
 
 
+SINGLE = "none (single attacks)"
+"""What stands for the suites of a record that no suite asked for."""
+
+
 def _origin(cells: Sequence[Cell], recipe: Recipe, command: str) -> str:
     """What the page rests on."""
     lines = [
@@ -240,7 +244,7 @@ def _origin(cells: Sequence[Cell], recipe: Recipe, command: str) -> str:
         lines += [
             f"- {len(cells)} records, of protocol {distinct(cell.protocol for cell in cells)}, "
             f"seeds {distinct(cell.seed for cell in cells)}, "
-            f"suites {distinct(cell.suite or 'none (single attacks)' for cell in cells)}.",
+            f"suites {distinct(suite for cell in cells for suite in cell.suites or [SINGLE])}.",
             f"- They are from {'; '.join(sorted({made_on(cell) for cell in cells}))}; finished "
             f"{days(cell.provenance.finished[:10] for cell in cells)}.",
         ]

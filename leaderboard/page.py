@@ -660,8 +660,8 @@ def reproduction(cells: Sequence[Cell]) -> str:
     """
     first = cells[0]
     asked = [c for c in cells if not c.derived and c.stretch == 1 and c.role == "restricted"]
-    listed = [c.suite.split()[0] if c.suite else c.attack.label
-              for c in asked if c.suite or not c.attack.control]  # fmt: skip
+    listed = [name for c in asked if c.suites or not c.attack.control
+              for name in [suite.split()[0] for suite in c.suites] or [c.attack.label]]  # fmt: skip
     audited = first.defense.name == f"checkpoint-{first.defense.source[:12]}"
     made = ["audit", "MODEL.safetensors"] if audited else ["run"]
     defended = sorted({c.defense.label for c in cells if not c.defense.control})

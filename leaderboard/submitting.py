@@ -54,7 +54,9 @@ def faults(cells: Sequence[Cell], suite: Suite, frozen: Sequence[Frozen]) -> lis
 
 
 def _of_suite(cells: Iterable[Cell], suite: Suite) -> Iterator[str]:
-    others = Counter(str(cell.suite) for cell in cells if cell.suite not in (suite.label, None))
+    others = Counter(
+        " or ".join(cell.suites) for cell in cells if cell.suites and suite.label not in cell.suites
+    )
     for other, count in sorted(others.items()):
         yield f"{count} records are of {other}, and what is published is of {suite.label}"
     installed = {_identity(t.entry.name, t.parameters): t.entry.source for t in _trials(suite)}

@@ -5,23 +5,57 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 
+class WriteError(OSError):
+    """A file that cannot be written: the disk is full, a quota is used up, or it is read-only.
+
+    ``filename`` is the file that was meant, not a temporary one.
+    """
+
+
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` is either absent, old, or whole, also after a crash."""
+    """Write ``content`` so that ``path`` is either absent, old, or whole, also after a crash.
+
+    Raises:
+        WriteError: If it cannot be written; ``path`` is then as it was.
+    """
     temporary = path.parent / f".writing-{secrets.token_hex(8)}"
+    with _named(path):
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_directory(path.parent)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add ``content`` at the end of a file; after a crash a part of it may be there.
+
+    Raises:
+        WriteError: If it cannot be written.
+    """
+    with _named(path), path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn what the system says inside into a `WriteError` of ``path``."""
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_directory(path.parent)
+        yield
+    except OSError as error:
+        raise WriteError(error.errno, error.strerror, str(path)) from error
 
 
 def _sync_directory(path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from operator import attrgetter
 from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
@@ -227,8 +227,9 @@ class Cell(Record, frozen=True, kw_only=True):
     Attributes:
         domain: Name of the domain that is attacked.
         role: Whether that is the ``restricted`` domain, or a ``benign`` one (trainability).
-        suite: ``@NAME vVERSION`` of the suite that asked for it, if one did.
-        derived: Whether the suite's search added the trial, going by the results of its own.
+        suite: ``@NAME vVERSION`` of the suites that asked for it, joined by `OR`; null if only
+            single selectors did. A store has it from the manifests of its runs.
+        derived: Whether the search alone added the trial, going by the results of listed ones.
         status: ``ok``; ``diverged`` (a non-finite loss, weight or output; the curve ends there);
             ``skipped`` (the plugin does not apply); ``failed`` (an error).
         budget: The protocol's longest regular budget b_max, in units.
@@ -271,6 +272,46 @@ class Cell(Record, frozen=True, kw_only=True):
     cost: Cost | None = None
     pretrained: StageRecord
     released: StageRecord
+    provenance: Provenance
+
+    @property
+    def suites(self) -> list[str]:
+        """The suites that asked for it."""
+        return self.suite.split(OR) if self.suite else []
+
+    def asked_by(self, suites: Iterable[str], *, derived: bool) -> Cell:
+        """The same work, as these suites asked for it."""
+        suite = OR.join(sorted(suites)) or None
+        return msgspec.structs.replace(self, suite=suite, derived=derived)
+
+
+OR = " or "
+"""Between the labels of suites; no label has it."""
+
+
+class Asked(Record, frozen=True, kw_only=True):
+    """A line of a run's manifest: the cell of this key was asked for.
+
+    Attributes:
+        suites: Labels of the suites that list the trial; none for a single selector.
+        derived: Whether the search added it.
+    """
+
+    key: str
+    suites: tuple[str, ...] = ()
+    derived: bool = False
+
+
+class Run(Record, frozen=True, kw_only=True):
+    """The first line of a run's manifest.
+
+    Attributes:
+        command: What gives the same numbers again; empty where no command line did.
+        provenance: Where the run began, with what, and when (``finished``).
+    """
+
+    schema_version: int = SCHEMA
+    command: str
     provenance: Provenance
 
 

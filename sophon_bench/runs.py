@@ -60,6 +60,7 @@ class Options:
         plugin: Files that were loaded, for the processes to load too.
         store: Where finished work is and goes; None: in the user's cache directory.
         retry_failed: Whether to do failed cells and models again.
+        command: What gives the same numbers again, for the run's manifest.
     """
 
     scenario: Sequence[str] = ()
@@ -77,6 +78,7 @@ class Options:
     plugin: Sequence[Path] = ()
     store: Path | None = None
     retry_failed: bool = False
+    command: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +105,7 @@ class Job:
                 plugins=self.options.plugin,
                 compiled=self.options.compiled,
                 together=self.options.together or (AT_ONCE if self.device.type == "cuda" else 1),
+                command=self.options.command,
             )
 
     def run(self) -> list[Cell]:

@@ -55,11 +55,11 @@ class Selector:
 
 @dataclass(frozen=True)
 class Trial:
-    """A plugin with all its hyperparameters fixed; ``suite`` is the one that asked for it."""
+    """A plugin with all its hyperparameters fixed; ``suites`` are those that asked for it."""
 
     entry: Entry
     plugin: Any
-    suite: str | None = None
+    suites: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -245,12 +245,14 @@ def trials(registry: Registry, selectors: Iterable[str]) -> list[Trial]:
 
 
 def _trials(registry: Registry, listed: Iterable[tuple[str, str | None]]) -> list[Trial]:
-    """All trials of plain selectors, each with the label of its suite."""
+    """All trials of plain selectors, each with the labels of its suites."""
     found: dict[str, Trial] = {}
     for text, suite in listed:
         for trial in _expand(registry, parse(text)):
-            tagged = dataclasses.replace(trial, suite=suite)
-            found.setdefault(f"{trial.name}{trial.parameters}", tagged)
+            known = found.setdefault(f"{trial.name}{trial.parameters}", trial)
+            if suite is not None and suite not in known.suites:
+                suites = (*known.suites, suite)
+                found[f"{trial.name}{trial.parameters}"] = dataclasses.replace(known, suites=suites)
     return list(found.values())
 
 

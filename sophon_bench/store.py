@@ -1,29 +1,33 @@
 """Artifacts and records on disk: written atomically, never overwritten, never unpickled.
 
 Layout: ``store.json`` (schema version), ``data/`` (built scenarios), ``stages/`` (a record and a
-safetensors file per pre-trained or released model), ``cells/`` (one record per cell). File names
-are content keys, so whatever is there is finished and right.
+safetensors file per pre-trained or released model), ``cells/`` (one record per cell), ``runs/`` (a
+manifest per run: which cells it asked for). File names are content keys, so whatever is there is
+finished and right.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sophon_bench.files import write_atomic
+from sophon_bench.files import append, write_atomic
 from sophon_bench.pictures import pixels_of
 from sophon_bench.records import (
     SCHEMA,
+    Asked,
     Cell,
     R,
     Reader,
+    Run,
     StageRecord,
     content_key,
     dump,
@@ -49,26 +53,23 @@ class Store:
 
     Args:
         root: The directory; made if it is not there.
+        reading: Whether it is only read: it has to be there, and may be read-only or full.
 
     Raises:
-        StoreError: If it cannot be written, or another schema version wrote it.
+        StoreError: If it cannot be written or has no room, or another schema version wrote it.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, reading: bool = False) -> None:
         self.root = root
         marker = root / "store.json"
         try:
-            for name in ("data", "stages", "cells"):
-                (root / name).mkdir(parents=True, exist_ok=True)
-            if not marker.exists():
-                write_atomic(marker, json.dumps({"schema": SCHEMA}).encode())
-            with tempfile.TemporaryFile(dir=root / "cells"):
-                pass
+            if not reading:
+                _prepare(root, marker)
             version = json.loads(marker.read_text())["schema"]
         except OSError as error:
             raise StoreError(
-                f"store {str(root)!r} cannot be written: {error.strerror}; "
-                f"choose another directory with --store DIR"
+                f"store {str(root)!r} cannot be {'read' if reading else 'written'}: "
+                f"{error.strerror}; choose another directory with --store DIR"
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{str(marker)!r} is damaged; choose another --store DIR") from error
@@ -107,6 +108,7 @@ class Store:
         processes can find what is told of them.
         """
         reader = Reader(Cell, held=("scenario", "defense", "attack", "pretrained", "released"))
+        asked = self.asked()
         folder = f"{self.root}/cells"
         places: dict[bytes, int] = {}
         for name in sorted(os.listdir(folder)):  # noqa: PTH208 - a Path for each is slow
@@ -115,7 +117,30 @@ class Store:
                 continue
             content = _content(path)
             if parts == 1 or places.setdefault(_place(content), len(places)) % parts == part:
-                yield _parsed(path, content, reader)
+                cell = _parsed(path, content, reader)
+                yield _as_asked(cell, asked[cell.key]) if cell.key in asked else cell
+
+    def begin(self, run: Run, asked: Sequence[Asked]) -> Manifest:
+        """Write the manifest of a run that asks for these cells, before it begins.
+
+        The same command that asks for the same cells goes on with its old manifest.
+
+        Raises:
+            WriteError: If it cannot be written.
+        """
+        plain = {"command": run.command, "asked": msgspec.to_builtins(asked)}
+        path = self.root / "runs" / f"{content_key(plain)}.jsonl"
+        if not path.exists():
+            write_atomic(path, b"\n".join(msgspec.json.encode(line) for line in (run, *asked)))
+        return Manifest(path)
+
+    def asked(self) -> dict[str, list[Asked]]:
+        """Who asked for which cell, in all runs, by the cell's key."""
+        found: dict[str, list[Asked]] = {}
+        for path in sorted((self.root / "runs").glob("*.jsonl")):
+            for line in Manifest(path).lines():
+                found.setdefault(line.key, []).append(line)
+        return found
 
     def has_stage(self, key: str) -> bool:
         """Whether the model is made; the record is written last."""
@@ -170,6 +195,54 @@ class Store:
 
     def _stage(self, key: str, suffix: str) -> Path:
         return self.root / "stages" / f"{key}.{suffix}"
+
+
+def _as_asked(cell: Cell, asked: Sequence[Asked]) -> Cell:
+    """The cell as all runs asked for it together."""
+    suites = {suite for each in asked for suite in each.suites}
+    return cell.asked_by(suites, derived=all(each.derived for each in asked))
+
+
+class Manifest:
+    """Which cells a run asked for: a JSON line each, after the line of the run itself."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def lines(self) -> Iterator[Asked]:
+        """What was asked for; a line that a crash cut off is left out, and asked for again.
+
+        Raises:
+            StoreError: If the file cannot be read.
+        """
+        decode = msgspec.json.Decoder(Asked).decode
+        for line in _content(str(self.path)).split(b"\n")[1:]:
+            with contextlib.suppress(msgspec.DecodeError):
+                yield decode(line)
+
+    def add(self, asked: Iterable[Asked]) -> None:
+        """Write what the search added, if it is not there yet.
+
+        Raises:
+            WriteError: If it cannot be written.
+        """
+        new = [each for each in asked if each not in set(self.lines())]
+        if new:
+            append(self.path, b"".join(b"\n" + msgspec.json.encode(each) for each in new))
+
+
+def _prepare(root: Path, marker: Path) -> None:
+    """Make what is missing of a store, and write a probe."""
+    for name in ("data", "stages", "cells", "runs"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    if not marker.exists():
+        write_atomic(marker, json.dumps({"schema": SCHEMA}).encode())
+    with tempfile.TemporaryFile(dir=root / "cells") as probe:
+        probe.write(bytes(PROBE))
+
+
+PROBE = 1 << 16
+"""Bytes that a store has to have room for before any work starts."""
 
 
 def read_cells(path: Path) -> list[Cell]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from typing import Any
@@ -43,7 +44,26 @@ class Group(click.Group):
                 raise Refused(str(error)) from error
             if type(error).__name__ == "WorkerDied":
                 raise click.ClickException(str(error)) from error
+            if isinstance(error, OSError) and error.errno not in (None, errno.EPIPE):
+                raise click.ClickException(_disk(error)) from error
             raise
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room for a file."""
+
+
+def _disk(error: OSError) -> str:
+    """What the system refused, in one line, and how to go on."""
+    from sophon_bench.files import WriteError
+
+    place = "standard output" if error.filename is None else repr(str(error.filename))
+    verb = " cannot be written" if isinstance(error, WriteError) else ""
+    remedy = "make room" if error.errno in FULL else "make it writable"
+    return (
+        f"{place}{verb}: {error.strerror}. Everything finished is kept: {remedy}, and the same "
+        f"command does the rest"
+    )
 
 
 def _refused(error: click.UsageError) -> click.ClickException:

@@ -19,7 +19,7 @@ from sophon_bench.cli.common import (
     one_scenario_option,
     running,
 )
-from sophon_bench.cli.running import conclude, print_plan
+from sophon_bench.cli.running import command_of, conclude, print_plan
 
 CAVEATS = (
     "The undefended model is this benchmark's own, pre-trained by the scenario's recipe. If the "
@@ -127,7 +127,12 @@ def _audit(
         raise Refused(f"an audit is of a timm model, and --backbone {backbone} is none")
     trial = checkpoints.trial(content, architecture)
     job = runs.prepare(
-        runs.Options(scenario=[scenario], backbone=[backbone], **options),
+        runs.Options(
+            scenario=[scenario],
+            backbone=[backbone],
+            command=command_of(click.get_current_context(), str(file)),
+            **options,
+        ),
         defenses=[trial],
         attacks=against,
     )

@@ -242,7 +242,7 @@ def open_store(store: Path | None) -> Store:
     root = store or default_root()
     if not (root / "store.json").exists():
         raise Refused(f"there is no store at {str(root)!r}; 'sophon-bench run' makes one")
-    opened = Store(root)
+    opened = Store(root, reading=True)
     if not opened.count():
         raise Refused(f"no records in {str(root)!r}; 'sophon-bench run' makes some")
     return opened

@@ -11,6 +11,7 @@ import click
 from sophon_bench.cli.common import (
     Refused,
     load_plugins,
+    make_directory,
     no_collector,
     plugin_option,
     read_records,
@@ -59,16 +60,14 @@ def page(sources: Sequence[Path], store: Path | None, plugin: Sequence[Path], ou
     with no_collector():
         found = [*_entries()] if not sources and store is None else _records(sources, store)
         submissions = [leaderboard.Submission(**fields) for fields in found]
-        try:
-            index = leaderboard.write(
-                submissions,
-                out,
-                subjects=_subjects(),
-                sheets=_sheets(c for submission in submissions for c in submission.cells),
-                frozen=published(),
-            )
-        except OSError as error:
-            raise Refused(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
+        make_directory(out)
+        index = leaderboard.write(
+            submissions,
+            out,
+            subjects=_subjects(),
+            sheets=_sheets(c for submission in submissions for c in submission.cells),
+            frozen=published(),
+        )
     click.echo(index)
 
 

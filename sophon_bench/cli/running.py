@@ -155,7 +155,7 @@ def _run(
     if json_file is not None:
         check_writable("--json", json_file)
     job = runs.prepare(
-        runs.Options(**options),
+        runs.Options(command=command_of(click.get_current_context()), **options),
         defenses=trials(defenses, defense),
         attacks=arsenal(attacks, attack),
     )
@@ -187,12 +187,13 @@ def conclude(job: Job, cells: Sequence[Cell]) -> int:
 
 
 ASIDE = {
-    "store", "out", "workers", "threads", "together", "retry_failed", "dry_run", "force",
+    "store", "out", "json_file", "workers", "threads", "together", "retry_failed", "dry_run",
+    "force",
 }  # fmt: skip
 """Options that say where things go and how fast, not what is done."""
 
 
-def _command(context: click.Context, *arguments: str) -> str:
+def command_of(context: click.Context, *arguments: str) -> str:
     """What to give a shell for the same numbers: the arguments, and options that were given."""
     from click.core import ParameterSource
 
@@ -200,7 +201,8 @@ def _command(context: click.Context, *arguments: str) -> str:
     for option in context.command.params:
         name = str(option.name)
         given = context.get_parameter_source(name) is not ParameterSource.DEFAULT
-        if isinstance(option, click.Option) and given and name not in ASIDE:
+        shown = isinstance(option, click.Option) and option.expose_value
+        if shown and given and name not in ASIDE:
             value = context.params[name]
             for each in value if option.multiple else [value]:
                 words += [
@@ -267,6 +269,7 @@ def _study(
     from sophon_bench.selectors import arsenal
 
     load_plugins(options["plugin"])
+    command = command_of(context, name)
     chosen = studies.load_study(name)
     against = list(attack) or chosen.attacks
     job = runs.prepare(
@@ -274,6 +277,7 @@ def _study(
             scenario=[scenario],
             backbone=[backbone] if backbone else [],
             seeds=seeds or chosen.seeds,
+            command=command,
             **options,
         ),
         defenses=studies.varied(chosen, defenses),
@@ -283,7 +287,6 @@ def _study(
         return print_plan(job)
     make_directory(out)
     cells = job.run()
-    command = _command(context, name)
     rows, places = studies.findings(chosen, cells, published(), command=command, attacks=against)
     click.echo(tables.to_console(places))
     for file in studies.write(chosen, rows, places, out, command=command):
@@ -362,7 +365,12 @@ def _tune(
         for name in dict.fromkeys(names)
     }
     job = runs.prepare(
-        runs.Options(scenario=[scenario], backbone=[backbone] if backbone else [], **options),
+        runs.Options(
+            scenario=[scenario],
+            backbone=[backbone] if backbone else [],
+            command=command_of(context, *names),
+            **options,
+        ),
         defenses=[trial for trials in drawn.values() for trial in trials],
         attacks=arsenal(attacks, [TUNING_SUITE]),
     )
@@ -370,7 +378,7 @@ def _tune(
         return print_plan(job)
     make_directory(out)
     files = {name: out / f"{name}.json" for name in drawn}
-    commands = {name: _command(context, name) for name in drawn}
+    commands = {name: command_of(context, name) for name in drawn}
     if not force:
         for name, file in files.items():
             tuning.check(file, commands[name])

@@ -18,6 +18,7 @@ from sophon_bench.cli.common import (
     check_writable,
     complete,
     load_plugins,
+    make_directory,
     no_collector,
     open_store,
     plugin_option,
@@ -131,10 +132,8 @@ def plot(source: Path | None, store: Path | None, out: Path, formats: list[str])
     from sophon_bench.leaderboard.frozen import published
 
     cells = read_records(source, store)
-    try:
-        files = plots.write(cells, out, formats, published())
-    except OSError as error:
-        raise Refused(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
+    make_directory(out)
+    files = plots.write(cells, out, formats, published())
     if not files:
         raise Refused("no record has a score to draw; 'sophon-bench table' shows why")
     for file in files:
@@ -322,10 +321,9 @@ def freeze(source: Path | None, store: Path | None, out: Path) -> None:
 
     try:
         document = metrics.freeze(read_records(source, store))
-        file = write(document, out)
     except ValueError as error:
         raise Refused(str(error)) from error
-    except OSError as error:
-        raise Refused(f"--out {str(out)!r} cannot be written: {error.strerror}") from error
+    make_directory(out)
+    file = write(document, out)
     counted = sum(gap.role == "restricted" and gap.gap >= metrics.FLOOR for gap in document.gaps)
     click.echo(f"{file}: {counted} cells of budget and n count, over seeds {document.seeds}")

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
 import torch
 
 from sophon_bench import stages
@@ -24,8 +23,9 @@ from sophon_bench.plan import (
     Tried,
     setting_of,
 )
-from sophon_bench.records import Cell, StageRecord
-from sophon_bench.store import Store
+from sophon_bench.provenance import capture
+from sophon_bench.records import Asked, Cell, Run, StageRecord
+from sophon_bench.store import Manifest, Store
 
 
 class Reporter(Protocol):
@@ -73,6 +73,7 @@ class LocalEngine:
         plugins: Plugin files that several load.
         compiled: How models are compiled.
         together: Trials at most that run at once, where that is measured to pay.
+        command: What started the run, for its manifest.
     """
 
     store: Store
@@ -84,11 +85,13 @@ class LocalEngine:
     plugins: Sequence[Path] = ()
     compiled: Compile = "off"
     together: int = 1
+    command: str = ""
     _models: dict[str, StageRecord] = field(default_factory=dict, init=False)
     _waiting: list[Stage] = field(default_factory=list, init=False)
     _missing: set[str] = field(default_factory=set, init=False)
     _searches: list[_Running] = field(default_factory=list, init=False)
     _pool: Inline | Pool | None = field(default=None, init=False)
+    _manifest: Manifest | None = field(default=None, init=False)
 
     def run(self, plan: Plan) -> list[Cell]:
         """Do what is missing and return all cells, search by search.
@@ -101,6 +104,8 @@ class LocalEngine:
         """
         self._waiting, self._missing = list(plan.models), set()
         self._searches = [self._start(search) for search in plan.searches]
+        run = Run(command=self.command, provenance=capture(self.device, self.compiled))
+        self._manifest = self.store.begin(run, [_asked(stage) for stage in plan.cells])
         working = 0
         try:
             while self._waiting or working:
@@ -228,9 +233,7 @@ class LocalEngine:
 
     def _advance(self, running: _Running, stage: AttackStage, cell: Cell) -> None:
         """Note a cell as this search asked for it; go on when nothing of the search is open."""
-        running.done[stage] = msgspec.structs.replace(
-            cell, suite=stage.attack.suite, derived=stage.derived
-        )
+        running.done[stage] = cell.asked_by(stage.attack.suites, derived=stage.derived)
         if running.open:
             return
         try:
@@ -242,8 +245,14 @@ class LocalEngine:
             running.forecast = (0.0, 0)
             self.reporter.expect(-units, -count)
         self.reporter.expect(sum(s.units for s in batch), len(batch))
+        if self._manifest is not None:
+            self._manifest.add(map(_asked, batch))
         running.open = {s.key: s for s in batch}
         self._waiting[:0] = batch  # the longest go first; what other searches list fills the gaps
+
+
+def _asked(stage: AttackStage) -> Asked:
+    return Asked(key=stage.key, suites=stage.attack.suites, derived=stage.derived)
 
 
 def _outcome(record: StageRecord | Cell) -> str:

@@ -221,8 +221,6 @@ class Worker:
                 "backbone": setting.backbone.label,
                 "defense": plugin_id(protect.defense),
                 "attack": plugin_id(stage.attack),
-                "suite": stage.attack.suite,
-                "derived": stage.derived,
                 "domain": stage.domain,
                 "role": "restricted" if stage.restricted else "benign",
                 "samples": stage.samples,

@@ -222,8 +222,8 @@ def _suites(cells: Iterable[Cell]) -> dict[str, set[str]]:
     """The suites that asked for the cells, with versions, by name."""
     found: dict[str, set[str]] = defaultdict(set)
     for cell in cells:
-        if cell.suite:
-            found[cell.suite.rpartition(" v")[0]].add(cell.suite)
+        for suite in cell.suites:
+            found[suite.rpartition(" v")[0]].add(suite)
     return found
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, overload
 
-from sophon_bench.records import Cell, PluginId, Point
+from sophon_bench.records import OR, Cell, PluginId, Point
 from sophon_bench.selectors import SelectorError, format_selector, parse
 
 SCORED_AT = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -371,4 +371,4 @@ def head(cell: Cell) -> dict[str, Any]:
 
 def suites(cells: Iterable[Cell]) -> str | None:
     """The suites that asked for these cells."""
-    return " or ".join(sorted({cell.suite for cell in cells if cell.suite})) or None
+    return OR.join(sorted({suite for cell in cells for suite in cell.suites})) or None
