@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import timm
@@ -24,7 +25,9 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import skip_init
 
+from sophon_bench import published_weights
 from sophon_bench.api import Model
+from sophon_bench.published_weights import WeightsError, in_short
 from sophon_bench.registry import unknown
 from sophon_bench.selectors import format_selector
 
@@ -40,6 +43,9 @@ _OURS = {
     "in_chans": "images have 3 channels",
     "checkpoint_path": "weights come from pre-training",
     "features_only": "a backbone needs its classifier",
+    "pretrained_cfg": "the tag is part of the name, as in 'resnet18.a1_in1k'",
+    "pretrained_cfg_overlay": "the tag is part of the name, as in 'resnet18.a1_in1k'",
+    "cache_dir": "HF_HUB_CACHE and TORCH_HOME set where pre-trained weights are kept",
 }
 
 
@@ -143,7 +149,7 @@ class Backbone:
     Args:
         name: A name of timm, with or without a tag (``resnet18.a1_in1k``).
         parameters: Sorted pairs for timm's constructor; `of` makes them from a dict. The parameter
-            ``pretrained=True`` starts from timm's weights, which need a network or its cache.
+            ``pretrained=True`` starts from timm's weights, which need a network or a cache.
     """
 
     name: str
@@ -186,7 +192,8 @@ class Backbone:
             fresh: Whether to ignore the parameter ``pretrained``, and draw all weights.
 
         Raises:
-            BackboneError: If timm does not know the name or refuses the parameters.
+            BackboneError: If timm does not know the name or refuses the parameters, or its weights
+                cannot be had.
         """
         if precision not in get_args(Precision):
             known = " or ".join(get_args(Precision))
@@ -204,11 +211,14 @@ class Backbone:
         """The architecture as timm makes it, its classifier in place."""
         if num_outputs < 1:
             raise BackboneError(f"a backbone needs at least 1 output, got {num_outputs}")
+        pretrained = self._pretrained and not fresh
         parameters: dict[str, Any] = dict(self.parameters)
-        pretrained = bool(parameters.pop("pretrained", False)) and not fresh
+        parameters.pop("pretrained", None)
         for key in parameters.keys() & _OURS.keys():
             raise BackboneError(f"backbone {self.label!r} takes no parameter {key!r}: {_OURS[key]}")
         _config(self.name)  # says so if there is no such name
+        if pretrained:
+            parameters["pretrained_cfg_overlay"] = self._published()
         with seeded(rng):
             try:
                 body: nn.Module = timm.create_model(
@@ -217,6 +227,35 @@ class Backbone:
             except Exception as error:
                 raise BackboneError(self._refusal(error)) from error
         return body
+
+    @property
+    def _pretrained(self) -> bool:
+        """Whether the parameters ask for timm's weights."""
+        value = dict(self.parameters).get("pretrained", False)
+        if not isinstance(value, bool):
+            raise BackboneError(
+                f"pretrained of backbone {self.label!r} is true or false; got {_plain(value)!r}"
+            )
+        return value
+
+    def _published(self) -> dict[str, Any]:
+        """What makes timm read its weights from a file that is on this machine."""
+        try:
+            return published_weights.overlay(self.name)
+        except WeightsError as error:
+            raise BackboneError(f"backbone {self.label!r}: {error}") from error
+
+    def check_weights(self) -> None:
+        """See that timm's weights are on this machine and whole, if the backbone starts from them.
+
+        They are downloaded if no cache holds them.
+
+        Raises:
+            BackboneError: If they cannot be had, or their file does not hold them.
+        """
+        if self._pretrained:
+            _config(self.name)  # says so if there is no such name
+            _check_file(self.label, self.name, **self._published())
 
     def timm_state(self, num_outputs: int) -> dict[str, Tensor]:
         """The state dict of timm's own model, under timm's own names; its values mean nothing.
@@ -269,18 +308,23 @@ class Backbone:
     def check(self, image_size: int, num_outputs: int) -> None:
         """Build the model once and train it on two images, to fail early and in words.
 
+        If it starts from timm's weights, they are looked at as well, as by `check_weights`.
+
         Args:
             image_size: Height and width of the images, in pixels.
             num_outputs: Width of the head's output.
 
         Raises:
             BackboneError: With what the backbone takes and, if any was found to work, a size or
-                parameters to use instead.
+                parameters to use instead; or as `check_weights`.
         """
         if image_size < 1:
             raise BackboneError(f"images need at least 1 pixel a side, got {image_size}")
         reason = self._failure(image_size, num_outputs)
         if reason is None:
+            self.check_weights()
+            if self._pretrained:  # its parameters may not fit the weights
+                self.build(num_outputs, torch.Generator().manual_seed(0))
             return
         config = _config(self.name)
         native: Any = dict(self.parameters).get("img_size", config.input_size[-1])
@@ -305,7 +349,7 @@ class Backbone:
                 outputs = model(torch.randn(2, 3, image_size, image_size))
                 outputs.sum().backward()
             except Exception as error:
-                return _reason(error)
+                return in_short(error)
         if outputs.shape != (2, num_outputs):
             return f"outputs are {tuple(outputs.shape)} where {(2, num_outputs)} is expected"
         return None if outputs.isfinite().all() else "outputs are not finite"
@@ -335,7 +379,7 @@ class Backbone:
         """One line that says why timm did not build the model."""
         found = re.search(r"unexpected keyword argument[^']*'(\w+)'", str(error))
         if found is None:
-            return f"backbone {self.label!r} cannot be built: {_reason(error)}"
+            return f"backbone {self.label!r} cannot be built: {in_short(error)}"
         with torch.device("meta"):
             accepted = _accepted(timm.create_model(self.name))
         close = difflib.get_close_matches(found[1], accepted, n=3)
@@ -536,6 +580,24 @@ def _config(name: str) -> PretrainedCfg:
 
 
 @functools.lru_cache
+def _check_file(label: str, name: str, file: str, custom_load: bool) -> None:
+    """Load a file of weights into the architecture as it is, where each tensor has to fit.
+
+    A backbone of another number of classes takes a file of another architecture without a word.
+    """
+    source = {"file": file, "custom_load": custom_load}
+    with seeded(torch.Generator().manual_seed(0)):
+        try:
+            timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source)
+        except Exception as error:  # whatever a file can make the libraries do
+            raise BackboneError(
+                f"backbone {label!r}: {file!r} does not hold timm's weights of {name!r} "
+                f"({in_short(error)}); delete {published_weights.discard(Path(file))}, and it is "
+                f"downloaded again"
+            ) from error
+
+
+@functools.lru_cache
 def _statistics(name: str, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and deviation of timm's config for each of ``width`` times 3 values of an image's row.
 
@@ -561,12 +623,6 @@ def _accepted(body: nn.Module) -> list[str]:
         if not variadic or cls is nn.Module:
             break
     return [name for name in names if name not in {"device", "dtype", *_OURS}]
-
-
-def _reason(error: Exception) -> str:
-    """The first line of an error, shortened."""
-    line = (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
-    return line if len(line) <= 160 else f"{line[:157]}..."
 
 
 def _frozen(value: Any) -> Value:

@@ -136,7 +136,8 @@ def check_file(
         BrokenPlugin: If the file cannot be loaded or registers nothing.
         DuplicateName: If it claims a name that exists.
         UnknownName: If it registers no plugin called ``name``.
-        BackboneError: If the backbone does not exist or cannot be trained on 32x32 images.
+        BackboneError: If the backbone does not exist, cannot be trained on 32x32 images, or its
+            pre-trained weights cannot be had.
     """
     entries = _entries_of(path)
     if name is not None:
@@ -144,6 +145,8 @@ def check_file(
         entries = [entry for entry in entries if entry.name == name]
         if not entries:
             raise UnknownName(registry.unknown(f"plugin of {path.name}", name, known))
+    if isinstance(backbone, Backbone):
+        backbone.check_weights()
     for entry in entries:
         yield from _findings(entry, path, backbone)
 

@@ -298,22 +298,6 @@ def test_equal_whatever_the_order():
     assert one != Backbone.of("vit_tiny_patch16_224")
 
 
-def test_fresh_ignores_pretrained(monkeypatch: pytest.MonkeyPatch):
-    asked = []
-    real = timm.create_model
-
-    def create(name: str, *, pretrained: bool, **rest: object) -> nn.Module:
-        asked.append(pretrained)
-        return real(name, pretrained=False, **rest)
-
-    monkeypatch.setattr(timm, "create_model", create)
-    backbone = Backbone.of("test_resnet", {"pretrained": True})
-    backbone.build(3, generator())
-    backbone.build(3, generator(), fresh=True)
-    Backbone.of("test_resnet").build(3, generator())
-    assert asked == [True, False, False]
-
-
 def test_list_backbones():
     assert {"test_resnet", "resnet18", "caformer_s18"} <= set(list_names())
 
@@ -409,17 +393,6 @@ def test_the_scale_is_what_images_are_normalised_with():
     mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in backbone.scale)
     pixels = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
     torch.testing.assert_close(backbone.normalize(pixels), (pixels / 255 - mean) / deviation)
-
-
-def test_unreachable_weights(monkeypatch: pytest.MonkeyPatch):
-    def offline(*_: object, **__: object) -> nn.Module:
-        raise OSError("no network\nand a long story")
-
-    monkeypatch.setattr(timm, "create_model", offline)
-    backbone = Backbone.of("resnet18", {"pretrained": True})
-    with pytest.raises(BackboneError) as caught:
-        backbone.build(3, generator())
-    assert str(caught.value) == ("backbone 'resnet18[pretrained=true]' cannot be built: no network")
 
 
 def test_bad_arguments():
