@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import csv
-import io
 import json
 import subprocess
 import sys
@@ -12,6 +10,7 @@ from click.testing import CliRunner, Result
 
 from sophon_bench import __version__
 from sophon_bench.cli import main
+from sophon_bench.leaderboard.tables import from_csv
 from sophon_bench.registry import attacks, declared_names, defenses
 
 FAST = ["--scenario", "tiny", "--steps", "2", "--samples", "20"]
@@ -81,11 +80,7 @@ def test_tables_agree_with_the_records_in_every_format(finished: tuple[Path, Res
     for form, arguments in (("json", ["--store", store]), ("csv", ["--from", store / "out.json"])):
         result = call("table", "--format", form, *arguments)
         assert result.exit_code == 0, result.output
-        rows = (
-            json.loads(result.stdout)
-            if form == "json"
-            else list(csv.DictReader(io.StringIO(result.stdout)))
-        )
+        rows = json.loads(result.stdout) if form == "json" else from_csv(result.stdout)
         (row,) = (r for r in rows if r.get("attack") == "scratch")
         assert float(row["restricted_after"]) == pytest.approx(sum(best) / 2)
     console = call("table", "--store", store).stdout
