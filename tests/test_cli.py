@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from conftest import TINY
 
 from sophon_bench import __version__
 from sophon_bench.cli import main
@@ -287,6 +288,30 @@ def test_an_empty_store_has_no_table(tmp_path: Path) -> None:
 def python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout
+
+
+def module(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sophon_bench", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_package_runs_as_the_command() -> None:
+    done = module("--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Usage: sophon-bench [OPTIONS] COMMAND")
+    bad = module("run", "extra")
+    assert bad.returncode == 2
+    assert "(see 'sophon-bench run --help')" in bad.stderr
+
+
+@pytest.mark.slow
+def test_the_package_runs_with_processes_that_it_starts(tmp_path: Path) -> None:
+    done = module(
+        "run", *FAST, "--plugin", TINY, "--attack", "finetune", "--workers", 2,
+        "--store", tmp_path / "store",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len([*(tmp_path / "store" / "cells").iterdir()]) == 2
 
 
 def test_help_and_completion_import_no_torch() -> None:
