@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import TINY
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sophon_bench import registry, runs, scenarios
@@ -221,6 +221,14 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
         lambda: narrow("selection", labels=[-1, *labels("selection")[1:]]),
         f"narrow/selection: labels are -1, 0, 1, 2, 3; {EACH}",
     ),
+    "large": (
+        lambda: narrow("test", labels=np.uint64(2**64 - 1) - labels("test").astype(np.uint64)),
+        "narrow/test: labels are 18446744073709551612, 18446744073709551613, 184467440737095516",
+    ),
+    "set": (
+        lambda: narrow("test", labels=set(range(40))),
+        "narrow/test: labels are object of shape (); whole numbers of shape (40,) are expected",
+    ),
     "numbered": (
         lambda: narrow("attacker", labels=range(40)),
         f"narrow/attacker: labels are 0, 1, 2, 3, …, 36, 37, 38, 39; {EACH}",
@@ -300,6 +308,9 @@ HARMLESS: dict[str, Damage] = {
     "second test of the test": lambda: narrow("second_test", sources=sources("test")),
     "labels in a list": lambda: narrow("test", labels=labels("test").tolist()),
     "other integers": lambda: narrow("test", labels=labels("test").astype(">u2")),
+    "names of files that are no Unicode": lambda: narrow(
+        "test", sources=[f"\udce9-{source}" for source in sources("test")]
+    ),
     "mirrored": lambda: narrow("test", pixels=pixels("test")[..., ::-1], labels=labels("test")),
     "numpy's numbers": lambda: replace(
         DATA, samples=np.array([8, 20]), steps=np.int32(8), image_size=np.int64(16)
@@ -329,6 +340,7 @@ def test_of_several_faults_the_first_is_said_and_the_others_are_counted(
         settings_of(lambda: replace(narrow("test", labels=labels("test") + 1), samples=(), steps=0))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_labels_pass_only_if_they_are_0_to_k_minus_1(data: st.DataObject) -> None:
     domain = data.draw(st.sampled_from(DATA.domains))

@@ -50,7 +50,8 @@ class Images:
             )
         labels, sources = np.asarray(self.labels), np.asarray(self.sources)
         if labels.dtype.kind in "iu":
-            labels = np.ascontiguousarray(labels, dtype=np.int64)
+            whole = np.ascontiguousarray(labels, dtype=np.int64)
+            labels = whole if np.array_equal(whole, labels) else labels
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "sources", sources)
         if isinstance(self.pixels, np.ndarray) and min(self.pixels.strides, default=0) < 0:
@@ -58,7 +59,7 @@ class Images:
             object.__setattr__(self, "pixels", np.ascontiguousarray(self.pixels))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.pixels)
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class ScenarioData:
                 digest.update(name.encode() + str(images.pixels.shape).encode())
                 digest.update(np.ascontiguousarray(images.pixels).tobytes())
                 digest.update(np.ascontiguousarray(images.labels).tobytes())
-                digest.update("\0".join(images.sources.tolist()).encode())
+                digest.update("\0".join(images.sources.tolist()).encode(errors="surrogatepass"))
         return digest.hexdigest()
 
 
