@@ -18,6 +18,7 @@ from sophon_bench import metrics
 from sophon_bench.files import write_atomic
 from sophon_bench.leaderboard import tables
 from sophon_bench.records import SCHEMA, Cell, Point, Record, digest
+from sophon_bench.registry import NAME, NAME_LENGTH
 from sophon_bench.store import checked
 
 PUBLISHED = Path(__file__).parent / "results"
@@ -26,8 +27,6 @@ LAYOUT = 1
 """Version of the layout of entries."""
 
 Label = Literal["self-reported", "spot-checked", "reproduced"]
-
-NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 
 Line = Annotated[str, msgspec.Meta(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """One line of text."""
@@ -51,7 +50,7 @@ class Entry(Record, frozen=True, kw_only=True, gc=True):
         cells: The records: defenses and their controls.
     """
 
-    name: Annotated[str, msgspec.Meta(pattern=NAME, max_length=60)]
+    name: Annotated[str, msgspec.Meta(pattern=NAME, max_length=NAME_LENGTH)]
     title: Line
     authors: Annotated[list[Line], msgspec.Meta(min_length=1, max_length=50)]
     link: Annotated[str, msgspec.Meta(pattern=r"^https://[^\s<>\"'\\]+$", max_length=300)]

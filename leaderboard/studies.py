@@ -18,7 +18,14 @@ from sophon_bench.files import write_atomic
 from sophon_bench.leaderboard import cards, plots, tables
 from sophon_bench.records import Cell
 from sophon_bench.registry import Registry, unknown
-from sophon_bench.selectors import SelectorError, Trial, check_parameters, read_document, trials
+from sophon_bench.selectors import (
+    Name,
+    SelectorError,
+    Trial,
+    check_parameters,
+    read_document,
+    trials,
+)
 
 STUDIES = Path(__file__).parent / "studies"
 
@@ -36,7 +43,7 @@ class Study(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = ""
+    name: Name = ""
     version: int = Field(ge=1)
     question: str
     axis: str

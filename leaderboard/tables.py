@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from csv import DictWriter
+from csv import reader, writer
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -1027,16 +1027,46 @@ def csv(report: Report) -> str:
 def to_csv(rows: Iterable[Row], like: Iterable[Row]) -> str:
     """Flat rows, their columns in the order of the keys of ``like``.
 
-    Flags are joined by semicolons; parameters are left out.
+    Flags are joined by semicolons; parameters are left out. Text that a spreadsheet would take for
+    a formula has an apostrophe before it, as has text that begins with one: `from_csv` takes it
+    away again.
     """
-    text = io.StringIO()
     keys = [key for key in dict.fromkeys(k for row in like for k in row) if key != "parameters"]
-    writer = DictWriter(text, keys, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    lines = [_csv_line(keys)]
     for row in rows:
         flags = {"flags": "; ".join(row["flags"])} if "flags" in row else {}
-        writer.writerow({**row, **flags})
-    return text.getvalue()
+        cells = {**row, **flags}
+        lines.append(_csv_line([cells.get(key) for key in keys]))
+    return "".join(lines)
+
+
+def from_csv(text: str) -> list[dict[str, str]]:
+    """The rows that `to_csv` wrote, by their keys: text as it was, numbers as text, None as ``""``.
+
+    Other readers find an apostrophe before text that begins with one of `FORMULA`.
+    """
+    lines = [
+        [cell.removeprefix("'") for cell in line] for line in reader(io.StringIO(text, newline=""))
+    ]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'")
+"""Beginnings of text that get an apostrophe: of formulas, and the apostrophe itself."""
+
+
+def _csv_line(cells: Iterable[Any]) -> str:
+    line = io.StringIO()
+    # the default line terminator makes Python 3.11 quote carriage returns too
+    writer(line).writerow([_harmless(cell) for cell in cells])
+    return line.getvalue().removesuffix("\r\n") + "\n"
+
+
+def _harmless(cell: Any) -> Any:
+    if cell is None or isinstance(cell, int | float):
+        return cell
+    text = str(cell)
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def flat_rows(report: Report) -> list[Row]:

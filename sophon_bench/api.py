@@ -138,6 +138,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
 
+@runtime_checkable
 class Task(Protocol):
     """What a domain asks of a model.
 

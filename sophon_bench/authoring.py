@@ -18,8 +18,6 @@ Kind = Literal["attack", "defense"]
 PLACEHOLDER = "AUTHORS, TITLE, VENUE YEAR"
 """What the templates have where the citation goes; the conformance checks warn of it."""
 
-NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-
 
 class AuthoringError(ValueError):
     """A plugin that cannot be written as asked; one line."""
@@ -64,9 +62,11 @@ def write_plugin(kind: Kind, name: str, folder: Path) -> list[Path]:
 
 
 def _check_name(kind: Kind, name: str) -> None:
-    if not NAME.fullmatch(name):
+    if problem := registry.name_problem(name):
+        raise AuthoringError(f"{kind} name {problem}")
+    if name[0].isdigit():
         raise AuthoringError(
-            f"{kind} name {name!r} should be lower-case words joined by dashes, as in 'my-{kind}'"
+            f"{kind} name {name!r} should begin with a letter, as the name of a Python module does"
         )
     if name in registry.declared_names(kind):
         raise AuthoringError(

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import pkgutil
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,11 @@ from typing import Any, Literal, TypeVar
 GROUP = "sophon_bench.plugins"
 PREFIX = "sophon_bench"
 SHORT_PACKAGES = ("attacks", "defenses", "leaderboard")
+
+NAME = r"^[a-z0-9]+(-[a-z0-9]+)*\Z"
+NAME_LENGTH = 60
+"""What plugins, suites, studies and entries are called: it is a file name, a selector and a cell of
+tables everywhere."""
 
 C = TypeVar("C", bound=type)
 
@@ -93,6 +99,23 @@ class Entry:
         return dict(getattr(self.cls, "tuning", {}))
 
 
+def name_problem(name: object) -> str | None:
+    """Why a plugin, a suite or a study cannot be called ``name``, in one line; None if it can."""
+    if _is_name(name):
+        return None
+    words = f"{name!r} should be lower-case letters and digits joined by hyphens, at most " + (
+        f"{NAME_LENGTH} characters"
+    )
+    if not isinstance(name, str) or not re.fullmatch(r"[\w .-]+", name, re.ASCII):
+        return words
+    better = re.sub(r"[\W_]+", "-", name.lower()).strip("-")
+    return f"{words}; try {better!r}" if _is_name(better) else words
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and len(name) <= NAME_LENGTH and bool(re.match(NAME, name))
+
+
 class Registry:
     """The plugins of one kind, by name."""
 
@@ -112,7 +135,7 @@ class Registry:
         """Class decorator that enters a frozen dataclass under ``name``.
 
         Args:
-            name: Lower-case words joined by dashes.
+            name: Lower-case letters and digits joined by hyphens, at most 60 characters.
             control: Others are compared with it; every run needs it, asked for or not.
             optional: Of a control: only runs that ask for it have it.
             mechanism: What an attack works by: ``gradient`` steps on what was released; its
@@ -123,7 +146,10 @@ class Registry:
         Raises:
             DuplicateName: If another class has that name.
             TypeError: If the class is not a dataclass.
+            ValueError: If the name will not do.
         """
+        if problem := name_problem(name):
+            raise ValueError(f"{self.kind} name {problem}")
 
         def enter(cls: C) -> C:
             module = sys.modules.get(cls.__module__)

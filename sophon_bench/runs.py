@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,8 @@ from sophon_bench.backbones import (
 )
 from sophon_bench.backbones import list_backbones as timm_names
 from sophon_bench.engines.local import LocalEngine
+from sophon_bench.failures import first_line, sentence
+from sophon_bench.files import WriteError
 from sophon_bench.plan import Plan, PlanError, Registries, Request, Setting, make_plan, plan_again
 from sophon_bench.progress import reporter
 from sophon_bench.records import PROTOCOL, Cell, DataId, PluginId
@@ -30,6 +34,7 @@ from sophon_bench.registry import Registry
 from sophon_bench.registry import attacks as all_attacks
 from sophon_bench.registry import defenses as all_defenses
 from sophon_bench.registry import scenarios as all_scenarios
+from sophon_bench.scenarios import ScenarioData, ScenarioError, checking
 from sophon_bench.selectors import Arsenal, Trial, construct, format_selector, parse, scalar, trials
 from sophon_bench.store import Store, default_root
 
@@ -121,7 +126,7 @@ def prepare(options: Options, *, defenses: Sequence[Trial], attacks: Arsenal) ->
         PlanError: For a device that is not there, or what `make_plan` refuses.
         SelectorError: For a scenario's malformed selector, or a value that it does not take.
         UnknownName: For a scenario that is not registered.
-        ScenarioError: If a scenario's data is not here, or Inception's weights are not what they
+        ScenarioError: If `build` refuses a scenario, or Inception's weights are not what they
             should be.
         BackboneError: For a backbone that there is not, or that does not take the images.
         StoreError: If the store cannot be used.
@@ -257,15 +262,16 @@ def find_settings(
     Raises:
         SelectorError: For a malformed selector, or a value that the scenario does not take.
         UnknownName: For a scenario that is not registered.
-        ScenarioError: If a scenario's data is not here, or Inception's weights are not what they
+        ScenarioError: If `build` refuses a scenario, or Inception's weights are not what they
             should be.
         BackboneError: For a backbone that there is not, that is for another task, or does not take
             the images.
+        WriteError: If ``cache`` cannot be written.
     """
     found = []
     for scenario in find_scenarios(scenarios, image_size):
         chosen = [find_backbone(text) for text in backbones]
-        data = scenario.plugin.build(cache)
+        data = build(scenario, cache)
         task = data.original.task.name
         if isinstance(data.restricted.task, Generative):
             inception.weights()
@@ -285,6 +291,37 @@ def find_settings(
             )
             found.append(Setting(scenario, data, identity, backbone, precision))
     return found
+
+
+def build(scenario: Trial, cache: Path | None) -> ScenarioData:
+    """What a scenario builds, or has kept in ``cache``, after a look at all of it.
+
+    Raises:
+        ScenarioError: If its data is not here, if building it fails, or if what it builds is not
+            what the harness needs; one line.
+        WriteError: If ``cache`` cannot be written.
+    """
+    name = f"scenario {scenario.label}"
+    try:
+        data: ScenarioData = scenario.plugin.build(cache)
+        found = [words for _, words in checking.problems(data)]
+    except ScenarioError as error:
+        raise ScenarioError(first_line(error)) from error
+    # sys.exit in a plugin is no reason to leave without a word
+    except (Exception, SystemExit) as error:
+        if isinstance(error, WriteError) or getattr(error, "errno", None) in UNWRITABLE:
+            raise
+        file = Path(str(getattr(sys.modules.get(scenario.entry.cls.__module__), "__file__", "")))
+        words = sentence(error, lambda other: other.resolve() == file.resolve())
+        raise ScenarioError(f"{name} cannot be built: {words}") from error
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ScenarioError(f"{name}: {found[0]}{more}")
+    return data
+
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What the system says where no more can be written, whoever writes."""
 
 
 def find_scenarios(selectors: Sequence[str], image_size: int | None) -> list[Trial]:

@@ -21,9 +21,9 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
 from sophon_bench.registry import (
@@ -32,6 +32,7 @@ from sophon_bench.registry import (
     UnknownName,
     entry_roots,
     find_spec,
+    name_problem,
     unknown,
 )
 
@@ -99,6 +100,16 @@ class Rules(BaseModel):
     times: int = Field(default=10, ge=2)
 
 
+def _named(name: str) -> str:
+    if problem := name_problem(name):
+        raise ValueError(problem)
+    return name
+
+
+Name = Annotated[str, AfterValidator(_named)]
+"""Of a suite or a study: that of its file."""
+
+
 class Suite(BaseModel):
     """A named list of attack trials, read from a YAML file next to the attacks.
 
@@ -109,7 +120,7 @@ class Suite(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = ""
+    name: Name = ""
     version: int = Field(ge=1)
     description: str
     trials: list[str] = Field(min_length=1)

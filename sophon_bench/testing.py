@@ -21,7 +21,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from traceback import extract_tb
 from typing import Any, Literal, cast
 from unittest import mock
 
@@ -42,9 +41,10 @@ from sophon_bench.api import (
 )
 from sophon_bench.authoring import PLACEHOLDER
 from sophon_bench.backbones import Architecture, Backbone, BackboneError
+from sophon_bench.failures import sentence
 from sophon_bench.meter import CountedSamples, Meter
 from sophon_bench.registry import BrokenPlugin, Entry, UnknownName
-from sophon_bench.scenarios import DomainData, Images, Scenario, ScenarioData
+from sophon_bench.scenarios import DomainData, Images, Scenario, ScenarioData, checking
 from sophon_bench.selectors import SelectorError, Trial, construct
 from sophon_bench.tasks.classification import Classification
 from sophon_bench.tasks.denoising import Denoising
@@ -372,23 +372,17 @@ def _defense_problems(watched: _Watched, bench: stages.Bench, weights: stages.We
 
 def _scenario_problems(scenario: Scenario, backbone: Architecture) -> Problems:
     data = scenario.build()
-    problems: Problems = {"splits": "; ".join(_missing_splits(data)) or None}
-    if problems["splits"]:
+    found: dict[str, list[str]] = {}
+    for check, words in checking.problems(data):
+        found.setdefault(check, []).append(words)
+    if "splits" in found:
+        return {"splits": "; ".join(found["splits"])}
+    problems: Problems = {
+        check: "; ".join(found.get(check, ())) or None
+        for check in ("splits", "images", "sources", "samples")
+    }
+    if found:
         return problems
-    problems["images"] = "; ".join(_wrong_images(data)) or None
-    problems["sources"] = "; ".join(_shared_sources(data)) or None
-    pool = len(data.restricted.pool)
-    wrong = [n for n in data.samples if not 2 <= n <= pool]
-    problems["samples"] = None
-    if wrong or not data.samples:
-        problems["samples"] = (
-            f"samples={data.samples} should be counts from 2 to the {pool} images of the "
-            f"attacker's split"
-        )
-    elif data.generated < 2:
-        problems["samples"] = (
-            f"generated={data.generated} images of a model have no covariance; make 2 at least"
-        )
     problems["repeatable"] = None
     if scenario.build().revision != data.revision:
         problems["repeatable"] = (
@@ -398,63 +392,6 @@ def _scenario_problems(scenario: Scenario, backbone: Architecture) -> Problems:
         fits = backbone.task == data.original.task.name
         problems["training"] = _training_problem(data, backbone if fits else UNet())
     return problems
-
-
-def _missing_splits(data: ScenarioData) -> Iterator[str]:
-    needed = {
-        "original": ("train", "validation", "test", "second_test"),
-        "restricted": ("defender", "attacker", "selection", "test", "second_test"),
-    }
-    domains = {"original": data.original, "restricted": data.restricted}
-    for role, splits in needed.items():
-        if missing := [s for s in splits if not len(domains[role].splits.get(s, ()))]:
-            yield f"the {role} domain has no {', '.join(missing)} (it needs {', '.join(splits)})"
-    for domain in data.benign:
-        splits = ("train", "selection", "test")
-        if missing := [s for s in splits if not len(domain.splits.get(s, ()))]:
-            yield f"benign domain {domain.name!r} has no {', '.join(missing)}"
-
-
-def _each_split(data: ScenarioData) -> Iterator[tuple[DomainData, str, Images]]:
-    for domain in data.domains:
-        for split, images in domain.splits.items():
-            yield domain, split, images
-
-
-def _wrong_images(data: ScenarioData) -> Iterator[str]:
-    shape = (3, data.image_size, data.image_size)
-    for domain, split, images in _each_split(data):
-        where = f"{domain.name}/{split}"
-        if images.pixels.shape[1:] != shape or images.pixels.dtype != np.uint8:
-            yield (
-                f"{where} has {images.pixels.dtype} images of {images.pixels.shape[1:]}, "
-                f"uint8 of {shape} are expected"
-            )
-        if set(images.labels.tolist()) != set(range(len(domain.classes))):
-            yield f"{where} has not just the labels 0 to {len(domain.classes) - 1}, each of them"
-    for domain in data.domains:
-        classifies = domain.task.name == Classification.name
-        if classifies and domain.task.num_outputs != len(domain.classes):
-            yield (
-                f"{domain.name} names {len(domain.classes)} classes, its task has "
-                f"{domain.task.num_outputs} outputs"
-            )
-
-
-def _shared_sources(data: ScenarioData) -> Iterator[str]:
-    for domain in data.domains:
-        seen: dict[str, str] = {}
-        for split, images in domain.splits.items():
-            if split == "second_test":
-                continue
-            for source in sorted(set(images.sources.tolist())):
-                if source in seen:
-                    yield (
-                        f"{domain.name}: source {source!r} is in {seen[source]} and in {split}; "
-                        f"split by source before rendering"
-                    )
-                    return
-                seen[source] = split
 
 
 def _training_problem(data: ScenarioData, backbone: Architecture) -> str | None:
@@ -766,16 +703,8 @@ def _registered_in(path: Path) -> Iterator[Entry]:
 
 def _sentence(error: BaseException, path: Path) -> str:
     """What was raised, in one line, and where in the plugin's file."""
-    words = (str(error).strip() or "no message").split("\n")[0]
-    file = path.resolve()
-    lines = [
-        frame.lineno
-        for frame in extract_tb(error.__traceback__)
-        if Path(frame.filename).resolve() == file
-    ]
-    where = f" ({path.name}:{lines[-1]})" if lines else ""
     hint = "; install it, or raise Incompatible" if isinstance(error, ImportError) else ""
-    return f"{type(error).__name__}: {words}{where}{hint}"
+    return sentence(error, lambda file: file.resolve() == path.resolve()) + hint
 
 
 def _mended(reason: str) -> str:

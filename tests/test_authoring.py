@@ -84,10 +84,11 @@ def test_what_is_written_is_formatted_and_typed(tmp_path: Path) -> None:
 
 
 BAD = [
-    (["attack", "My_Attack"], "'My_Attack' should be lower-case words joined by dashes"),
-    (["attack", "two--dashes"], "lower-case words joined by dashes"),
-    (["attack", "3d"], "lower-case words joined by dashes"),
-    (["attack", ""], "lower-case words joined by dashes"),
+    (["attack", "My_Attack"], "'My_Attack' should be lower-case letters and digits joined by"),
+    (["attack", "two--dashes"], "at most 60 characters; try 'two-dashes'"),
+    (["attack", "a" * 61], "at most 60 characters"),
+    (["attack", "3d"], "'3d' should begin with a letter"),
+    (["attack", ""], "should be lower-case letters and digits joined by hyphens"),
     (["attack", "finetune"], "attack 'finetune' exists"),
     (["defense", "sophon-ice"], "defense 'sophon-ice' exists"),
     (["attack", "lambda"], "a word of Python's"),

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import csv
-import io
 import json
 import subprocess
 import sys
@@ -9,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from conftest import TINY
 
 from sophon_bench import __version__
 from sophon_bench.cli import main
+from sophon_bench.leaderboard.tables import from_csv
 from sophon_bench.registry import attacks, declared_names, defenses
 
 FAST = ["--scenario", "tiny", "--steps", "2", "--samples", "20"]
@@ -81,11 +81,7 @@ def test_tables_agree_with_the_records_in_every_format(finished: tuple[Path, Res
     for form, arguments in (("json", ["--store", store]), ("csv", ["--from", store / "out.json"])):
         result = call("table", "--format", form, *arguments)
         assert result.exit_code == 0, result.output
-        rows = (
-            json.loads(result.stdout)
-            if form == "json"
-            else list(csv.DictReader(io.StringIO(result.stdout)))
-        )
+        rows = json.loads(result.stdout) if form == "json" else from_csv(result.stdout)
         (row,) = (r for r in rows if r.get("attack") == "scratch")
         assert float(row["restricted_after"]) == pytest.approx(sum(best) / 2)
     console = call("table", "--store", store).stdout
@@ -292,6 +288,30 @@ def test_an_empty_store_has_no_table(tmp_path: Path) -> None:
 def python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return done.stdout
+
+
+def module(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sophon_bench", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_package_runs_as_the_command() -> None:
+    done = module("--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Usage: sophon-bench [OPTIONS] COMMAND")
+    bad = module("run", "extra")
+    assert bad.returncode == 2
+    assert "(see 'sophon-bench run --help')" in bad.stderr
+
+
+@pytest.mark.slow
+def test_the_package_runs_with_processes_that_it_starts(tmp_path: Path) -> None:
+    done = module(
+        "run", *FAST, "--plugin", TINY, "--attack", "finetune", "--workers", 2,
+        "--store", tmp_path / "store",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len([*(tmp_path / "store" / "cells").iterdir()]) == 2
 
 
 def test_help_and_completion_import_no_torch() -> None:

@@ -148,6 +148,8 @@ def swap(content: dict[str, Any], key: str, value: object) -> None:
         pytest.param(lambda c: c.update(schema=1), "schema 1", id="another schema"),
         pytest.param(lambda c: c["about"].update(link="javascript:x"), "link", id="a bad link"),
         pytest.param(lambda c: c["about"].update(name="../up"), "name", id="a name that climbs"),
+        pytest.param(lambda c: c["about"].update(name="up\n"), "name", id="a name of two lines"),
+        pytest.param(lambda c: c["about"].update(name="a" * 61), "name", id="a name that is long"),
         pytest.param(lambda c: c["about"].update(title="a\nb"), "title", id="two lines"),
         pytest.param(lambda c: c["about"].update(authors=[]), "authors", id="no authors"),
         pytest.param(lambda c: c["about"].update(label="certified"), "label", id="a label"),

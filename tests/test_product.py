@@ -19,7 +19,7 @@ import torch
 from sophon_bench import stages, testing
 from sophon_bench.api import AttackView, Incompatible, Model
 from sophon_bench.registry import Entry, attacks, defenses, load_file, scenarios
-from sophon_bench.scenarios import ScenarioError
+from sophon_bench.scenarios import ScenarioError, checking
 from sophon_bench.selectors import Trial, construct
 from sophon_bench.tasks.classification import Classification
 
@@ -148,6 +148,7 @@ def test_a_scenario_has_what_the_harness_needs(name: str, tmp_path: Path) -> Non
         data = scenarios.get(name).cls().build(tmp_path)
     except ScenarioError as error:
         pytest.skip(str(error))
+    assert list(checking.problems(data)) == []
     assert {"train", "validation", "test", "second_test"} <= set(data.original.splits)
     needed = {"defender", "attacker", "selection", "test", "second_test"}
     assert needed <= set(data.restricted.splits)

@@ -8,8 +8,12 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sophon_bench import registry
+from sophon_bench.cli import main
 from sophon_bench.registry import BrokenPlugin, DuplicateName, Registry, UnknownName, unknown
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +39,71 @@ def test_a_name_is_taken_once() -> None:
     things.register("a")(Empty)
     with pytest.raises(DuplicateName, match="thing 'a' is registered twice"):
         things.register("a")(Empty)
+
+
+NAMES: list[tuple[object, str | None]] = [
+    ("a", None),
+    ("3d", None),
+    ("my-attack-2", None),
+    ("a" * 60, None),
+    ("a" * 61, ""),
+    ("", ""),
+    ("=1+1", ""),
+    ("@standard v2", ""),
+    ("−1", ""),
+    ("attaque-é", ""),
+    ("a\n", ""),
+    ("a/b", ""),
+    ("a[b]", ""),
+    ("_", ""),
+    (None, ""),
+    (Empty, ""),
+    ("my_attack", "; try 'my-attack'"),
+    ("My Attack 2.0", "; try 'my-attack-2-0'"),
+    ("two--hyphens-", "; try 'two-hyphens'"),
+    ("-x", "; try 'x'"),
+]
+
+
+@pytest.mark.parametrize(("name", "hint"), NAMES, ids=str)
+def test_a_name_is_lower_case_words_joined_by_hyphens(name: object, hint: str | None) -> None:
+    things = Registry("thing")
+    if hint is None:
+        assert things.register(name)(Empty) is Empty  # type: ignore[arg-type]
+        return
+    with pytest.raises(ValueError, match=r"^thing name ") as raised:
+        things.register(name)  # type: ignore[arg-type]
+    assert str(raised.value) == (
+        f"thing name {name!r} should be lower-case letters and digits joined by hyphens, at most "
+        f"60 characters{hint}"
+    )
+
+
+@given(st.text() | st.text("ab-_A .1", max_size=70))
+def test_what_is_proposed_for_a_name_is_one(name: str) -> None:
+    problem = registry.name_problem(name)
+    if problem is None:
+        assert 0 < len(name) <= 60
+        assert set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+        assert all(name.split("-"))
+    else:
+        assert problem.isprintable()
+        _, hint, better = problem.removeprefix(repr(name)).partition("; try ")
+        assert not hint or registry.name_problem(better[1:-1]) is None
+
+
+@pytest.mark.usefixtures("forget")
+@pytest.mark.parametrize("command", [("run", "--plugin"), ("check",)])
+def test_a_file_with_a_bad_name_is_refused_in_one_line(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(GOOD.format(name="my_attack"))
+    result = CliRunner().invoke(main, [*command, str(file)])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert "attack name 'my_attack' should be" in line
+    assert line.endswith("; try 'my-attack'")
 
 
 def test_only_dataclasses_are_plugins() -> None:

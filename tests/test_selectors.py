@@ -169,6 +169,24 @@ def test_a_suite_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
         trials(things, [f"@{file}"])
 
 
+@pytest.mark.parametrize(
+    ("stem", "more", "message"),
+    [
+        ("my_suite", "", "name: 'my_suite' should be .* try 'my-suite'$"),
+        ("=1+1", "", r"name: '=1\+1' should be lower-case letters and digits"),
+        ("mine", "name: '@x'\n", "name: '@x' should be lower-case letters and digits"),
+    ],
+)
+def test_a_suite_is_called_as_a_plugin_is(
+    stem: str, more: str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / f"{stem}.yaml"
+    file.write_text(f"version: 1\ndescription: mine\ntrials: [thing]\n{more}")
+    with pytest.raises(SelectorError, match=message) as raised:
+        trials(things, [f"@{file}"])
+    assert "\n" not in str(raised.value)
+
+
 def test_a_field_that_is_not_compared_is_no_hyperparameter() -> None:
     registry = Registry("thing")
 

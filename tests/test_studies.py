@@ -87,6 +87,17 @@ def test_a_bad_study_is_one_line_and_exit_code_two_before_any_work(
     assert not list(store.glob("stages/*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "text"), [("my_study", TEXT), ("=1+1", TEXT), ("mine", f"{TEXT}name: ../up\n")]
+)
+def test_a_study_is_called_as_a_plugin_is(name: str, text: str, tmp_path: Path) -> None:
+    result = call("study", study(tmp_path, name=name, text=text), "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "should be lower-case letters and digits joined by hyphens" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_study_suggests() -> None:
     result = call("study", "horizont", "--out", "x")
     assert result.exit_code == 2

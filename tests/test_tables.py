@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from sophon_bench import metrics
 from sophon_bench.leaderboard import tables
@@ -350,7 +352,7 @@ def test_flat_rows_have_the_scores_first_and_no_attack(whole: Report) -> None:
     found = json.loads(tables.as_json(whole))
     assert found == [dict(row) for row in (*whole.scores, *whole.rows)]
     assert [("attack" in row) for row in found] == [False] * 3 + [True] * 19
-    lines = list(csv.DictReader(io.StringIO(tables.csv(whole))))
+    lines = tables.from_csv(tables.csv(whole))
     assert [x["attack"] for x in lines[:4]] == ["", "", "", "scratch"]
     assert lines[1]["score"] == "12.34"
     assert lines[1]["flags"] == "lr cliff (31 points); non-finite"
@@ -358,6 +360,32 @@ def test_flat_rows_have_the_scores_first_and_no_attack(whole: Report) -> None:
     assert lines[4]["trials"] == "1"
     assert lines[4]["score"] == ""
     assert json.loads(tables.document([], whole))["summary"] == found
+
+
+DANGEROUS = tuple("=+-@\t\r\n＝＋－＠")
+TEXTS = st.text() | st.builds(
+    str.__add__, st.sampled_from([*DANGEROUS, "'", '"', ",", ";"]), st.text()
+)
+
+
+@given(st.dictionaries(TEXTS, TEXTS, min_size=1))
+@example({"=1+1": "@standard v2", "'": "''", "a\rb": "\r\n", "": ""})
+def test_text_comes_back_from_csv_and_none_of_it_is_a_formula(row: dict[str, str]) -> None:
+    row.pop("parameters", None)
+    row.pop("flags", None)
+    text = tables.to_csv([row, row], [row])
+    assert tables.from_csv(text) == ([row, row] if row else [])
+    for line in csv.reader(io.StringIO(text, newline="")):
+        assert not any(cell.startswith(DANGEROUS) for cell in line)
+
+
+def test_numbers_in_csv_are_as_they_are_and_flags_are_text() -> None:
+    row = {"a": -1, "b": -0.5, "c": None, "d": True, "e": "-1", "flags": ["=x", "y"]}
+    text = tables.to_csv([row, {"a": 2}], [row])
+    assert text == "a,b,c,d,e,flags\n-1,-0.5,,True,'-1,'=x; y\n2,,,,,\n"
+    assert tables.from_csv(text)[0] == {
+        "a": "-1", "b": "-0.5", "c": "", "d": "True", "e": "-1", "flags": "=x; y",
+    }  # fmt: skip
 
 
 def test_the_meaning_of_scores_is_two_sentences(whole: Report) -> None:

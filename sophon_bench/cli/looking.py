@@ -147,11 +147,11 @@ def _show_plugin(entry: Any) -> None:
 def _show_scenario(
     name: str, image_size: int | None, images: Path | None, store: Path | None
 ) -> None:
-    from sophon_bench.runs import find_scenarios
+    from sophon_bench.runs import build, find_scenarios
     from sophon_bench.store import Store, default_root
 
     (trial,) = find_scenarios([name], image_size)
-    data = trial.plugin.build(Store(store or default_root()).data)
+    data = build(trial, Store(store or default_root()).data)
     click.echo(f"\ndata revision {data.revision}, {data.image_size}x{data.image_size} pixels")
     for domain in data.domains:
         splits = ", ".join(f"{split} {len(i)}" for split, i in domain.splits.items())

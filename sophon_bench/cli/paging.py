@@ -114,7 +114,7 @@ def _sheets(cells: Iterable[Any]) -> dict[str, bytes]:
     import tempfile
 
     from sophon_bench.registry import UnknownName
-    from sophon_bench.runs import find_scenarios
+    from sophon_bench.runs import build, find_scenarios
     from sophon_bench.scenarios import ScenarioError
     from sophon_bench.scenarios.sheet import contact_sheet
     from sophon_bench.selectors import SelectorError
@@ -124,7 +124,7 @@ def _sheets(cells: Iterable[Any]) -> dict[str, bytes]:
     for label, revision in sorted(revisions.items()):
         try:
             (trial,) = find_scenarios([label], None)
-            data = trial.plugin.build()
+            data = build(trial, None)
         except (UnknownName, SelectorError, ScenarioError) as error:
             click.echo(f"no images: {error}", err=True)
             continue

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from traceback import extract_tb
 
 import msgspec
 import torch
@@ -15,6 +14,7 @@ import torch
 from sophon_bench import layers, stages
 from sophon_bench.api import Batch, Incompatible
 from sophon_bench.backbones import Compile
+from sophon_bench.failures import first_line, sentence
 from sophon_bench.plan import (
     AttackStage,
     PretrainStage,
@@ -266,15 +266,11 @@ def _status(error: Exception) -> Status:
 
 def _reason(error: Exception) -> str:
     """One line: what went wrong, and where in the plugin's own code."""
-    words = (str(error).strip() or type(error).__name__).split("\n")[0]
     if isinstance(error, Incompatible | stages.NoUpdate | _Unmade):
-        return words
-    frames = [f for f in extract_tb(error.__traceback__) if Path(f.filename).suffix == ".py"]
-    plugin = [f for f in frames if _is_plugin(Path(f.filename))]
-    where = f" ({Path(plugin[-1].filename).name}:{plugin[-1].lineno})" if plugin else ""
-    return f"{type(error).__name__}: {words}{where}"
+        return first_line(error)
+    return sentence(error, _is_plugin)
 
 
 def _is_plugin(file: Path) -> bool:
-    installed = "site-packages" in file.parts
+    installed = "site-packages" in file.parts or file.suffix != ".py"
     return not installed and file.parent not in (OURS, OURS / "engines")

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,14 @@ from sophon_bench.files import write_atomic
 class Images:
     """Labelled images of one split.
 
+    Labels and sources may be given as lists; labels of any integer type become int64.
+
     pixels: ``(N, 3, H, W)`` uint8.
     labels: ``(N,)`` int64 class ids.
     sources: ``(N,)`` strings that name what each image was made from; disjoint between splits.
+
+    Raises:
+        ValueError: If the lengths differ.
     """
 
     pixels: NDArray[np.uint8]
@@ -37,11 +42,24 @@ class Images:
     sources: NDArray[np.str_]
 
     def __post_init__(self) -> None:
-        if not len(self.pixels) == len(self.labels) == len(self.sources):
-            raise ValueError("pixels, labels and sources must have one length")
+        counts = len(self.pixels), len(self.labels), len(self.sources)
+        if len(set(counts)) > 1:
+            raise ValueError(
+                "pixels, labels and sources must have one length; got {} pixels, {} labels and {} "
+                "sources".format(*counts)
+            )
+        labels, sources = np.asarray(self.labels), np.asarray(self.sources)
+        if labels.dtype.kind in "iu":
+            whole = np.ascontiguousarray(labels, dtype=np.int64)
+            labels = whole if np.array_equal(whole, labels) else labels
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "sources", sources)
+        if isinstance(self.pixels, np.ndarray) and min(self.pixels.strides, default=0) < 0:
+            # mirrored without a copy, which torch does not take
+            object.__setattr__(self, "pixels", np.ascontiguousarray(self.pixels))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.pixels)
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,8 @@ class ScenarioData:
         steps: Length of the longest budget, in updates of `records.REFERENCE_BATCH` examples.
         pretrain_steps: Updates of the pre-training recipe.
         generated: Images that are made of every model, where models make any; at least 2.
+
+    Lists become tuples, and numpy's whole numbers Python's: records take no others.
     """
 
     image_size: int
@@ -85,6 +105,13 @@ class ScenarioData:
     steps: int
     pretrain_steps: int
     generated: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "steps", "pretrain_steps", "generated"):
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+        for name in ("samples", "benign"):
+            if isinstance(given := getattr(self, name), list | np.ndarray | tuple):
+                object.__setattr__(self, name, tuple(_plain(value) for value in given))
 
     @property
     def domains(self) -> tuple[DomainData, ...]:
@@ -105,8 +132,12 @@ class ScenarioData:
                 digest.update(name.encode() + str(images.pixels.shape).encode())
                 digest.update(np.ascontiguousarray(images.pixels).tobytes())
                 digest.update(np.ascontiguousarray(images.labels).tobytes())
-                digest.update("\0".join(images.sources.tolist()).encode())
+                digest.update("\0".join(images.sources.tolist()).encode(errors="surrogatepass"))
         return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, np.integer) else value
 
 
 class ScenarioError(ValueError):
@@ -138,7 +169,11 @@ Rendered = dict[tuple[str, str], Images]
 
 
 def cached(cache: Path | None, key: str, render: Callable[[], Rendered]) -> Rendered:
-    """What ``render`` makes, from the file for ``key`` in ``cache`` if there is a whole one."""
+    """What ``render`` makes, from the file for ``key`` in ``cache`` if there is a whole one.
+
+    Raises:
+        WriteError: If the file cannot be written.
+    """
     if cache is None:
         return render()
     path = cache / f"{key}.npz"
