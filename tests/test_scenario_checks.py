@@ -472,8 +472,8 @@ def test_a_refusal_of_the_scenario_s_own_is_one_line(
     assert refused(result) == "no"
 
 
-def full(*_arguments: object) -> None:
-    raise OSError(errno.EIO, "Input/output error")
+def full(path: Path, _content: bytes) -> None:
+    raise WriteError(errno.EIO, "Input/output error", str(path))
 
 
 def test_a_cache_that_cannot_be_written_is_no_fault_of_the_scenario(
