@@ -14,6 +14,7 @@ parameters. Where the parameter itself is a list, a list is one value and a list
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import math
 import re
@@ -26,6 +27,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
+from sophon_bench.failures import sentence
 from sophon_bench.registry import (
     Entry,
     Registry,
@@ -370,6 +372,12 @@ def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
             raise SelectorError(f"{entry.kind} {entry.name!r} needs {field}=…") from error
         given = f"{field}={_format(values[field])}" if field in values else f"{values}"
         raise SelectorError(f"{entry.name}[{given}]: {field} {message}".strip()) from error
+    # the class is anybody's: whatever its __post_init__ raises, sys.exit too
+    except (Exception, SystemExit) as error:
+        reason = sentence(error, lambda file: str(file) == inspect.getsourcefile(entry.cls))
+        raise SelectorError(
+            f"{entry.kind} {format_selector(entry.name, values)} cannot be made: {reason}"
+        ) from error
 
 
 def _infinite(value: Any) -> bool:

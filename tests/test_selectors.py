@@ -9,6 +9,7 @@ from annotated_types import Gt
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sophon_bench import registry
 from sophon_bench.registry import Registry, UnknownName, attacks, defenses
 from sophon_bench.selectors import (
     Selector,
@@ -211,3 +212,25 @@ def test_what_a_parameter_takes_is_said_in_words() -> None:
         "on": "bool",
         "several": "list of str",
     }
+
+
+@pytest.mark.usefixtures("forget")
+@pytest.mark.parametrize("raised", ["TypeError('no')", "KeyError(3)", "SystemExit('no')"])
+def test_whatever_a_plugins_own_checks_raise_is_one_line(tmp_path: Path, raised: str) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from dataclasses import dataclass\n"
+        "from sophon_bench.registry import attacks\n"
+        "@attacks.register('own')\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Own:\n"
+        "    lr: float = 0.1\n"
+        "    def __post_init__(self):\n"
+        f"        raise {raised}\n"
+    )
+    registry.load_file(file)
+    name = raised.split("(")[0]
+    with pytest.raises(
+        SelectorError, match=rf"attack own\[lr=2\] cannot be made: {name}.*own.py:8"
+    ):
+        trials(registry.attacks, ["own[lr=2]"])
