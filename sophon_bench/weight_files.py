@@ -484,11 +484,10 @@ def _candidates(
     own, plain = layouts
     body = {name.removeprefix(own.stem) for name in own.expected.keys() - own.head}
     bodies = _places(tensors, body)
-    heads = [
-        (prefix, layout, sources)
-        for layout in layouts
-        for prefix, sources in _places(tensors, layout.head).items()
-    ]
+    heads = defaultdict(list)
+    for layout in layouts:
+        for prefix, of_head in _places(tensors, layout.head).items():
+            heads[prefix].append((layout, of_head))
     whole = min(sum(not _counts(name) for name in body), max(map(len, bodies.values()), default=0))
 
     def candidate(
@@ -505,9 +504,10 @@ def _candidates(
     for start in (start for start, names in bodies.items() if len(names) >= whole):
         near = [
             candidate(layout, prefix, start, of_head)
-            for prefix, layout, of_head in heads
+            for prefix in _enclosing(start)
+            for layout, of_head in heads.get(prefix, ())
             # a head beside timm's own names is timm's
-            if start.startswith(prefix) and (layout is plain or start != prefix)
+            if layout is plain or start != prefix
         ]
         found.append(
             max(near, key=lambda c: (len(c.prefix), len(c.sources)), default=headless(start))
@@ -647,11 +647,10 @@ def _rule(candidate: _Candidate) -> str:
 
 
 def _enclosing(prefix: str) -> Iterator[str]:
-    """A prefix, and the shorter ones that it begins with."""
-    yield prefix
-    while prefix:
-        prefix = prefix[: prefix[:-1].rfind(".") + 1]
-        yield prefix
+    """A prefix, and the shorter ones that it begins with, `DEEPEST` at most."""
+    words = prefix.split(".")[:-1]
+    for at in range(len(words), max(-1, len(words) - DEEPEST), -1):
+        yield "".join(f"{word}." for word in words[:at])
 
 
 def _renaming(
