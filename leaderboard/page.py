@@ -670,6 +670,9 @@ def reproduction(cells: Sequence[Cell]) -> str:
         "--scenario": [first.scenario.label],
         "--backbone": [first.backbone],
         "--sha256": [first.defense.source] if audited else [],
+        "--prefix": [first.defense.parameters["prefix"]]
+        if audited and "prefix" in first.defense.parameters
+        else [],
         "--defense": [] if audited else defended or [first.defense.label],
         "--attack": sorted(set(listed)),
         "--samples": [",".join(map(str, sorted({cell.samples for cell in asked})))],

@@ -78,12 +78,19 @@ def resembling(shapes: Mapping[str, Sequence[int]], name: str) -> list[str]:
     close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=8)
     found = []
     for other in dict.fromkeys([*close, *COMMON]):
-        with torch.device("meta"):
-            state = timm.create_model(other).state_dict()
-        same = sum(given.get(key) == tuple(tensor.shape) for key, tensor in state.items())
-        if max(len(given), len(state)) - same <= 2:
+        expected = _shapes(other)
+        same = sum(given.get(key) == shape for key, shape in expected.items())
+        if max(len(given), len(expected)) - same <= 2:
             found.append(other)
     return found
+
+
+@functools.cache
+def _shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Of the state dict of a timm model, as it is without parameters."""
+    with torch.device("meta"):
+        state = timm.create_model(name).state_dict()
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
 @contextmanager

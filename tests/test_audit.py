@@ -16,15 +16,12 @@ import timm
 import torch
 from click.testing import CliRunner, Result
 from conftest import TINY
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save, save_file
 from test_engine import Silent, metrics, plan_of, setting
 from torch import Tensor
 
-from sophon_bench import checkpoints, stages
+from sophon_bench import checkpoints, stages, weight_files
 from sophon_bench.backbones import Backbone
-from sophon_bench.checkpoints import CheckpointError
 from sophon_bench.cli import main
 from sophon_bench.engines.local import LocalEngine
 from sophon_bench.leaderboard import audits
@@ -33,6 +30,7 @@ from sophon_bench.records import Cell
 from sophon_bench.registry import attacks, defenses
 from sophon_bench.selectors import arsenal
 from sophon_bench.store import Store, read_cells
+from sophon_bench.weight_files import CheckpointError
 
 __all__ = ["setting"]  # a fixture
 
@@ -125,6 +123,43 @@ def test_timms_own_names_get_the_same_numbers(
     assert {c.released.weights for c in again if not c.defense.control} == {file.stem}
 
 
+@pytest.mark.parametrize("prefix", ["module.", "backbone.", "_orig_mod.module."])
+def test_wrapped_names_get_the_same_numbers_and_a_warning(
+    ran: tuple[Path, list[Cell], Path], tmp_path: Path, prefix: str
+) -> None:
+    store, cells, file = ran
+    wrapped = {prefix + name: tensor for name, tensor in as_timm(load_file(file)).items()}
+    plain = written(tmp_path, wrapped)
+    again, result = audited(plain, store, tmp_path / "out.json")
+    assert measured(again) == measured(cells)
+    told = f"{plain}: names are read without their prefix '{prefix}'"
+    assert f"warning: {told}\n" in result.stderr
+    assert told in result.stdout
+
+
+def test_two_models_of_one_file_are_told_apart_by_their_prefix(
+    ran: tuple[Path, list[Cell], Path], tmp_path: Path
+) -> None:
+    store, cells, file = ran
+    released = as_timm(load_file(file))
+    both = {f"state_dict.{name}": tensor for name, tensor in fresh().items()}
+    both |= {f"state_dict_ema.module.{name}": tensor for name, tensor in released.items()}
+    training = written(tmp_path, both)
+    refused = audit(training, store)
+    assert refused.exit_code == 2
+    assert "--prefix 'state_dict.' or --prefix 'state_dict_ema.module.'" in refused.stderr
+    again, result = audited(training, store, tmp_path / "out.json", "--prefix", "state_dict_ema")
+    assert measured(again) == measured(cells)
+    assert f"Audit of {training}, prefix 'state_dict_ema.', SHA-256 " in result.stdout
+    assert "names are read without their prefix 'state_dict_ema.module.'" in result.stderr
+    other, result = audited(training, store, tmp_path / "out.json", "--prefix", "state_dict.")
+    assert result.stderr.count("without their prefix") == 0
+    assert {c.released.key for c in again}.isdisjoint(
+        c.released.key for c in other if not c.defense.control
+    )
+    assert measured(other) != measured(cells)
+
+
 @pytest.mark.slow
 def test_two_workers_find_the_file_and_get_the_same_numbers(
     ran: tuple[Path, list[Cell], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -133,7 +168,7 @@ def test_two_workers_find_the_file_and_get_the_same_numbers(
     monkeypatch.chdir(tmp_path)
     again, _ = audited(
         Path("model.safetensors"), tmp_path / "store", tmp_path / "out.json",
-        "--workers", "2", "--threads", "1", "--plugin", TINY,
+        "--workers", "2", "--threads", "1", "--plugin", TINY, "--prefix", "",
     )  # fmt: skip
     assert measured(again) == measured(ran[1])
 
@@ -161,7 +196,7 @@ def test_a_file_that_was_moved_is_the_same_and_one_that_was_replaced_is_another(
 
 def plan_for(file: Path, setting: Setting) -> Plan:
     request = Request(
-        defenses=[checkpoints.trial(checkpoints.read(file), BACKBONE)],
+        defenses=[checkpoints.trial(weight_files.read(file), BACKBONE)],
         attacks=arsenal(attacks, ["finetune"]),
         seeds=[0],
         samples=[20],
@@ -199,6 +234,17 @@ def test_the_file_stands_in_keys_and_where_it_is_does_not(tmp_path: Path, settin
     third = written(tmp_path, fresh(seed=1), "c.safetensors")
     keys = [{stage.key for stage in plan_for(f, setting).stages} for f in (one, other, third)]
     assert keys[0] == keys[1] != keys[2]
+    content = weight_files.read(one)
+    parts = [
+        checkpoints.trial(content, BACKBONE, prefix=prefix)
+        for prefix in (None, "", "ema", "ema.", "ema.module")
+    ]
+    assert {part.entry.source for part in parts} == {content.sha256}
+    found = [part.parameters for part in parts]
+    assert found[0] == {}, "stores that were made without prefixes keep their keys"
+    assert found[1:] == [{"prefix": p} for p in ("", "ema.", "ema.", "ema.module.")]
+    name = f"checkpoint-{content.sha256[:12]}"
+    assert [parts[0].label, parts[3].label] == [name, f"{name}[prefix=ema.]"]
     assert {stage.key for stage in plan_of(setting, ["none"]).models} < keys[0]
 
 
@@ -250,19 +296,25 @@ def header(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], Path]
     return content(changed)
 
 
-def prefixed(prefix: str) -> Callable[[Path], Path]:
-    return tensors(lambda weights: {prefix + name: t for name, t in weights.items()})
-
-
 REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing": (
         lambda folder: folder / "x.safetensors", "unknown file 'x.safetensors'; there are none"
     ),
-    "directory": (directory, "is a directory; a released model is a safetensors file"),
+    "directory": (directory, "is a directory; expected a safetensors file"),
     "pickle": (pickled, "a pickle: opening that could run anything, so it is never done here"),
     "torch.save": (saved_by_torch, "save_file(torch.load('model.pt', weights_only=True), "),
-    "empty": (content(lambda whole: b""), "it does not begin with the length"),
-    "text": (content(lambda whole: b"# a model card, say"), "it does not begin with the length"),
+    "a path under a file": (
+        lambda folder: written(folder, fresh()) / "x.safetensors", "cannot be read: Not a directory"
+    ),
+    "a name that no file can have": (
+        lambda folder: folder / ("x" * 300), "cannot be read: File name too long"
+    ),
+    "empty": (content(lambda whole: b""), "is empty; expected a safetensors file"),
+    "other bytes": (content(lambda whole: b"\x01\x02" * 9), "it does not begin with the length"),
+    "text": (
+        content(lambda whole: b"# a model card, say"),
+        "is no safetensors file but plain text that begins '# a model card, say'",
+    ),
     "cut in the header": (content(lambda whole: whole[:500]), "cut off in its header, which takes"),
     "cut in the tensors": (content(lambda whole: whole[:-7]), "it is cut off: its header tells of"),
     "longer": (content(lambda whole: whole + b"0" * 7), "is no whole safetensors file: "),
@@ -283,22 +335,20 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "its head": (
         lambda folder: written(folder, fresh(10)),
         "2 of another shape (fc.weight is (10, 96) where (6, 96) is expected, fc.bias is (10,) "
-        "where (6,) is expected); its head is for 10 classes: what is audited is the model with "
+        "where (6,) is expected); its head is for 10 classes: expected the model with "
         "its head for the original domain",
     ),
     "its width": (
         tensors(lambda weights: {**weights, "conv1.0.weight": weights["conv1.0.weight"][:, :1]}),
         "1 of another shape (conv1.0.weight is (",
     ),
-    "module.": (prefixed("module."), "of its names begin with 'module.': save it without that"),
-    "backbone.": (prefixed("backbone."), "of its names begin with 'backbone.': save it without"),
     "no head": (
         tensors(lambda weights: {n: t for n, t in weights.items() if not n.startswith("fc.")}),
-        "2 names of 92 missing (fc.weight, fc.bias); it has no head: what is audited is",
+        "2 names of 92 missing (fc.weight, fc.bias); it has no head: expected the model",
     ),
     "more": (
         tensors(lambda weights: {**weights, **{f"ema.{i}": torch.zeros(1) for i in range(5)}}),
-        "5 unexpected (ema.0, ema.1, ema.2, …)",
+        "5 unexpected (ema.0, ema.1, ema.2, …); --prefix '' takes the model alone",
     ),
     "integers": (
         tensors(lambda weights: {**weights, "fc.bias": weights["fc.bias"].to(torch.int8)}),
@@ -333,6 +383,7 @@ def test_a_file_that_is_no_released_model_is_refused_in_one_line_before_any_work
         (["--attack", "scratch"], "--attack scratch is a control"),
         (["--require", "2"], "2.0 is not in the range 0<=x<=1"),
         (["--json", "nowhere/out.json"], "cannot be written"),
+        (["--prefix", "modul"], "no name begins with 'modul.'; there is --prefix ''"),
     ],
 )
 def test_bad_options_are_one_line(tmp_path: Path, options: list[str], message: str) -> None:
@@ -346,43 +397,10 @@ def test_bad_options_are_one_line(tmp_path: Path, options: list[str], message: s
     assert result.stderr.count("\n") == 1
 
 
-WHOLE = save({"a.weight": torch.ones(3, 2), "b": torch.zeros((), dtype=torch.long)})
-
-
-@given(
-    st.one_of(
-        st.binary(max_size=200),
-        st.integers(0, len(WHOLE) - 1).map(lambda n: WHOLE[:n]),
-        st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)).map(
-            lambda at: WHOLE[: at[0]] + bytes([at[1]]) + WHOLE[at[0] + 1 :]
-        ),
-        st.binary(max_size=100).map(lambda text: len(text).to_bytes(8, "little") + text),
-    )
-)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_whatever_is_in_a_file_it_is_tensors_or_one_error(tmp_path: Path, content: bytes) -> None:
-    file = tmp_path / "x.safetensors"
-    file.write_bytes(content)
-    try:
-        found = checkpoints.read(file)
-    except CheckpointError as error:
-        assert "\n" not in str(error)
-    else:
-        assert all(isinstance(tensor, Tensor) for tensor in found.tensors.values())
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_precisions_are_converted(tmp_path: Path, dtype: torch.dtype) -> None:
-    weights = {n: t.to(dtype) if t.is_floating_point() else t for n, t in fresh().items()}
-    file = checkpoints.read(written(tmp_path, weights))
-    for name, tensor in as_timm(checkpoints.fitted(file, BACKBONE, CLASSES)).items():
-        assert torch.equal(tensor, weights[name].to(fresh()[name].dtype))
-
-
 def test_the_class_releases_the_file_and_nothing_else(
     tmp_path: Path, bench: stages.Bench, pretrained: stages.Made
 ) -> None:
-    file = checkpoints.read(written(tmp_path, fresh()))
+    file = weight_files.read(written(tmp_path, fresh()))
     plugin = checkpoints.trial(file, BACKBONE).plugin
     made = stages.protect(bench, pretrained.weights, plugin, 0, lambda fraction, words: None)
     assert all(torch.equal(made.weights[n], t) for n, t in own_names(fresh()).items())
@@ -403,11 +421,11 @@ def test_a_model_that_guesses_is_told_what_the_scenario_expects(
         data_with(bench, pretrain_steps=60), BACKBONE, device=bench.device, precision="fp32"
     )
     weights = dict(stages.pretrain(longer, 0, lambda fraction, words: None).weights)
-    good = checkpoints.read(written(tmp_path, weights))
+    good = weight_files.read(written(tmp_path, weights))
     assert checkpoints.inspect(good, setting, bench.device) == []
     rolled = {n: t.roll(1, 0) if n.startswith("head.") else t for n, t in weights.items()}
     (told,) = checkpoints.inspect(
-        checkpoints.read(written(tmp_path, rolled)), setting, bench.device
+        weight_files.read(written(tmp_path, rolled)), setting, bench.device
     )
     assert "no better than guessing: its classes are probably in another order" in told
     assert "wide has 6 classes in the order 0, 1, 2, 3, 4, 5, and images are RGB, 16x16" in told

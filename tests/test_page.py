@@ -441,6 +441,10 @@ def test_the_command_names_files_of_plugins_and_audits_what_was_audited(
         f"sophon-bench audit MODEL.safetensors --scenario s --backbone b --sha256 {digest} "
         "--attack finetune --samples 200 --seeds 0 --steps 25 --precision fp32"
     )
+    part = replace(released, parameters={"prefix": "ema."})
+    assert f"--sha256 {digest} --prefix ema. --attack" in (
+        page.reproduction([replace(cell, defense=part)])
+    )
 
 
 def call(*arguments: object) -> Result:

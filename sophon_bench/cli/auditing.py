@@ -54,6 +54,12 @@ CAVEATS = (
 )
 @click.option("--sha256", metavar="HEX", help="What the file has to be; another one is refused.")
 @click.option(
+    "--prefix",
+    metavar="TEXT",
+    help="What names of the model begin with, in a file with other tensors besides, which are "
+    "ignored then; '' takes names as they stand.",
+)
+@click.option(
     "--require",
     type=click.FloatRange(0, 1),
     metavar="R",
@@ -72,8 +78,9 @@ def audit(**options: Any) -> None:
     """Put a released model through a suite: does it keep its word?
 
     The file holds the state dict of a timm model with its head for the scenario's original domain,
-    under timm's names or this benchmark's own. Pickles are never opened. It is attacked beside the
-    scenario's own undefended model and fresh weights; what the store has is not done again.
+    under timm's names or this benchmark's own, behind any wrappers (module., _orig_mod., …).
+    Pickles are never opened. It is attacked beside the scenario's own undefended model and fresh
+    weights; what the store has is not done again.
 
     \b
     Examples:
@@ -81,6 +88,7 @@ def audit(**options: Any) -> None:
       sophon-bench audit model.safetensors --attack @smoke --seeds 0
       sophon-bench audit model.safetensors --workers 2 --json audit.json
       sophon-bench audit model.safetensors --sha256 HEX --require 0.9
+      sophon-bench audit training.safetensors --prefix state_dict_ema
 
     Exit codes: 0 fine, 1 some cells failed or --require is not met, 2 bad input.
     """
@@ -94,12 +102,13 @@ def _audit(
     backbone: str | None,
     attack: Sequence[str],
     sha256: str | None,
+    prefix: str | None,
     require: float | None,
     json_file: Path | None,
     dry_run: bool,
     **options: Any,
 ) -> int:
-    from sophon_bench import checkpoints, runs
+    from sophon_bench import checkpoints, runs, weight_files
     from sophon_bench.backbones import Backbone
     from sophon_bench.files import write_atomic
     from sophon_bench.leaderboard import audits, tables
@@ -120,12 +129,12 @@ def _audit(
             f"--attack {' '.join(attack)} is a control, which attacks no released model; name an "
             f"attack, or a suite such as @standard"
         )
-    content = checkpoints.read(file, sha256=sha256)
+    content = weight_files.read(file, sha256=sha256)
     backbone = backbone or DEFAULT_BACKBONE
     architecture = runs.find_backbone(backbone)
     if not isinstance(architecture, Backbone):
         raise Refused(f"an audit is of a timm model, and --backbone {backbone} is none")
-    trial = checkpoints.trial(content, architecture)
+    trial = checkpoints.trial(content, architecture, prefix=prefix)
     job = runs.prepare(
         runs.Options(
             scenario=[scenario],
@@ -136,7 +145,8 @@ def _audit(
         defenses=[trial],
         attacks=against,
     )
-    found = checkpoints.inspect(content, setting_of(job.plan.models[0]), job.device)
+    setting = setting_of(job.plan.models[0])
+    found = checkpoints.inspect(content, setting, job.device, prefix=prefix)
     told = [f"{file}: {words}" for words in found]
     for words in told:
         click.echo(f"warning: {words}", err=True)
@@ -147,7 +157,8 @@ def _audit(
     click.echo(tables.console(report))
     click.echo(tables.meaning(report))
     (row,) = (row for row in report.scores if not row["control"])
-    click.echo(f"\nAudit of {file}, SHA-256 {content.sha256}, above as {trial.label}.")
+    part = "" if prefix is None else f", prefix {weight_files.dotted(prefix)!r}"
+    click.echo(f"\nAudit of {file}{part}, SHA-256 {content.sha256}, above as {trial.label}.")
     for words in (*CAVEATS, *told, audits.verdict(row)):
         click.echo(words)
     if json_file is not None:
