@@ -201,6 +201,7 @@ class StageRecord(Record, frozen=True, kw_only=True):
         gradient_ratios: Gradient norm of each weight, on the restricted task behind the same fresh
             head, over that of the undefended model.
         note: What the plugin said about it, a roll-back for instance.
+        contained: What the plugin did to the process around it and was undone, in sentences.
     """
 
     schema_version: int = SCHEMA
@@ -218,6 +219,7 @@ class StageRecord(Record, frozen=True, kw_only=True):
     sigma_ratios: Ratios | None = None
     gradient_ratios: Ratios | None = None
     weights: str | None = None
+    contained: list[str] = []
     provenance: Provenance
 
 
@@ -241,6 +243,7 @@ class Cell(Record, frozen=True, kw_only=True):
             domain; null where models make no images.
         nonfinite_step: First update with a non-finite loss, weight or output, if any.
         curve: The scorings, in order of cost.
+        contained: What the attack did to the process around it and was undone, in sentences.
         pretrained: The undefended model's stage.
         released: The defended model's stage.
     """
@@ -270,6 +273,7 @@ class Cell(Record, frozen=True, kw_only=True):
     nonfinite_step: int | None = None
     curve: list[Point] = []
     cost: Cost | None = None
+    contained: list[str] = []
     pretrained: StageRecord
     released: StageRecord
     provenance: Provenance

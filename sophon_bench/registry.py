@@ -7,6 +7,7 @@ or a package; a package is walked, so that a new file in it is found without edi
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
 import hashlib
 import importlib
@@ -275,7 +276,8 @@ def entry_roots() -> list[str]:
 
 def _import(module: str) -> None:
     try:
-        importlib.import_module(module)
+        with contextlib.redirect_stdout(sys.stderr):
+            importlib.import_module(module)
     except DuplicateName:
         raise
     except Exception as error:
@@ -330,7 +332,8 @@ def load_file(path: Path) -> None:
     before = {id(e) for r in (attacks, defenses, scenarios) for e in r._entries.values()}
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        with contextlib.redirect_stdout(sys.stderr):  # where tables go, nothing else does
+            spec.loader.exec_module(module)
     except DuplicateName:
         del sys.modules[name]
         raise
@@ -389,24 +392,41 @@ def _registered_in(file: Path, registry: str) -> Iterator[str]:
 
 def _source_hash(file: Path) -> str:
     """SHA-256 of a plugin's file and of all files that it imports relatively, and they in turn."""
+    digest = hashlib.sha256()
+    for one in sorted(own_files(file)):
+        digest.update(one.name.encode() + b"\0" + one.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def own_files(file: Path, *, beside: bool = False) -> list[Path]:
+    """A plugin's file and all files that it imports relatively, and they in turn.
+
+    Args:
+        file: The plugin's.
+        beside: Also those that lie beside the importing file and are imported by their name.
+    """
     files: list[Path] = []
     waiting = [file]
     while waiting:
         one = waiting.pop()
         if one not in files:
             files.append(one)
-            waiting += _relative_imports(one)
-    digest = hashlib.sha256()
-    for one in sorted(files):
-        digest.update(one.name.encode() + b"\0" + one.read_bytes() + b"\0")
-    return digest.hexdigest()
+            waiting += _imported(one, beside=beside)
+    return files
 
 
-def _relative_imports(file: Path) -> Iterator[Path]:
+def _imported(file: Path, *, beside: bool) -> Iterator[Path]:
     for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-            for path in (base, *(base / alias.name for alias in node.names)):
+        if isinstance(node, ast.ImportFrom) and (node.level or beside):
+            folder, module = file.parents[max(node.level - 1, 0)], node.module or ""
+            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import) and beside:
+            folder, names = file.parent, [alias.name for alias in node.names]
+        else:
+            continue
+        for parts in (name.strip(".").split(".") for name in names):
+            path = folder.joinpath(*parts)
+            if parts[0] != PREFIX:
                 yield from (
                     found
                     for found in (path.with_suffix(".py"), path / "__init__.py")

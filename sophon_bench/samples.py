@@ -30,6 +30,9 @@ SMALL = 8 << 20
 WORKERS = 2
 """Threads that gather them: copying out of a memory map lets others run."""
 
+THREADS = "sophon-bench samples"
+"""Begins the names of those threads."""
+
 
 class Pixels(Samples):
     """Labelled images held as pixels on the device.
@@ -91,7 +94,7 @@ class Streamed(Pixels):
     def _endless(self, size: int, rng: torch.Generator) -> Iterator[Batch]:
         order = torch.empty(0, dtype=torch.long)
         ahead: deque[tuple[Tensor, Future[Tensor]]] = deque()
-        with ThreadPoolExecutor(WORKERS) as workers:
+        with ThreadPoolExecutor(WORKERS, thread_name_prefix=THREADS) as workers:
             while True:
                 while not ahead and len(order) < size:
                     order = torch.cat([order, torch.randperm(len(self), generator=rng)])

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
+import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,11 +28,13 @@ from sophon_bench.api import (
     DefenseView,
     Domain,
     Generative,
+    Incompatible,
     Model,
     Predictor,
     Samples,
 )
 from sophon_bench.backbones import Architecture, Compile, Precision
+from sophon_bench.containment import Containment
 from sophon_bench.generation import Critic
 from sophon_bench.meter import CountedSamples, Meter, PeakMemory, Profile, WatchedTask, profile
 from sophon_bench.records import REFERENCE_BATCH, Cost, Generated, Point, Status, derive_seed
@@ -65,16 +68,23 @@ class NoUpdate(Exception):
 
 @dataclass(frozen=True)
 class Made:
-    """A model that a stage has made: the weights and how they came about."""
+    """A model that a stage has made: the weights and how they came about.
+
+    ``contained`` is what the plugin did to the process, in sentences.
+    """
 
     weights: Weights
     cost: Cost
     note: str | None = None
+    contained: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """How an attack went."""
+    """How an attack went.
+
+    ``contained`` is what the plugin did to the process, in sentences.
+    """
 
     status: Status
     reason: str | None
@@ -82,6 +92,7 @@ class Attacked:
     nonfinite_step: int | None
     cost: Cost
     generated: Generated | None = None
+    contained: list[str] = field(default_factory=list)
 
 
 FIT_EXAMPLES = 256
@@ -284,13 +295,51 @@ def _generator(*parts: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
-def _lazily(start: Callable[[], Iterator[T]]) -> Generator[T, None, object]:
-    """A generator that does nothing until asked: what ``start`` does is on the meter too."""
+TOO_FEW = re.compile(r"Expected more than 1 (value per channel|spatial element) when training")
+"""How torch begins to say that a normalisation layer has nothing to average over."""
+
+
+@contextlib.contextmanager
+def _in_our_words(trained_on: Sequence[Samples]) -> Iterator[None]:
+    """Say what a plugin cannot do, or should not, where torch's or Python's words would not help.
+
+    Args:
+        trained_on: The training samples that the plugin is given.
+
+    Raises:
+        Incompatible: In place of torch's error that a normalisation layer sees a single value.
+        RuntimeError: In place of `SystemExit`.
+    """
     try:
-        steps: Any = start()
-        return (yield from steps)
+        yield
     except SystemExit as error:
         raise RuntimeError("the plugin called sys.exit; raise an exception instead") from error
+    except ValueError as error:
+        found = TOO_FEW.match(str(error))
+        if found is None:
+            raise
+        if found[1] == "spatial element":
+            raise Incompatible(
+                "instance normalisation cannot train where the map is 1x1; use larger images"
+            ) from error
+        fewest = min(len(samples) for samples in trained_on)
+        advice = (
+            "the training set has one example; take more samples"
+            if fewest == 1
+            else "use a larger batch_size"
+        )
+        raise Incompatible(
+            f"a batch of one example cannot train normalisation layers where the map is 1x1; "
+            f"{advice}"
+        ) from error
+
+
+def _told(
+    run: Generator[T, None, object], trained_on: Sequence[Samples]
+) -> Generator[T, None, object]:
+    """As ``run``, with errors in our words."""
+    with _in_our_words(trained_on):
+        return (yield from run)
 
 
 def _started(run: Iterator[T]) -> Iterator[T]:
@@ -322,7 +371,17 @@ def pretrain(bench: Bench, seed: int, tick: Tick) -> Made:
         lr=PRETRAIN_LR,
         rng=_generator("pretrain", seed),
     )
-    return _make(bench, model, run, steps, derive_seed("pretrain-global", seed), tick, [counted])
+    with Containment([]) as contained:
+        return _make(
+            bench,
+            model,
+            contained,
+            lambda: run,
+            steps,
+            derive_seed("pretrain-global", seed),
+            tick,
+            [counted],
+        )
 
 
 def seconds_per_unit(bench: Bench) -> float:
@@ -350,8 +409,19 @@ def pretraining(bench: Bench, steps: int) -> Iterator[Model]:
     )
 
 
-def protect(bench: Bench, weights: Weights, defense: Defense, seed: int, tick: Tick) -> Made:
+def protect(
+    bench: Bench,
+    weights: Weights,
+    defense: Defense,
+    seed: int,
+    tick: Tick,
+    *,
+    contained: list[str] | None = None,
+) -> Made:
     """Run a defense on the pre-trained weights; the last model it yields is released.
+
+    Args:
+        contained: An empty list that becomes `Made.contained`, there also for whom an error stops.
 
     Raises:
         Incompatible: If the defense says that it cannot apply.
@@ -367,14 +437,24 @@ def protect(bench: Bench, weights: Weights, defense: Defense, seed: int, tick: T
     )
     model = bench.load(weights)
     steps: int | None = getattr(defense, "steps", None)
-    run = _lazily(lambda: _started(defense.run(model, view)))
-    return _make(bench, model, run, steps, derive_seed("defense-global", seed), tick, counted)
+    with Containment([defense], contained) as stage:
+        return _make(
+            bench,
+            model,
+            stage,
+            lambda: _started(defense.run(model, view)),
+            steps,
+            derive_seed("defense-global", seed),
+            tick,
+            counted,
+        )
 
 
 def _make(
     bench: Bench,
     model: Model,
-    run: Iterator[Model],
+    stage: Containment,
+    start: Callable[[], Iterator[Model]],
     steps: int | None,
     seed: int,
     tick: Tick,
@@ -384,7 +464,7 @@ def _make(
     meter.watch(model)
     released: Model | None = None
     with PeakMemory(bench.device) as peak, _global_rng(seed, bench.device):
-        for model in meter.drive(run):
+        for model in meter.drive(_told(stage.drive(start), counted)):
             if not isinstance(model, nn.Module):
                 raise TypeError(
                     f"update {meter.steps} yielded {_described(model)}; yield the model after "
@@ -395,10 +475,12 @@ def _make(
         meter.settle()
     if released is None:
         raise ValueError("the defense yielded no model; yield the model after every update")
-    weights = {name: t.detach().cpu().clone() for name, t in released.state_dict().items()}
+    with stage.visit():
+        weights = {name: t.detach().cpu().clone() for name, t in released.state_dict().items()}
     bench.load(weights)
     drawn = sum(samples.drawn for samples in counted)
-    return Made(weights, meter.cost(examples=drawn, peak_bytes=peak.bytes), meter.note)
+    cost = meter.cost(examples=drawn, peak_bytes=peak.bytes)
+    return Made(weights, cost, meter.note, stage.found)
 
 
 def attack(
@@ -414,6 +496,7 @@ def attack(
     stretch: int = 1,
     domain: DomainData | None = None,
     scored: list[Point] | None = None,
+    contained: list[str] | None = None,
 ) -> Attacked:
     """Let an attack adapt the released weights, and score it at log-spaced costs.
 
@@ -424,20 +507,18 @@ def attack(
         stretch: Go on to this many budgets, scored at 2, 5 and 10 of them besides.
         domain: What to adapt the weights to; None: the restricted domain.
         scored: An empty list that becomes the curve, there also for whom an error stops.
+        contained: The same for `Attacked.contained`.
 
     Raises:
         Incompatible: If the attack says that it cannot apply.
         NoUpdate: If it yields nothing, draws no sample, or never changes a weight, or yields the
             released model's function as it is.
     """
-
-    def run(model: Model, view: AttackView) -> Iterator[list[Predictor]]:
-        for predictor in _started(plugin.run(model, view)):
-            yield [predictor]
-
     place = (bench, weights, samples, seed, domain or bench.data.restricted)
     goals = _goals(budget, score_at, stretch)
-    (outcome,) = _attack(place, run, goals, [tick], [[] if scored is None else scored])
+    curves = [[] if scored is None else scored]
+    with Containment([plugin], contained) as stage:
+        (outcome,) = _attack(place, stage, plugin.run, goals, [tick], curves)
     if isinstance(outcome, NoUpdate):
         raise outcome
     return outcome
@@ -455,19 +536,18 @@ def attack_many(
     score_at: Sequence[float] = SCORE_AT,
     stretch: int = 1,
     domain: DomainData | None = None,
+    contained: list[str] | None = None,
 ) -> list[Attacked | NoUpdate]:
     """As `attack`, for trials of one attack that it can run at once; a result for each.
 
     Raises:
         ValueError: If the attack yields another number of predictors.
     """
-
-    def run(model: Model, view: AttackView) -> Iterator[list[Predictor]]:
-        yield from _started(plugins[0].run_many(plugins, model, view))
-
     place = (bench, weights, samples, seed, domain or bench.data.restricted)
     goals = _goals(budget, score_at, stretch)
-    return _attack(place, run, goals, ticks, [[] for _ in plugins])
+    run = functools.partial(plugins[0].run_many, plugins)
+    with Containment(plugins, contained) as stage:
+        return _attack(place, stage, run, goals, ticks, [[] for _ in plugins], many=True)
 
 
 def speed_up(bench: Bench, plugins: Sequence[AttackMany], *, samples: int) -> float:
@@ -487,20 +567,23 @@ def speed_up(bench: Bench, plugins: Sequence[AttackMany], *, samples: int) -> fl
             device=bench.device,
             rng=torch.Generator(),
         )
-        run = start(view.new_model(), view)
+        model = view.new_model()
+        run = _told(stage.drive(lambda: _started(start(model, view))), [train])
         next(run)
         _synchronize(bench.device)
         begin = time.perf_counter()
         for _ in range(3):
             next(run)
         _synchronize(bench.device)
-        return time.perf_counter() - begin
+        taken = time.perf_counter() - begin
+        stage.close()
+        return taken
 
-    with _global_rng(0, bench.device):
-        alone = seconds(plugins[0].run)
+    with Containment(plugins) as stage, _global_rng(0, bench.device):
         try:
-            together = seconds(lambda model, view: plugins[0].run_many(plugins, model, view))
-        except (RuntimeError, NotImplementedError):  # no rule of vmap, or no memory
+            alone = seconds(plugins[0].run)
+            together = seconds(functools.partial(plugins[0].run_many, plugins))
+        except Exception:  # no rule of vmap, no memory, fewer updates; what it is shows alone
             return 0.0
     return alone * len(plugins) / together
 
@@ -513,12 +596,15 @@ def _goals(budget: int, score_at: Sequence[float], stretch: int) -> list[float]:
 
 def _attack(
     place: tuple[Bench, Weights, int, int, DomainData],
-    run: Callable[[Model, AttackView], Iterator[list[Predictor]]],
+    stage: Containment,
+    run: Callable[[Model, AttackView], Iterator[Any]],
     goals: Sequence[float],
     ticks: Sequence[Tick],
     curves: Sequence[list[Point]],
+    *,
+    many: bool = False,
 ) -> list[Attacked | NoUpdate]:
-    """Run one trial or several at once, and score each."""
+    """Run one trial, or ``many`` at once, and score each."""
     bench, weights, samples, seed, domain = place
     meter = Meter(bench.profile, bench.device, together=len(ticks))
     train, validation = bench.attacker(domain, samples, seed)
@@ -534,7 +620,7 @@ def _attack(
         device=bench.device,
         rng=_generator("attack", seed),
     )
-    judge = _Judge(bench, domain, task, train, validation, meter, view.rng)
+    judge = _Judge(bench, domain, task, train, validation, meter, view.rng, stage)
     trials = [
         _Trial(judge, weights, goals, tick, curve)
         for tick, curve in zip(ticks, curves, strict=True)
@@ -544,7 +630,9 @@ def _attack(
         _global_rng(derive_seed("attack-global", seed), bench.device),
     ):
         model = meter.watch(bench.load(weights))
-        for predictors in meter.drive(_lazily(lambda: run(model, view))):
+        steps = stage.drive(lambda: _started(run(model, view)))
+        for yielded in meter.drive(_told(steps, [train])):
+            predictors = yielded if many else [yielded]
             if len(predictors) != len(trials):
                 raise ValueError(
                     f"update {meter.steps} yielded {len(predictors)} predictors for "
@@ -631,6 +719,7 @@ class _Trial:
             nonfinite_step=self.nonfinite,
             cost=cost,
             generated=self.judge.generated(self.predictor) if finite else None,
+            contained=self.judge.stage.found,
         )
 
     def _check(self, touched: bool) -> None:
@@ -659,10 +748,12 @@ class _Judge:
         validation: Pixels,
         meter: Meter,
         rng: torch.Generator,
+        stage: Containment,
     ) -> None:
         self.bench = bench
         self.domain = domain
         self.rng = rng
+        self.stage = stage
         self.task = task
         self.meter = meter
         self.splits = {
@@ -681,7 +772,7 @@ class _Judge:
         if not self.task.finite():
             return None
         state = self.rng.get_state()
-        with self.bench.eager(), self.meter.looking():
+        with self.stage.visit(), self.bench.eager(), self.meter.looking():
             watched = _Watched(predictor)
             selection = self.task.utility(watched, self.splits["selection"])
             if watched.nan:
@@ -702,14 +793,14 @@ class _Judge:
         """What it makes of noise, where that is the restricted domain's question."""
         if predictor is None or self.domain is not self.bench.data.restricted:
             return None
-        with self.meter.looking():
+        with self.stage.visit(), self.meter.looking():
             images = self.bench.images(predictor, self.domain)
         return self.bench.judged(images, self.domain)
 
     def same(self, one: Predictor, other: Predictor) -> bool:
         """Whether two predictors agree to the last bit on examples of the selection split."""
         inputs, _ = self.splits["selection"][:REFERENCE_BATCH]
-        with self.bench.eager(), self.meter.looking():
+        with self.stage.visit(), self.bench.eager(), self.meter.looking():
             return torch.equal(*(self._predicted(p, inputs) for p in (one, other)))
 
     def _predicted(self, predictor: Predictor, inputs: Tensor) -> Tensor:

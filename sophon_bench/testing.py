@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import inspect
 import math
 import random
 import re
@@ -29,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from sophon_bench import registry, stages
+from sophon_bench import containment, registry, stages
 from sophon_bench.api import (
     Attack,
     AttackMany,
@@ -71,8 +70,25 @@ Problems = dict[str, str | None]
 """What each check found, by the check's name; None is a pass."""
 
 CHECKS = {
-    "attack": ("updates", "finite", "budget", "repeatable", "random state", "model", "data"),
-    "defense": ("updates", "finite", "repeatable", "random state", "model", "data"),
+    "attack": (
+        "updates",
+        "finite",
+        "budget",
+        "repeatable",
+        "random state",
+        "side effects",
+        "model",
+        "data",
+    ),
+    "defense": (
+        "updates",
+        "finite",
+        "repeatable",
+        "random state",
+        "side effects",
+        "model",
+        "data",
+    ),
     "scenario": ("splits", "images", "sources", "samples", "repeatable", "training"),
 }
 """The names of all checks of a kind, in order."""
@@ -252,12 +268,19 @@ def _attack_problems(
 ) -> Problems:
     def once() -> tuple[stages.Attacked, Tensor | None]:
         found = stages.attack(
-            bench, weights, watched, samples=samples, seed=0, budget=budget, tick=_quiet
+            bench,
+            weights,
+            watched,
+            samples=samples,
+            seed=0,
+            budget=budget,
+            tick=_quiet,
+            contained=contained,
         )
         return found, watched.outputs(bench) if found.status == "ok" else None
 
     watched = _Watched(attack)
-    state = _state(attack)
+    contained: list[str] = []
     with _seedings() as seeded:
         try:
             (first, before), (second, after) = once(), once()
@@ -275,7 +298,7 @@ def _attack_problems(
             "of it"
         )
     if _scores(first) != _scores(second) or not _same(before, after):
-        problems["repeatable"] = _differing(attack, state, "two runs with one seed differ")
+        problems["repeatable"] = f"two runs with one seed differ; {CHANCE}"
     epochs = watched.later_draws / samples
     if first.cost.units > 2 * budget:
         problems["budget"] = (
@@ -288,9 +311,9 @@ def _attack_problems(
         )
     if hasattr(attack, "run_many") and not any(problems.values()):
         problems[AT_ONCE] = _at_once_problem(
-            cast("AttackMany", attack), bench, weights, samples=samples, budget=budget
+            cast("AttackMany", attack), bench, weights, contained, samples=samples, budget=budget
         )
-    return problems | _common(watched, seeded)
+    return problems | _common(watched, seeded, contained)
 
 
 AT_ONCE = "trials at once"
@@ -301,7 +324,13 @@ SCORES = 0.05
 
 
 def _at_once_problem(
-    attack: AttackMany, bench: stages.Bench, weights: stages.Weights, *, samples: int, budget: int
+    attack: AttackMany,
+    bench: stages.Bench,
+    weights: stages.Weights,
+    contained: list[str],
+    *,
+    samples: int,
+    budget: int,
 ) -> str | None:
     """Whether `run_many` does for each trial what `run` does, at the same cost."""
     fields = {field.name for field in dataclasses.fields(cast("Any", attack))}
@@ -312,7 +341,14 @@ def _at_once_problem(
         )
     trials = [attack, _varied(attack)]
     many = stages.attack_many(
-        bench, weights, trials, samples=samples, seed=0, budget=budget, ticks=[_quiet] * 2
+        bench,
+        weights,
+        trials,
+        samples=samples,
+        seed=0,
+        budget=budget,
+        ticks=[_quiet] * 2,
+        contained=contained,
     )
     for trial, found in zip(trials, many, strict=True):
         alone = stages.attack(
@@ -346,11 +382,12 @@ def _varied(attack: AttackMany) -> AttackMany:
 
 
 def _defense_problems(watched: _Watched, bench: stages.Bench, weights: stages.Weights) -> Problems:
-    state = _state(watched.plugin)
+    contained: list[str] = []
     with _seedings() as seeded:
         try:
             first, second = (
-                stages.protect(bench, weights, watched, 0, _quiet).weights for _ in range(2)
+                stages.protect(bench, weights, watched, 0, _quiet, contained=contained).weights
+                for _ in range(2)
             )
         except ValueError as error:
             if watched.yields and "fit" not in str(error):
@@ -364,10 +401,8 @@ def _defense_problems(watched: _Watched, bench: stages.Bench, weights: stages.We
             f"size or clip gradients"
         )
     if any(not _same(t, second[name]) for name, t in first.items()):
-        problems["repeatable"] = _differing(
-            watched.plugin, state, "two runs with one seed release different weights"
-        )
-    return problems | _common(watched, seeded)
+        problems["repeatable"] = f"two runs with one seed release different weights; {CHANCE}"
+    return problems | _common(watched, seeded, contained)
 
 
 def _scenario_problems(scenario: Scenario, backbone: Architecture) -> Problems:
@@ -417,7 +452,7 @@ class _Watched:
     def __init__(
         self, plugin: Any, *, updates: int | None = None, seconds: float | None = None
     ) -> None:
-        self.plugin = plugin
+        self.plugin = self.__wrapped__ = plugin
         self.steps = getattr(plugin, "steps", None)
         self.view: Any = None
         self.last: Any = None
@@ -512,8 +547,14 @@ def _is_released(
     return released.ndim == outputs.ndim and _same(released[:, : outputs.shape[1]], outputs)
 
 
-def _common(watched: _Watched, seeded: list[str]) -> Problems:
+CHANCE = "draw every random number from view.rng, and order nothing by a set or by time"
+"""Advice where two runs differ: no state outlives the first one."""
+
+
+def _common(watched: _Watched, seeded: list[str], contained: list[str]) -> Problems:
     problems: Problems = {}
+    if contained:
+        problems["side effects"] = containment.advised(contained)
     if watched.spoiled:
         problems["model"] = (
             "the class or the forward of the given model was replaced; wrap the model instead"
@@ -533,28 +574,6 @@ def _common(watched: _Watched, seeded: list[str]) -> Problems:
             f"weights too: initialise them again from view.rng, inside torch.random.fork_rng)"
         )
     return problems
-
-
-def _differing(plugin: Any, before: dict[str, str], what: str) -> str:
-    """Why two runs may differ: state that outlives a run, if any is seen to change, or chance."""
-    now = _state(plugin)
-    if changed := sorted(n for n in {**before, **now} if before.get(n) != now.get(n)):
-        return (
-            f"{what}, and {', '.join(changed)} outlives a run; keep state in local variables of run"
-        )
-    return f"{what}; draw every random number from view.rng, and order nothing by a set or by time"
-
-
-def _state(plugin: Any) -> dict[str, str]:
-    """What a plugin's module and class hold besides code, as text."""
-    cls = type(plugin)
-    holders = {"": vars(sys.modules[cls.__module__]), f"{cls.__name__}.": vars(cls)}
-    return {
-        prefix + name: repr(value)
-        for prefix, holder in holders.items()
-        for name, value in list(holder.items())
-        if not (name.startswith("__") or callable(value) or inspect.ismodule(value))
-    }
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@ faulty ones."""
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import re
@@ -121,6 +122,11 @@ def counting(model: Model, view: AttackView) -> Iterator[Predictor]:
     yield from train(model, view, lr=0.01 * len(RUNS))
 
 
+def caching(model: Model, view: AttackView) -> Iterator[Predictor]:
+    TABLE.setdefault("ones", torch.ones(3))
+    yield from train(model, view)
+
+
 def by_time(model: Model, view: AttackView) -> Iterator[Predictor]:
     chance = random.SystemRandom().random()
     yield from train(model, view, lr=0.01 + 0.01 * chance)
@@ -182,7 +188,8 @@ ATTACK_FAULTS = [
     (other_forward, "the class or the forward of the given model was replaced; wrap the model"),
     (scaled_inputs, "view.train was modified in place; clone what you change"),
     (own_labels, "view.validation was modified in place"),
-    (counting, "two runs with one seed differ, and RUNS outlives a run; keep state in local"),
+    (counting, "it kept state: RUNS (keep state in local variables of run)"),
+    (caching, "it kept state: TABLE (keep state in local variables of run)"),
     (by_time, "two runs with one seed differ; draw every random number from view.rng"),
     (torch_draws, "drawn from the global generator of torch; pass generator=view.rng"),
     (new_layer, "drawn from the global generator of torch"),
@@ -269,15 +276,14 @@ def seeded_layer(model: Model, view: AttackView) -> Iterator[Predictor]:
         yield lambda inputs, made=made: layer(made(inputs))
 
 
-def cached_table(model: Model, view: AttackView) -> Iterator[Predictor]:
-    TABLE.setdefault("ones", torch.ones(3))
-    yield from train(model, view)
+@functools.cache
+def drawn_once() -> Tensor:
+    """As a library may draw that is imported at its first use."""
+    return torch.rand(1) + random.random()
 
 
 def importing(model: Model, view: AttackView) -> Iterator[Predictor]:
-    if "drawn" not in TABLE:
-        TABLE["drawn"] = torch.rand(1)
-        random.random()
+    drawn_once()
     yield from train(model, view)
 
 
@@ -303,7 +309,6 @@ def augmented(model: Model, view: AttackView) -> Iterator[Predictor]:
         sign_flip,
         dropout,
         seeded_layer,
-        cached_table,
         importing,
         sharpness_aware,
         augmented,

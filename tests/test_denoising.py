@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -356,24 +357,28 @@ def test_an_exploding_attack_is_recorded_as_such(
 def test_looking_never_changes_the_run(small: tuple[stages.Bench, stages.Weights]) -> None:
     """Scores, images and critics leave no trace in training, which draws from the global state."""
     bench, weights = small
-    ends: list[dict[str, Tensor]] = []
+    seen: SimpleQueue[Model] = SimpleQueue()  # lists are put back after a trial
 
-    @dataclasses.dataclass
     class Watched:
-        last: Model | None = None
-
         def run(self, model: Model, view: AttackView) -> Iterator[Model]:
-            for self.last in attacks.get("finetune").cls().run(model, view):
-                yield self.last
+            try:
+                for made in attacks.get("finetune").cls().run(model, view):
+                    yield made
+            finally:
+                seen.put(made)
 
     for score_at in ([1.0], [0.125, 0.25, 0.5, 1.0]):
-        plugin = Watched()
         stages.attack(
-            bench, weights, plugin, samples=40, seed=0, budget=8 * 64, score_at=score_at, tick=quiet
+            bench,
+            weights,
+            Watched(),
+            samples=40,
+            seed=0,
+            budget=8 * 64,
+            score_at=score_at,
+            tick=quiet,
         )
-        assert plugin.last is not None
-        ends.append(copy.deepcopy(plugin.last.state_dict()))
-    first, second = ends
+    first, second = (seen.get_nowait().state_dict() for _ in range(2))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 

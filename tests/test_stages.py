@@ -5,6 +5,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -53,6 +54,12 @@ def sgd(model: Model, view: AttackView, lr: float = 0.05) -> Iterator[Model]:
         yield model
 
 
+def last(seen: SimpleQueue[Any]) -> Any:
+    """What was put there last; nothing is left."""
+    found = [seen.get_nowait() for _ in range(seen.qsize())]
+    return found[-1]
+
+
 def scores(found: Attacked) -> list[tuple[int, float, float, float]]:
     return [(p.steps, p.selection, p.test, p.second_test) for p in found.curve]
 
@@ -71,7 +78,7 @@ def test_an_attack_stops_at_its_budget_and_is_scored_on_the_way(
 
 def test_looking_never_changes_the_run(bench: Bench, pretrained: Made) -> None:
     """Scoring at every step or only at the end gives bit-identical weights, dropout included."""
-    endings: list[list[Tensor]] = []
+    seen: SimpleQueue[list[Tensor]] = SimpleQueue()  # lists are put back after a trial
 
     def with_dropout(model: Model, view: AttackView) -> Iterator[Model]:
         dropout = nn.Dropout(0.2)
@@ -82,12 +89,13 @@ def test_looking_never_changes_the_run(bench: Bench, pretrained: Made) -> None:
             noisy = batch._replace(inputs=dropout(batch.inputs))
             view.task.loss(model, noisy).backward()
             optimizer.step()
-            endings[-1][:] = [t.detach().clone() for t in model.state_dict().values()]
+            seen.put([t.detach().clone() for t in model.state_dict().values()])
             yield model
 
+    endings = []
     for grid in ([1.0], [i / 32 for i in range(1, 33)]):
-        endings.append([])
         attack(bench, pretrained, with_dropout, score_at=grid)
+        endings.append(last(seen))
     assert all(torch.equal(a, b) for a, b in zip(*endings, strict=True))
     assert len(endings[0]) > 10
 
@@ -317,22 +325,23 @@ def test_an_attack_that_moved_once_is_no_idle_one(
 def test_a_predictor_may_draw_random_numbers_without_changing_the_run(
     bench: Bench, pretrained: Made
 ) -> None:
-    endings: list[Tensor] = []
+    seen: SimpleQueue[Tensor] = SimpleQueue()
 
     def smoothed(model: Model, view: AttackView) -> Iterator[Predictor]:
         for made in sgd(model, view):
             noise = torch.rand(1)
             next(made.parameters()).data.mul_(1 + 1e-3 * float(noise))
-            endings[-1] = next(made.parameters()).detach().clone()
+            seen.put(next(made.parameters()).detach().clone())
             yield (
                 lambda x, made=made: (
                     made(x + torch.randn_like(x)) + torch.rand(1, generator=view.rng)
                 )
             )
 
+    endings = []
     for grid in ([1.0], [i / 32 for i in range(1, 33)]):
-        endings.append(torch.zeros(1))
         attack(bench, pretrained, smoothed, score_at=grid)
+        endings.append(last(seen))
     assert torch.equal(*endings)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,10 +172,12 @@ def _run(
 
 
 def conclude(job: Job, cells: Sequence[Cell]) -> int:
-    """Say where the records are and what failed; the exit code."""
+    """Say where the records are, what plugins did besides, and what failed; the exit code."""
     from sophon_bench.engines.local import unfinished
 
     click.echo(f"Records: {job.store.root / 'cells'} ({len(cells)} of this run)")
+    for words in _contained(cells):
+        click.echo(f"warning: {words}", err=True)
     failed = unfinished(cells)
     for cell in failed:
         click.echo(
@@ -184,6 +186,27 @@ def conclude(job: Job, cells: Sequence[Cell]) -> int:
             err=True,
         )
     return 1 if failed else 0
+
+
+def _contained(cells: Sequence[Cell]) -> Iterator[str]:
+    """What plugins did to the process around them: a sentence for each plugin and kind."""
+    from sophon_bench.containment import kind_of, subject_of
+
+    models = {cell.released.key: (cell.defense.name, cell.released.contained) for cell in cells}
+    for plugin, unit, found in (
+        ("defense", "models", list(models.values())),
+        ("attack", "cells", [(cell.attack.name, cell.contained) for cell in cells]),
+    ):
+        said: dict[tuple[str, str], list[str]] = {}
+        for name, sentences in found:
+            for subject, words in {subject_of(words): words for words in sentences}.items():
+                said.setdefault((name, subject), []).append(words)
+        for (name, _), told in said.items():
+            count = sum(other == name for other, _ in found)
+            yield (
+                f"{plugin} {name}: {told[0]} (in {len(told)} of {count} {unit}); "
+                f"{kind_of(told[0]).after}"
+            )
 
 
 ASIDE = {

@@ -114,6 +114,7 @@ class Worker:
     ) -> list[StageRecord | Cell]:
         first = attacks[0]
         setting = setting_of(first)
+        contained: list[str] = []
         done = stages.attack_many(
             self.bench(setting),
             self._weights(first.upstream, upstream),
@@ -124,10 +125,15 @@ class Worker:
             stretch=first.stretch,
             domain=setting.data.domain(first.domain),
             ticks=[functools.partial(self.tick, stage) for stage in attacks],
+            contained=contained,
         )
         found: list[StageRecord | Cell] = []
         for stage, outcome in zip(attacks, done, strict=True):
-            told = _failure(outcome, []) if isinstance(outcome, Exception) else vars(outcome)
+            told = (
+                vars(outcome)
+                if not isinstance(outcome, Exception)
+                else _failure(outcome, [], contained)
+            )
             found.append(self._written(self._cell(stage, upstream, told)))
         return found
 
@@ -137,13 +143,16 @@ class Worker:
         def tick(fraction: float | None, words: str) -> None:
             self.tick(stage, fraction, words)
 
+        contained: list[str] = []
         try:
             if isinstance(stage, PretrainStage):
                 made = stages.pretrain(bench, stage.seed, tick)
             else:
                 weights = self._weights(stage.upstream, upstream)
                 seed = stage.upstream.seed
-                made = stages.protect(bench, weights, stage.defense.plugin, seed, tick)
+                made = stages.protect(
+                    bench, weights, stage.defense.plugin, seed, tick, contained=contained
+                )
         except StoreError:
             raise
         except Exception as error:
@@ -151,6 +160,7 @@ class Worker:
                 key=stage.key,
                 status=_status(error),
                 reason=_reason(error),
+                contained=contained,
                 provenance=capture(self.device, self.compiled),
             )
         data = bench.data
@@ -171,6 +181,7 @@ class Worker:
             sigma_ratios=sigma,
             gradient_ratios=gradient,
             weights=self.store.put_weights(made.weights),
+            contained=made.contained,
             provenance=capture(self.device, self.compiled),
         )
 
@@ -191,6 +202,7 @@ class Worker:
         protect = stage.upstream
         setting, seed = protect.upstream.setting, protect.upstream.seed
         scored: list[Point] = []
+        contained: list[str] = []
         try:
             done = stages.attack(
                 self.bench(setting),
@@ -202,12 +214,13 @@ class Worker:
                 stretch=stage.stretch,
                 domain=setting.data.domain(stage.domain),
                 scored=scored,
+                contained=contained,
                 tick=lambda fraction, words: self.tick(stage, fraction, words),
             )
         except StoreError:
             raise
         except Exception as error:
-            return self._cell(stage, upstream, _failure(error, scored))
+            return self._cell(stage, upstream, _failure(error, scored, contained))
         return self._cell(stage, upstream, vars(done))
 
     def _cell(self, stage: AttackStage, upstream: Upstream, outcome: Mapping[str, object]) -> Cell:
@@ -254,8 +267,13 @@ class _Unmade(Exception):
         self.status: Status = record.status
 
 
-def _failure(error: Exception, scored: list[Point]) -> dict[str, object]:
-    return {"status": _status(error), "reason": _reason(error), "curve": scored}
+def _failure(error: Exception, scored: list[Point], contained: list[str]) -> dict[str, object]:
+    return {
+        "status": _status(error),
+        "reason": _reason(error),
+        "curve": scored,
+        "contained": contained,
+    }
 
 
 def _status(error: Exception) -> Status:

@@ -1,0 +1,3 @@
+"""Beside a plugin file that imports it."""
+
+CACHE: list[int] = []
