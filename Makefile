@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test coverage gate lint browser screenshot leaderboard benchmark measure clean
+.PHONY: demo test coverage gate lint browser screenshot leaderboard numerics benchmark measure clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sophon-bench run --config examples/demo.yaml
@@ -61,6 +61,11 @@ measure: $(VENV)/.installed-test
 # LEADERBOARD.md, and its tables of scores in README.md, from leaderboard/results.
 leaderboard: $(VENV)/.installed
 	$(BIN)/python tests/published.py --write
+
+# The lock on modules that move numbers, after NUMERICS in sophon_bench/protocol.py was raised; or, for a change that
+# moves none: make numerics NEUTRAL='how that is known' FILES='sophon_bench/training.py'
+numerics: $(VENV)/.installed
+	$(BIN)/python tests/numerics.py $(if $(NEUTRAL),'$(NEUTRAL)') $(FILES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache

@@ -59,7 +59,7 @@ class Watch:
             return None
         self._model.load_state_dict(self._good)
         reason = (
-            f"original utility {utility:.3f} was below {self._floor:.3f}"
+            f"original utility {_below(utility, self._floor)}"
             if math.isfinite(utility)
             else "the state was not finite"
         )
@@ -72,6 +72,12 @@ class Watch:
 
     def _finite(self) -> bool:
         return all(bool(t.isfinite().all()) for t in self._model.state_dict().values())
+
+
+def _below(value: float, floor: float) -> str:
+    """Both numbers with as many digits as tell them apart, three at least."""
+    digits = next(d for d in range(3, 18) if f"{value:.{d}f}" != f"{floor:.{d}f}")
+    return f"{value:.{digits}f} was below {floor:.{digits}f}"
 
 
 def original_utility(model: Model, original: Domain) -> float:

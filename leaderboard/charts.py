@@ -19,7 +19,7 @@ from sophon_bench import metrics
 from sophon_bench.leaderboard.overhead import bounded
 from sophon_bench.leaderboard.plots import COLOURS, SKILLS, Level, in_steps, short_count
 from sophon_bench.leaderboard.tables import Row, multiple
-from sophon_bench.records import REFERENCE_BATCH
+from sophon_bench.protocol import REFERENCE_BATCH
 
 Figure = dict[str, Any]
 """``data`` and ``layout``, as plotly.js takes them."""

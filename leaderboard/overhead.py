@@ -25,7 +25,8 @@ from sophon_bench.leaderboard.tables import (
     to_console,
 )
 from sophon_bench.metrics import ENVELOPE
-from sophon_bench.records import REFERENCE_BATCH, Cell
+from sophon_bench.protocol import FLOOR, REFERENCE_BATCH
+from sophon_bench.records import Cell
 
 UNITS: Mapping[str, tuple[str, float]] = {
     "seconds": ("seconds", 1),
@@ -80,7 +81,7 @@ def _place(where: Key, protection: Sequence[Row], half_costs: Sequence[Row]) -> 
 
 NO_HALF = (
     "no cost to half: where both controls were attacked on one seed, the undefended model is not "
-    f"{100 * metrics.FLOOR:.0f} points above scratch"
+    f"{100 * FLOOR:.0f} points above scratch"
 )
 
 

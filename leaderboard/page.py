@@ -23,7 +23,8 @@ from sophon_bench.leaderboard import cards, charts, gallery, overhead, tables
 from sophon_bench.leaderboard.plots import in_steps, short_count
 from sophon_bench.leaderboard.tables import NOTHING, Key, Row, Table
 from sophon_bench.pictures import data_uri
-from sophon_bench.records import REFERENCE_BATCH, Cell
+from sophon_bench.protocol import REFERENCE_BATCH
+from sophon_bench.records import Cell
 
 TEMPLATES = Path(__file__).parent / "site"
 ASSETS = ("style.css", "page.js")

@@ -23,7 +23,8 @@ from sophon_bench.leaderboard import gallery
 from sophon_bench.leaderboard.tables import WHERE
 from sophon_bench.metrics import PLACE
 from sophon_bench.pictures import pixels_of
-from sophon_bench.records import REFERENCE_BATCH, Cell, content_key
+from sophon_bench.protocol import REFERENCE_BATCH
+from sophon_bench.records import Cell, content_key
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -22,7 +22,8 @@ import msgspec
 
 from sophon_bench import metrics
 from sophon_bench.metrics import ENVELOPE, PLACE
-from sophon_bench.records import REFERENCE_BATCH, SCHEMA, Cell, digest
+from sophon_bench.protocol import REFERENCE_BATCH
+from sophon_bench.records import SCHEMA, Cell, digest
 from sophon_bench.selectors import format_selector
 from sophon_bench.store import Store
 

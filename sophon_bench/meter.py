@@ -30,12 +30,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from sophon_bench.api import Batch, Model, Predictor, Samples, Task
+from sophon_bench.protocol import SAME_MODEL
 from sophon_bench.records import Cost
 
 T = TypeVar("T")
-
-SAME_MODEL = 0.02
-"""FLOPs per counted unit within this of 1 are the backbone's own (another head's width, say)."""
 
 
 def flop_counter() -> FlopCounterMode:

@@ -15,11 +15,17 @@ from itertools import product
 
 import msgspec
 
+from sophon_bench import protocol
 from sophon_bench.backbones import Architecture, Precision
 from sophon_bench.metrics import selected
-from sophon_bench.records import (
-    PROTOCOL,
+from sophon_bench.protocol import (
+    ENDED,
+    LEAST_SAMPLES,
+    PRETRAIN_BATCH,
     REFERENCE_BATCH,
+    REFINEMENTS,
+)
+from sophon_bench.records import (
     Cell,
     DataId,
     PluginId,
@@ -30,7 +36,6 @@ from sophon_bench.records import (
 from sophon_bench.registry import Registry
 from sophon_bench.scenarios import ScenarioData
 from sophon_bench.selectors import Arsenal, Rules, SelectorError, Trial, trials, vary
-from sophon_bench.stages import PRETRAIN_BATCH
 
 
 class PlanError(ValueError):
@@ -222,13 +227,6 @@ class Search:
         return [self._stage(trial, self.rules.times, derived=True) for trial in chosen]
 
 
-REFINEMENTS = 4
-"""Rounds of refinement at most."""
-
-ENDED = 0.8
-"""An attack that spent less of its budget than this came to its own end: more is no use to it."""
-
-
 def _rank(cell: Cell) -> tuple[float, str]:
     """Selection utility within the budget, ties broken by key."""
     point = selected(cell, cell.budget)
@@ -370,11 +368,10 @@ def _budget(steps: int | None, setting: Setting) -> int:
 def _check_samples(samples: Sequence[int], setting: Setting) -> None:
     restricted = setting.data.restricted
     most = len(restricted.splits["attacker"])
-    least = 2
     for count in samples:
-        if not least <= count <= most:
+        if not LEAST_SAMPLES <= count <= most:
             raise PlanError(
-                f"samples must be between {least} and {most}, the attacker's share of "
+                f"samples must be between {LEAST_SAMPLES} and {most}, the attacker's share of "
                 f"{restricted.name} in {setting.scenario.label}; got {count}"
             )
 
@@ -389,7 +386,7 @@ def _pretrain(setting: Setting, seed: int) -> PretrainStage:
         "backbone": setting.backbone.identity(),
         "precision": setting.precision,
         "seed": seed,
-        "protocol": PROTOCOL,
+        "protocol": [protocol.VERSION, protocol.digest()],
     }
     return PretrainStage(content_key(content), setting, seed)
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sophon_bench.registry import own_files
+from sophon_bench.identity import source_files
 
 ATOMS = (type(None), bool, int, float, complex, str, bytes)
 """Types of values that are compared by value; the rest is compared by identity."""
@@ -421,7 +421,7 @@ def _files(module: types.ModuleType | None) -> list[Path]:
 @functools.cache  # a file may be edited while a run goes on; what is loaded stays as it was
 def _files_of(file: Path) -> list[Path]:
     try:
-        return own_files(file, beside=True)
+        return source_files(file, beside=True)
     except (OSError, SyntaxError):
         return [file]
 

@@ -15,14 +15,10 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
 
 import msgspec
 
+from sophon_bench import protocol as rules
+
 SCHEMA = 2
 """Version of the layout of records; a store of another version is refused."""
-
-PROTOCOL = "1"
-"""Version of how things are measured; records of different protocols are never compared."""
-
-REFERENCE_BATCH = 64
-"""Examples per update that budgets given in steps are counted in (protocol)."""
 
 Status = Literal["ok", "diverged", "skipped", "failed"]
 
@@ -249,7 +245,8 @@ class Cell(Record, frozen=True, kw_only=True):
     """
 
     schema_version: int = SCHEMA
-    protocol: str = PROTOCOL
+    protocol: str = rules.VERSION
+    protocol_digest: str = msgspec.field(default_factory=rules.digest)
     key: str
     status: Status
     reason: str | None = None

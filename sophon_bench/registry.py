@@ -23,6 +23,8 @@ from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from sophon_bench.identity import source_hash
+
 GROUP = "sophon_bench.plugins"
 PREFIX = "sophon_bench"
 SHORT_PACKAGES = ("attacks", "defenses", "leaderboard")
@@ -58,7 +60,7 @@ class Entry:
         optional: Whether a control runs only where it is asked for; every table needs the others.
         mechanism: What an attack works by; flags compare mechanisms.
         hidden: Whether lists leave it out (a canary, say); its name still finds it.
-        source: SHA-256 of the plugin's source, part of every key it takes part in.
+        source: What the plugin's source does, as a hash (`identity.source_hash`); in every key.
         distribution: ``name==version`` of the package it came from, or the file's name.
     """
 
@@ -179,7 +181,7 @@ class Registry:
                 optional=optional,
                 mechanism=mechanism,
                 hidden=hidden,
-                source=_source_hash(Path(file)) if file else "",
+                source=source_hash(Path(file)) if file else "",
                 distribution=_distribution(cls.__module__, file),
             )
             return cls
@@ -388,50 +390,6 @@ def _registered_in(file: Path, registry: str) -> Iterator[str]:
                 args=[ast.Constant(value=str(name))],
             ) if found == registry:
                 yield name
-
-
-def _source_hash(file: Path) -> str:
-    """SHA-256 of a plugin's file and of all files that it imports relatively, and they in turn."""
-    digest = hashlib.sha256()
-    for one in sorted(own_files(file)):
-        digest.update(one.name.encode() + b"\0" + one.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def own_files(file: Path, *, beside: bool = False) -> list[Path]:
-    """A plugin's file and all files that it imports relatively, and they in turn.
-
-    Args:
-        file: The plugin's.
-        beside: Also those that lie beside the importing file and are imported by their name.
-    """
-    files: list[Path] = []
-    waiting = [file]
-    while waiting:
-        one = waiting.pop()
-        if one not in files:
-            files.append(one)
-            waiting += _imported(one, beside=beside)
-    return files
-
-
-def _imported(file: Path, *, beside: bool) -> Iterator[Path]:
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.ImportFrom) and (node.level or beside):
-            folder, module = file.parents[max(node.level - 1, 0)], node.module or ""
-            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import) and beside:
-            folder, names = file.parent, [alias.name for alias in node.names]
-        else:
-            continue
-        for parts in (name.strip(".").split(".") for name in names):
-            path = folder.joinpath(*parts)
-            if parts[0] != PREFIX:
-                yield from (
-                    found
-                    for found in (path.with_suffix(".py"), path / "__init__.py")
-                    if found.is_file()
-                )
 
 
 def _distribution(module: str, file: str | None) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sophon_bench import inception, unets
+from sophon_bench import inception, protocol, unets
 from sophon_bench.api import Generative
 from sophon_bench.backbones import (
     Architecture,
@@ -29,7 +29,7 @@ from sophon_bench.failures import first_line, sentence
 from sophon_bench.files import WriteError
 from sophon_bench.plan import Plan, PlanError, Registries, Request, Setting, make_plan, plan_again
 from sophon_bench.progress import reporter
-from sophon_bench.records import PROTOCOL, Cell, DataId, PluginId
+from sophon_bench.records import Cell, DataId, PluginId
 from sophon_bench.registry import Registry
 from sophon_bench.registry import attacks as all_attacks
 from sophon_bench.registry import defenses as all_defenses
@@ -209,7 +209,11 @@ def _changed(cell: Cell, setting: Setting, defense: Trial, attack: Trial) -> str
     """In words, why the installed version would not make a cell."""
     pairs = [
         ("data revision", cell.scenario.revision[:12], setting.data_id.revision[:12]),
-        ("protocol", cell.protocol, PROTOCOL),
+        (
+            "protocol",
+            f"{cell.protocol} ({cell.protocol_digest})",
+            f"{protocol.VERSION} ({protocol.digest()})",
+        ),
         *(
             (f"{kind} {was.label}, source", was.source[:12], now.entry.source[:12])
             for kind, was, now in (

@@ -37,7 +37,17 @@ from sophon_bench.backbones import Architecture, Compile, Precision
 from sophon_bench.containment import Containment
 from sophon_bench.generation import Critic
 from sophon_bench.meter import CountedSamples, Meter, PeakMemory, Profile, WatchedTask, profile
-from sophon_bench.records import REFERENCE_BATCH, Cost, Generated, Point, Status, derive_seed
+from sophon_bench.protocol import (
+    FIT_EXAMPLES,
+    PRETRAIN_BATCH,
+    PRETRAIN_LR,
+    REFERENCE_BATCH,
+    ROUNDING,
+    SCORED_AT,
+    STRETCHED_AT,
+    VALIDATION_SHARE,
+)
+from sophon_bench.records import Cost, Generated, Point, Status, derive_seed
 from sophon_bench.samples import Pixels, Streamed, free_bytes
 from sophon_bench.scenarios import DomainData, Images, ScenarioData
 
@@ -45,21 +55,6 @@ T = TypeVar("T")
 Weights = Mapping[str, Tensor]
 Tick = Callable[[float | None, str], None]
 """Told the finished fraction of a stage (None: unknown) and a few words on how it goes."""
-
-SCORE_AT = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-"""Fractions of the budget at which an attack is scored: log-spaced, fixed by the protocol."""
-
-STRETCHED_AT = (2.0, 5.0, 10.0)
-"""Multiples of the budget at which an attack that may go on is scored besides."""
-
-VALIDATION_SHARE = 0.2
-"""Part of the attacker's and of the defender's samples that is kept for their own choices."""
-
-ROUNDING = 1 + 1e-6
-"""Charged units are sums of floats: this much over a goal is still on it."""
-
-PRETRAIN_LR = 2e-3
-PRETRAIN_BATCH = 64
 
 
 class NoUpdate(Exception):
@@ -93,10 +88,6 @@ class Attacked:
     cost: Cost
     generated: Generated | None = None
     contained: list[str] = field(default_factory=list)
-
-
-FIT_EXAMPLES = 256
-"""Training samples at most that a predictor's fit is measured on."""
 
 
 class Bench:
@@ -492,7 +483,7 @@ def attack(
     seed: int,
     budget: int,
     tick: Tick,
-    score_at: Sequence[float] = SCORE_AT,
+    score_at: Sequence[float] = SCORED_AT,
     stretch: int = 1,
     domain: DomainData | None = None,
     scored: list[Point] | None = None,
@@ -533,7 +524,7 @@ def attack_many(
     seed: int,
     budget: int,
     ticks: Sequence[Tick],
-    score_at: Sequence[float] = SCORE_AT,
+    score_at: Sequence[float] = SCORED_AT,
     stretch: int = 1,
     domain: DomainData | None = None,
     contained: list[str] | None = None,

@@ -209,25 +209,6 @@ def test_a_short_import_is_refused_rather_than_registered_twice() -> None:
     assert "import sophon_bench.attacks.finetune instead" in done.stderr
 
 
-@pytest.mark.usefixtures("forget")
-def test_the_source_of_a_plugin_is_that_of_what_it_imports_relatively_too(tmp_path: Path) -> None:
-    def sources() -> set[str]:
-        return {registry._source_hash(folder / name) for name in ("one.py", "two.py")}
-
-    folder = tmp_path / "package"
-    folder.mkdir()
-    (folder / "__init__.py").touch()
-    (folder / "one.py").write_text("from .helper import f\n")
-    (folder / "two.py").write_text("from . import one\nfrom .two import itself\n")
-    (folder / "helper.py").write_text("f = 1\n")
-    before = sources()
-    (folder / "helper.py").write_text("f = 2\n")
-    assert not sources() & before
-    (folder / "other.py").write_text("")
-    after = sources()
-    assert after == sources()
-
-
 def test_a_missing_package_behind_an_entry_point_only_warns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from sophon_bench import metrics, stages
+from sophon_bench import metrics
 from sophon_bench.metrics import envelopes, scoring
 from sophon_bench.records import Cell, dump
 
@@ -111,12 +111,6 @@ def test_ranks_tie_where_intervals_overlap() -> None:
     elsewhere = {**rows[0], "backbone": "c", "score": 1.0}
     found = metrics.ranked([*rows, elsewhere])
     assert [row["rank"] for row in found] == [*(rank for *_, rank in told), 1]
-
-
-def test_budgets_are_those_that_the_stages_score_at() -> None:
-    assert envelopes.SCORED_AT == stages.SCORE_AT
-    assert envelopes.STRETCHED_AT[:-1] == stages.STRETCHED_AT[: len(envelopes.STRETCHED_AT) - 1]
-    assert envelopes.ROUNDING == stages.ROUNDING
 
 
 def test_resistance_is_what_the_attacker_lost_at_the_worst_budget(make_cell: MakeCell) -> None:

@@ -318,6 +318,7 @@ def freeze(source: Path | None, store: Path | None, out: Path) -> None:
     """
     from sophon_bench import metrics
     from sophon_bench.leaderboard.frozen import write
+    from sophon_bench.protocol import FLOOR
 
     try:
         document = metrics.freeze(read_records(source, store))
@@ -325,5 +326,5 @@ def freeze(source: Path | None, store: Path | None, out: Path) -> None:
         raise Refused(str(error)) from error
     make_directory(out)
     file = write(document, out)
-    counted = sum(gap.role == "restricted" and gap.gap >= metrics.FLOOR for gap in document.gaps)
+    counted = sum(gap.role == "restricted" and gap.gap >= FLOOR for gap in document.gaps)
     click.echo(f"{file}: {counted} cells of budget and n count, over seeds {document.seeds}")

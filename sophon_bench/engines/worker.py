@@ -24,8 +24,9 @@ from sophon_bench.plan import (
     plugin_id,
     setting_of,
 )
+from sophon_bench.protocol import REFERENCE_BATCH
 from sophon_bench.provenance import capture
-from sophon_bench.records import REFERENCE_BATCH, Cell, Point, Ratios, StageRecord, Status
+from sophon_bench.records import Cell, Point, Ratios, StageRecord, Status
 from sophon_bench.store import Store, StoreError
 
 WORTH_IT = 1.1

@@ -14,7 +14,7 @@ from sophon_bench.metrics.envelopes import (
     places,
     selected,
 )
-from sophon_bench.metrics.frozen import FLOOR, Frozen, Gap, freeze
+from sophon_bench.metrics.frozen import Frozen, Gap, freeze
 from sophon_bench.metrics.generated import Made, images, makers
 from sophon_bench.metrics.masking import flags
 from sophon_bench.metrics.overhead import PRETRAINING, half_costs, protection
@@ -41,7 +41,6 @@ from sophon_bench.metrics.trials import (
 
 __all__ = [
     "ENVELOPE",
-    "FLOOR",
     "PLACE",
     "PRETRAINING",
     "STRETCHED_ENVELOPE",

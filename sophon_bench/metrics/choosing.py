@@ -8,9 +8,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from sophon_bench.metrics.envelopes import Sides, head, places, suites
-from sophon_bench.metrics.frozen import FLOOR
 from sophon_bench.metrics.scoring import Case, attained
 from sophon_bench.metrics.trials import made, spent
+from sophon_bench.protocol import FLOOR
 from sophon_bench.records import Cell, StageRecord
 
 

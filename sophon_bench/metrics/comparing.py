@@ -27,7 +27,8 @@ from sophon_bench.metrics.envelopes import (
 from sophon_bench.metrics.frozen import Frozen
 from sophon_bench.metrics.scoring import STATISTICS, Case, document, paired
 from sophon_bench.metrics.trials import ENVELOPE, STRETCHED_ENVELOPE, protect_cost
-from sophon_bench.records import REFERENCE_BATCH, Cell, Cost, PluginId, Provenance
+from sophon_bench.protocol import REFERENCE_BATCH
+from sophon_bench.records import Cell, Cost, PluginId, Provenance
 from sophon_bench.registry import unknown
 
 SHORT = {"restricted": "restricted_after", "original": "original_after"}

@@ -10,17 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, overload
 
+from sophon_bench.protocol import ROUNDING, SCORED_AT, STRETCHED_AT
 from sophon_bench.records import OR, Cell, PluginId, Point
 from sophon_bench.selectors import SelectorError, format_selector, parse
-
-SCORED_AT = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-"""Fractions of the budget that the envelope is read at: where the stages score."""
-
-STRETCHED_AT = (2.0, 5.0, 10.0)
-"""Multiples of the budget that it is read at besides, where trials went on so far."""
-
-ROUNDING = 1 + 1e-6
-"""Charged units are sums of floats: this much over a budget is still within it."""
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,8 @@ from sophon_bench.metrics.envelopes import (
     stretch_of,
     suites,
 )
+from sophon_bench.protocol import SEEDS
 from sophon_bench.records import Cell, Record
-
-FLOOR = 0.05
-"""What pre-training must be worth for a cell to count: undefended minus scratch (protocol)."""
-
-SEEDS = 5
-"""Seeds that frozen gaps, and a score that is not provisional, need (protocol)."""
 
 
 class Gap(Record, frozen=True, kw_only=True):

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from sophon_bench.metrics.envelopes import selected
+from sophon_bench.protocol import TOLERANCE
 from sophon_bench.records import Cell, Point
 
 Agreement = Literal["identical", "agrees", "differs"]
-
-TOLERANCE = 0.02
-"""How far a utility that is no accuracy may be from what was reported."""
 
 
 def agreements(pairs: Sequence[tuple[Cell, Cell]]) -> list[dict[str, Any]]:

@@ -23,16 +23,11 @@ from sophon_bench.metrics.envelopes import (
     suites,
     t95,
 )
-from sophon_bench.metrics.frozen import FLOOR, SEEDS, Frozen, common_seeds, utilities
+from sophon_bench.metrics.frozen import Frozen, common_seeds, utilities
 from sophon_bench.metrics.masking import flags_in
 from sophon_bench.metrics.trials import intactness, made, rolled_back, spent
+from sophon_bench.protocol import BENIGN, COUNTED, FLOOR, SEEDS
 from sophon_bench.records import Cell
-
-COUNTED = 3
-"""Counted (budget, n) cells that a score needs (protocol)."""
-
-BENIGN = 2
-"""Benign domains above the floor that trainability needs (protocol)."""
 
 Slot = tuple[Where, float]
 """Where, and at what cost in units."""

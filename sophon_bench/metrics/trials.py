@@ -20,10 +20,8 @@ from sophon_bench.metrics.envelopes import (
     suites,
 )
 from sophon_bench.metrics.masking import Flags, flags_in, notes
+from sophon_bench.protocol import INTACTNESS_RANGE
 from sophon_bench.records import Cell, StageRecord
-
-INTACTNESS_RANGE = 0.10
-"""Loss of original utility at which intactness is zero (protocol)."""
 
 ENVELOPE = "envelope"
 """Name of the row of a tuned attacker: the best trial of all, chosen on the selection split."""
