@@ -9,7 +9,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -75,9 +75,9 @@ def reached(levels: Sequence[tuple[float, float]], target: float) -> Reached:
     return Reached(levels[-1][0], ">")
 
 
-def intactness(before: float, after: float) -> float:
-    """1 for no loss of original utility, 0 from a loss of 10 points on."""
-    return clip(1 - max(0.0, before - after) / protocol.INTACTNESS_RANGE)
+def intactness(before: Any, after: Any) -> Any:
+    """1 for no loss of original utility, 0 from a loss of 10 points on; numbers or arrays."""
+    return np.clip(1 - np.maximum(0.0, before - after) / protocol.INTACTNESS_RANGE, 0.0, 1.0)
 
 
 def clip(value: float) -> float:
@@ -151,16 +151,11 @@ class Case:
         return found if every else None
 
     def _kept(self) -> dict[int, float]:
-        cells, original = self.outcomes.cells, self.outcomes.stages["original"].to_numpy()
-        seeds, before, after = (
-            cells[name].to_numpy()[self.positions].tolist() for name in ("seed", "before", "after")
-        )
-        models = dict(zip(seeds, zip(before, after, strict=True), strict=True))
-        return {
-            seed: intactness(float(original[first]), float(original[second]))
-            for seed, (first, second) in models.items()
-            if seed in self.seeds and not math.isnan(original[first] + original[second])
-        }
+        original = self.outcomes.stages["original"].to_numpy()
+        cells = self.outcomes.cells.iloc[self.positions]
+        kept = intactness(original[cells["before"]], original[cells["after"]])
+        by_seed = dict(zip(cells["seed"].tolist(), kept.tolist(), strict=True))
+        return {seed: by_seed[seed] for seed in self.seeds if not math.isnan(by_seed[seed])}
 
     def over(self, seeds: Sequence[int], other: Case) -> Case:
         """The same with some of its seeds, and what counts in another case as well."""

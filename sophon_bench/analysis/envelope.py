@@ -180,12 +180,21 @@ class Outcomes:
         found = found[same | ~same.groupby(found["cell"]).transform("any")]
         return found[["cell", "cell_other"]].rename(columns={"cell_other": "other"})
 
+    def with_stand_ins(self, groups: Groups) -> Groups:
+        """The same groups of `cells` with what each cell counts as in its place (`stand_ins`)."""
+        import pandas as pd
+
+        rows = pd.DataFrame({"group": groups.numbers[groups.of_rows], "cell": groups.rows})
+        rows = rows.merge(self.stand_ins, on="cell", how="left")
+        cells = rows["other"].fillna(rows["cell"]).astype("int64")
+        return Groups(rows["group"].to_numpy(), cells.to_numpy())
+
     @cached_property
     def counted(self) -> Positions:
         """(cells, times) `selected` of what each cell counts as (`stand_ins`)."""
-        groups = Groups(self.stand_ins["cell"].to_numpy(), self.stand_ins["other"].to_numpy())
+        crashed = np.unique(self.stand_ins["cell"].to_numpy())
         found = self.selected.copy()
-        found[groups.numbers] = self.envelope(groups)
+        found[crashed] = self.envelope(self.with_stand_ins(Groups(crashed, crashed)))
         return found
 
     @cached_property

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
 
 Positions = NDArray[np.intp]
 """(rows,) positions in a table."""
@@ -85,6 +88,24 @@ def mean(values: Iterable[float | None]) -> float | None:
     return math.fsum(found) / len(found) if found else None
 
 
+def table(columns: Mapping[str, Sequence[Any]]) -> DataFrame:
+    """A frame of columns: whole numbers stay whole, and only missing floats become NaN."""
+    import pandas as pd
+
+    return pd.DataFrame({name: _series(list(values)) for name, values in columns.items()})
+
+
+def _series(values: list[Any]) -> Series:
+    import pandas as pd
+
+    kinds = {type(value) for value in values}
+    if kinds <= {float, type(None)} and float in kinds:
+        return pd.Series(values, dtype="float64")
+    if len(kinds) == 1 and kinds <= {int, bool}:
+        return pd.Series(values)
+    return pd.Series(values, dtype=object)
+
+
 class Groups:
     """Rows of a table by group: sorted once, reduced column by column.
 
@@ -108,7 +129,7 @@ class Groups:
         begins = np.ones(len(numbers), dtype=bool)
         begins[1:] = numbers[1:] != numbers[:-1]
         self._starts = np.flatnonzero(begins)
-        self._ends = np.append(self._starts[1:], len(numbers))
+        self._ends = np.append(self._starts, len(numbers))[1:]
         self.numbers = numbers[self._starts]
         self.first = self.rows[self._starts]
 
