@@ -50,7 +50,9 @@ def raised(results: Results) -> DataFrame:
     found = outcomes(results)
     columns = [*PLACE, "defense", "role", "domain", "samples", "flags"]
     names = found.places.iloc[found.models["place"]].reset_index(drop=True)
-    labels = names.assign(defense=found.models["defense_label"])[columns[:-4]].to_numpy(dtype=object)
+    labels = names.assign(defense=found.models["defense_label"])[columns[:-4]].to_numpy(
+        dtype=object
+    )
     rows = [
         (*labels[model], "restricted", *((None, None) if setting is None else setting[1:]), flags)
         for (model, setting), flags in by_model(found).items()
@@ -115,7 +117,7 @@ class Case:
 
     def flags(self) -> list[str]:
         """Every flag that is raised, and what the defense said; sorted."""
-        said = {note for note in self.stages["note"] if note}
+        said = {note for note in self.of_stages("note") if note}
         phrases = (flag(self) for flag in FLAGS)
         return sorted(said | {phrase for phrase in phrases if phrase is not None})
 
@@ -158,11 +160,17 @@ class Case:
         return np.concatenate([self.found.attacks[self.model, s] for s in self.settings])
 
     @functools.cached_property
-    def stages(self) -> DataFrame:
-        """The released models, one per seed."""
+    def released(self) -> Positions:
+        """The released models, rows of `Outcomes.stages`."""
         import pandas as pd
 
-        return self.found.stages.iloc[pd.unique(self.found.cells["after"].to_numpy()[self.cells])]
+        found: Positions = pd.unique(self.found.cells["after"].to_numpy()[self.cells])
+        return found
+
+    def of_stages(self, column: str) -> Sequence[Any]:
+        """What the released models have in a column."""
+        values: Sequence[Any] = self.found.stages[column].to_numpy()[self.released]
+        return values
 
 
 def _by_attacked(found: Outcomes, rows: DataFrame, column: str) -> dict[Attacked, list[Any]]:
@@ -195,10 +203,12 @@ def _candidates(found: Outcomes) -> DataFrame:
     return found.candidates[found.choices["own"].to_numpy()[found.candidates["choice"]]]
 
 
-def _short(found: Outcomes, cell: int) -> str:
-    """A trial in a word: its optimizer, or the attack's name."""
-    parameters, name = found.cells.loc[cell, ["attack_parameters", "attack_name"]]
-    return str(parameters.get("optimizer", name))
+def _short(found: Outcomes, cells: Series) -> list[str]:
+    """Each trial in a word: its optimizer, or the attack's name."""
+    trials = (found.cells[name].to_numpy()[cells] for name in ("attack_parameters", "attack_name"))
+    return [
+        str(parameters.get("optimizer", name)) for parameters, name in zip(*trials, strict=True)
+    ]
 
 
 def _points(value: float) -> str:
@@ -223,10 +233,8 @@ def _edges(found: Outcomes) -> Mapping[Attacked, list[str]]:
     votes = best.groupby([*sweep, "lr"])["cell"].agg(["first", "size"]).reset_index()
     seeds = found.choices.query("own").groupby(ATTACKED).size().rename("seeds")
     votes = votes.join(seeds, on=ATTACKED).query("size > seeds / 2")
-    words = [
-        f"{_short(found, cell)} {lr:g}"
-        for cell, lr in zip(votes["first"], votes["lr"], strict=True)
-    ]
+    trials = zip(_short(found, votes["first"]), votes["lr"], strict=True)
+    words = [f"{name} {lr:g}" for name, lr in trials]
     return _by_attacked(found, votes.assign(words=words), "words")
 
 
@@ -290,8 +298,8 @@ def noise_helps(case: Case) -> str | None:
 
 
 @once
-def _falls(found: Outcomes) -> Mapping[Attacked, list[tuple[float, str]]]:
-    """The steepest fall of protection in each learning-rate sweep, per decade, and its rates."""
+def _falls(found: Outcomes) -> Mapping[Attacked, tuple[float, str]]:
+    """The steepest fall of protection in a learning-rate sweep, per decade, and between which."""
     sweep, seed = [*ATTACKED, "family"], ["place", "setting", "family", "lr", "seed"]
     rows = _with(found, _own(found), "lr", "family", "stretch")
     rows["test"] = found.tests(found.counted[rows["cell"], found.times.index(1.0)])
@@ -310,14 +318,11 @@ def _falls(found: Outcomes) -> Mapping[Attacked, list[tuple[float, str]]]:
     steps["fall"] = steps["gap_below"] - steps["gap"]
     steps = _means(steps, [*sweep, "lr_below", "lr"], "fall")
     steps["fall"] /= np.log10(steps["lr"] / steps["lr_below"])
-    steps = steps[steps["fall"] > protocol.FLAG_CLIFF]
-    falls = [
-        (fall, f"{_short(found, cell)} {low:g} to {high:g}")
-        for fall, cell, low, high in zip(
-            steps["fall"], steps["cell"], steps["lr_below"], steps["lr"], strict=True
-        )
-    ]
-    return _by_attacked(found, steps.assign(fall=falls), "fall")
+    steepest = steps.loc[steps.groupby(ATTACKED)["fall"].idxmax()]
+    rates = zip(_short(found, steepest["cell"]), steepest["lr_below"], steepest["lr"], strict=True)
+    words = [f"{name} {low:g} to {high:g}" for name, low, high in rates]
+    falls = steepest.assign(fall=list(zip(steepest["fall"], words, strict=True)))
+    return {attacked: fall for attacked, (fall,) in _by_attacked(found, falls, "fall").items()}
 
 
 def cliff(case: Case) -> str | None:
@@ -329,14 +334,14 @@ def cliff(case: Case) -> str | None:
     tried on some seeds only are left out: seeds differ too.
     """
     falls = [
-        fall
+        _falls(case.found)[case.model, setting]
         for setting in case.reached
-        if case.found.seeds(case.undefended, setting)
-        for fall in _falls(case.found).get((case.model, setting), ())
+        if (case.model, setting) in _falls(case.found)
+        and case.found.seeds(case.undefended, setting)
     ]
-    if not falls:
+    fall, rates = max(falls, default=(0.0, ""), key=lambda steepest: steepest[0])
+    if fall <= protocol.FLAG_CLIFF:
         return None
-    fall, rates = max(falls, key=lambda steepest: steepest[0])
     return f"lr cliff of {100 * fall:.0f} points per decade ({rates})"
 
 
@@ -429,7 +434,7 @@ def scales(case: Case) -> str | None:
     """A layer's largest singular value, or its gradient, is far from the undefended model's."""
     found = []
     for name in ("sigma", "gradient"):
-        if worst := _farthest(case.stages[f"{name}_ratios"].dropna()):
+        if worst := _farthest(r for r in case.of_stages(f"{name}_ratios") if r):
             found.append(f"layer {name} ratio {worst}")
     return " and ".join(found) or None
 
