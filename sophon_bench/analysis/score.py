@@ -46,9 +46,9 @@ def scores(results: Results, frozen: Frozen | Sequence[Frozen] | None = None) ->
     """
     found = outcomes(results)
     listed = cases(found, frozen)
-    restricted = _groups([_restricted(case) for case in listed])
-    every = _groups([case.positions for case in listed])
-    scored = _groups([_scored(found, case) for case in listed])
+    restricted = Groups.of(map(_restricted, listed))
+    every = Groups.of(case.positions for case in listed)
+    scored = Groups.of(map(_scored, listed))
     first = found.cells.iloc[restricted.first]
     ended = endings(found, every)
     whole = raised(results).loc[lambda flags: flags["domain"].isna()]
@@ -87,23 +87,16 @@ def cases(found: Outcomes, frozen: Frozen | Sequence[Frozen] | None) -> list[Cas
     ]
 
 
-def _groups(positions: Sequence[Any]) -> Groups:
-    """Cells by case."""
-    counts = [len(rows) for rows in positions]
-    rows = np.concatenate(positions) if counts else np.empty(0, dtype=int)
-    return Groups(np.repeat(np.arange(len(counts)), counts), rows)
-
-
 def _restricted(case: Case) -> Any:
     """The positions of its cells of the restricted domain, or of all if there are none."""
     role = case.outcomes.cells["role"].to_numpy()[case.positions]
     return case.positions[role == "restricted"] if "restricted" in role else case.positions
 
 
-def _scored(found: Outcomes, case: Case) -> Any:
+def _scored(case: Case) -> Any:
     """Those of them on the seeds of its score, or all if there are none."""
     rows = _restricted(case)
-    among = np.isin(found.cells["seed"].to_numpy()[rows], case.seeds)
+    among = np.isin(case.outcomes.cells["seed"].to_numpy()[rows], case.seeds)
     return rows[among] if among.any() else rows
 
 
@@ -220,7 +213,7 @@ def differences(
             **{name: heads[name] for name in HEAD},
             "defense": [label[case.models[PROTECTED]] for case, _ in pairs],
             "other": [other] * len(pairs),
-            "suite": found.suites(_groups([case.positions for case, _ in pairs])),
+            "suite": found.suites(Groups.of(case.positions for case, _ in pairs)),
             **{name: [row[name] for row in told] for name in DIFFERENCE},
         }
     )

@@ -133,6 +133,13 @@ class Groups:
         self.numbers = numbers[self._starts]
         self.first = self.rows[self._starts]
 
+    @classmethod
+    def of(cls, parts: Iterable[Positions]) -> Groups:
+        """Groups that are given one by one, none of them empty."""
+        found = list(parts)
+        numbers = np.repeat(np.arange(len(found)), [len(rows) for rows in found])
+        return cls(numbers, np.concatenate([np.empty(0, dtype=np.intp), *found]))
+
     def __len__(self) -> int:
         return len(self._starts)
 
