@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -23,6 +24,9 @@ from sophon_bench.records import (
     protect_key,
 )
 from sophon_bench.selectors import parse, scalar
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 TINY = Path(__file__).with_name("tiny_scenario.py")
 
@@ -69,6 +73,12 @@ def forget() -> Iterator[None]:
 ALL = (registry.attacks, registry.defenses, registry.scenarios)
 
 MakeCell = Callable[..., Cell]
+
+
+def rows_of(frame: DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table, None where there is no value."""
+    plain = frame.astype(object)
+    return plain.where(plain.notna(), None).to_dict("records")
 
 
 @pytest.fixture
