@@ -110,9 +110,8 @@ class Case:
     """
 
     def __init__(self, outcomes: Outcomes, model: int, frozen: Frozen | None) -> None:
-        place = int(outcomes.models["place"][model])
         self.outcomes = outcomes
-        self.models = (model, outcomes.undefended(place), outcomes.scratch(place))
+        self.models = (model, *outcomes.controls(model))
         self.control = bool(outcomes.models["control"][model])
         self.budget = float(outcomes.budgets[model])
         own = outcomes.settings_of[model]

@@ -17,7 +17,6 @@ import msgspec
 from sophon_bench.records import Cell, Cost, PluginId, StageRecord
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from pandas import DataFrame
 
