@@ -15,17 +15,20 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import MakeCell
+from conftest import MakeCell, records
 from msgspec.structs import replace
 from toy import SKILL, drawing, generated, generation
 
 from sophon_bench import generation as making
 from sophon_bench import metrics, pictures
+from sophon_bench.analysis.score import scores
+from sophon_bench.analysis.trials import trials
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import entries, gallery, plots, tables
 from sophon_bench.leaderboard.entries import Entry, EntryError
 from sophon_bench.pictures import PictureError
 from sophon_bench.records import Cell
+from sophon_bench.results import Results
 from sophon_bench.store import Store, StoreError, read_cells
 
 T1 = 12.706204736
@@ -49,7 +52,7 @@ def test_the_loss_is_what_utility_lacks_of_the_trivial_one(make_cell: MakeCell) 
     # original: (1 - .9) * .2 = .02 before, (1 - .8) * .2 = .04 after; restricted after the
     # attack: (1 - .6) * .1 = .04 and (1 - .5) * .1 = .05, so .045 ± t(1) * .005
     cells = generation(make_cell)
-    found = {(r["defense"], r["attack"]): r for r in metrics.rows(cells)}
+    found = {(r["defense"], r["attack"]): r for r in records(trials(Results.of(cells)))}
     row = found["dos", "finetune[lr=0.1]"]
     assert row["utility"] == SKILL
     assert row["original_loss_before"] == pytest.approx(0.02)
@@ -58,7 +61,7 @@ def test_the_loss_is_what_utility_lacks_of_the_trivial_one(make_cell: MakeCell) 
     assert row["restricted_loss_half_width"] == pytest.approx(T1 * 0.005)
     # the envelope has the other trial, picked on the selection split: (1 - .7) * .1
     assert found["dos", "envelope"]["restricted_loss"] == pytest.approx(0.03)
-    (score,) = (r for r in metrics.scores(cells) if r["defense"] == "dos")
+    (score,) = (r for r in records(scores(Results.of(cells))) if r["defense"] == "dos")
     assert score["utility"] == SKILL
     assert score["restricted_loss"] == pytest.approx(0.03)
     assert score["original_loss"] == pytest.approx(0.04)
