@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
 from msgspec import convert
 from msgspec.structs import replace
+from pandas import DataFrame
 
 from sophon_bench import registry, stages
 from sophon_bench.backbones import Backbone
@@ -24,9 +25,6 @@ from sophon_bench.records import (
     protect_key,
 )
 from sophon_bench.selectors import parse, scalar
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 TINY = Path(__file__).with_name("tiny_scenario.py")
 
@@ -73,12 +71,6 @@ def forget() -> Iterator[None]:
 ALL = (registry.attacks, registry.defenses, registry.scenarios)
 
 MakeCell = Callable[..., Cell]
-
-
-def rows_of(frame: DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table, None where there is no value."""
-    plain = frame.astype(object)
-    return plain.where(plain.notna(), None).to_dict("records")
 
 
 @pytest.fixture
@@ -145,6 +137,12 @@ def make_cell() -> MakeCell:
         return replace(cell, key=changes["key"]) if "key" in changes else cell
 
     return make
+
+
+def records(frame: DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table, with None for what is missing."""
+    found: list[dict[str, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return found
 
 
 def named(cell: Cell) -> Cell:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import MakeCell, rows_of
+from conftest import MakeCell, records
 from msgspec.structs import replace
 
 from sophon_bench import protocol
 from sophon_bench.analysis import tuning
 from sophon_bench.records import Cell
-from sophon_bench.results.frames import Results
+from sophon_bench.results import Results
 
 BUDGET = 1600
 COSTS = [BUDGET * at for at in protocol.SCORED_AT]
@@ -44,7 +44,7 @@ def cell(
 
 
 def criteria(cells: Iterable[Cell]) -> list[dict[str, Any]]:
-    return rows_of(tuning.criteria(Results.of(cells)))
+    return records(tuning.criteria(Results.of(cells)))
 
 
 def controls(make_cell: MakeCell, **changes: Any) -> list[Cell]:

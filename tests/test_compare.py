@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from conftest import MakeCell, rows_of
+from conftest import MakeCell, records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -25,7 +25,7 @@ from sophon_bench.cli import main
 from sophon_bench.leaderboard import compare as gate
 from sophon_bench.leaderboard.tables import document, report
 from sophon_bench.records import Cell
-from sophon_bench.results.frames import Results as Records
+from sophon_bench.results import Results as Records
 from sophon_bench.selectors import trials
 from sophon_bench.store import read_cells
 
@@ -50,7 +50,7 @@ def attacked(
 
 def compared(base: Sequence[Cell], new: Sequence[Cell], *limits: str) -> list[Row]:
     limited = [threshold(limit) for limit in limits]
-    return rows_of(compare(Records.of(base), Records.of(new), limited))
+    return records(compare(Records.of(base), Records.of(new), limited))
 
 
 def of(rows: Iterable[Row], **told: Any) -> list[Row]:
@@ -440,7 +440,9 @@ def test_what_cannot_be_compared_is_refused(
     ),
     limit=st.integers(0, 5),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 def test_the_way_back_undoes_the_change(
     make_cell: MakeCell, levels: list[tuple[float, ...]], limit: int
 ) -> None:

@@ -27,7 +27,7 @@ from sophon_bench.leaderboard.entries import Entry, EntryError
 from sophon_bench.plan import plugin_id
 from sophon_bench.records import Cell
 from sophon_bench.registry import attacks
-from sophon_bench.results.frames import Results
+from sophon_bench.results import Results
 from sophon_bench.selectors import Arsenal, Rules, trials
 from sophon_bench.store import Store
 

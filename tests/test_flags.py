@@ -10,7 +10,7 @@ from conftest import MakeCell
 
 from sophon_bench.analysis import flags
 from sophon_bench.records import Cell, Ratios
-from sophon_bench.results.frames import Results
+from sophon_bench.results import Results
 
 SWEEP = "finetune[optimizer=momentum,lr={}]"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import MakeCell, rows_of
+from conftest import MakeCell, records
 from matplotlib.axes import Axes
 from msgspec.structs import replace
 
@@ -23,7 +23,7 @@ from sophon_bench.cli import main
 from sophon_bench.leaderboard import overhead, plots, tables
 from sophon_bench.leaderboard.tables import Table
 from sophon_bench.records import Cell
-from sophon_bench.results.frames import Results
+from sophon_bench.results import Results
 
 BUDGET = 1600
 COSTS = (100, 200, 400, 800, 1600)
@@ -52,11 +52,11 @@ def cells_of(make_cell: MakeCell, *defended: Cell) -> list[Cell]:
 
 
 def half_costs(cells: list[Cell]) -> list[dict[str, Any]]:
-    return rows_of(cost.half_costs(Results.of(cells)))
+    return records(cost.half_costs(Results.of(cells)))
 
 
 def protection(cells: list[Cell]) -> list[dict[str, Any]]:
-    return rows_of(cost.protection(Results.of(cells)))
+    return records(cost.protection(Results.of(cells)))
 
 
 def row_of(cells: list[Cell], defense: str = "d", attack: str = "finetune", **at: Any) -> Any:
@@ -138,7 +138,7 @@ def test_what_is_there_at_the_first_look_says_so(make_cell: MakeCell) -> None:
 def test_the_envelopes_multiple_is_b50(make_cell: MakeCell) -> None:
     cells = cells_of(make_cell, trial(make_cell, "d", 0.4, 0.4, 0.4, 0.5, 0.7))
     row = row_of(cells, attack=ENVELOPE)
-    (score,) = (found for found in rows_of(scores(Results.of(cells))) if found["defense"] == "d")
+    (score,) = (found for found in records(scores(Results.of(cells))) if found["defense"] == "d")
     assert row["times_undefended"] == score["b50"] == pytest.approx(4)
     assert row["parameters"] is None
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import MakeCell, rows_of
+from conftest import MakeCell, records
 from msgspec.structs import replace
 from toy import SKILL, drawing, generated, generation
 
@@ -31,7 +31,7 @@ from sophon_bench.leaderboard import entries, gallery, plots, tables
 from sophon_bench.leaderboard.entries import Entry, EntryError
 from sophon_bench.pictures import PictureError
 from sophon_bench.records import Cell
-from sophon_bench.results.frames import Results
+from sophon_bench.results import Results
 from sophon_bench.store import Store, StoreError, read_cells
 
 T1 = 12.706204736
@@ -55,7 +55,7 @@ def test_the_loss_is_what_utility_lacks_of_the_trivial_one(make_cell: MakeCell) 
     # original: (1 - .9) * .2 = .02 before, (1 - .8) * .2 = .04 after; restricted after the
     # attack: (1 - .6) * .1 = .04 and (1 - .5) * .1 = .05, so .045 ± t(1) * .005
     results = Results.of(generation(make_cell))
-    found = {(r["defense"], r["attack"]): r for r in rows_of(trials(results))}
+    found = {(r["defense"], r["attack"]): r for r in records(trials(results))}
     row = found["dos", "finetune[lr=0.1]"]
     assert row["utility"] == SKILL
     assert row["original_loss_before"] == pytest.approx(0.02)
@@ -64,7 +64,7 @@ def test_the_loss_is_what_utility_lacks_of_the_trivial_one(make_cell: MakeCell) 
     assert row["restricted_loss_half_width"] == pytest.approx(T1 * 0.005)
     # the envelope has the other trial, picked on the selection split: (1 - .7) * .1
     assert found["dos", "envelope"]["restricted_loss"] == pytest.approx(0.03)
-    (score,) = (r for r in rows_of(scores(results)) if r["defense"] == "dos")
+    (score,) = (r for r in records(scores(results)) if r["defense"] == "dos")
     assert score["utility"] == SKILL
     assert score["restricted_loss"] == pytest.approx(0.03)
     assert score["original_loss"] == pytest.approx(0.04)
@@ -109,7 +109,7 @@ def test_every_table_and_plot_says_the_name_of_the_utility(make_cell: MakeCell) 
     with plots.drawing():
         drawn = {
             p.name.split("_")[3]: p.figure
-            for p in plots.pictures(*(rows_of(f(Results.of(cells))) for f in (curves, sweeps)))
+            for p in plots.pictures(*(records(f(Results.of(cells))) for f in (curves, sweeps)))
         }
     assert drawn["envelopes"].axes[0].get_ylabel() == "restricted denoising skill (%)"
     assert drawn["lr-sweep"].get_supylabel() == "restricted denoising skill (%)"
@@ -141,7 +141,7 @@ def test_classification_has_none_of_it(make_cell: MakeCell) -> None:
 
 
 def test_images_are_of_released_models_and_of_the_picked_trials(make_cell: MakeCell) -> None:
-    rows = rows_of(images(Results.of(generation(make_cell))))
+    rows = records(images(Results.of(generation(make_cell))))
     told = [(r["maker"], r["defense"], r["samples"], r["frechet"], r["attacks"]) for r in rows]
     best = "finetune[lr=0.2]"
     assert told == [
@@ -223,7 +223,7 @@ def test_work_done_again_may_differ_a_little(make_cell: MakeCell) -> None:
     cell = make_cell(curve=[(10, 0.5, -0.3)], utility=SKILL)
     for test, verdict in ((-0.3, "identical"), (-0.29, "agrees"), (-0.2, "differs")):
         again = replace(cell, curve=[replace(cell.curve[0], test=test)])
-        (row,) = rows_of(agreements(Results.of([cell]), Results.of([again])))
+        (row,) = records(agreements(Results.of([cell]), Results.of([again])))
         assert row["agreement"] == verdict
         assert row["reported_low"] is None
         title = tables.agreements("x", [row]).title

@@ -110,9 +110,8 @@ class Case:
     """
 
     def __init__(self, outcomes: Outcomes, model: int, frozen: Frozen | None) -> None:
-        place = int(outcomes.models["place"][model])
         self.outcomes = outcomes
-        self.models = (model, outcomes.undefended(place), outcomes.scratch(place))
+        self.models = (model, *outcomes.controls(model))
         self.control = bool(outcomes.models["control"][model])
         self.budget = float(outcomes.budgets[model])
         own = outcomes.settings_of[model]
@@ -152,9 +151,12 @@ class Case:
 
     def _kept(self) -> dict[int, float]:
         original = self.outcomes.stages["original"].to_numpy()
-        cells = self.outcomes.cells.iloc[self.positions]
-        kept = intactness(original[cells["before"]], original[cells["after"]])
-        by_seed = dict(zip(cells["seed"].tolist(), kept.tolist(), strict=True))
+        seeds, before, after = (
+            self.outcomes.cells[name].to_numpy()[self.positions]
+            for name in ("seed", "before", "after")
+        )
+        kept = intactness(original[before], original[after]).tolist()
+        by_seed = dict(zip(seeds.tolist(), kept, strict=True))
         return {seed: by_seed[seed] for seed in self.seeds if not math.isnan(by_seed[seed])}
 
     def over(self, seeds: Sequence[int], other: Case) -> Case:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sophon_bench import protocol
 from sophon_bench.analysis.statistics import Groups, Positions
@@ -58,10 +59,12 @@ class Envelope(NamedTuple):
     Attributes:
         seeds: Those on which one of the model's own trials ran, in order.
         picks: (seeds, times) rows of `Outcomes.points`, -1 where nothing is scored so early.
+        tests: (seeds, times) their test utilities, NaN where there is none.
     """
 
     seeds: list[int]
     picks: Positions
+    tests: NDArray[np.float64]
 
 
 class Outcomes:
@@ -107,6 +110,10 @@ class Outcomes:
         longest = int(cells["stretch"].max()) if len(cells) else 1
         stretches = cells["stretch"].unique().tolist()
         self.times = sorted({*multiples(longest), *map(float, stretches)})
+        # Of nothing, row -1, besides:
+        self._selection = np.append(self.points["selection"].to_numpy(), -np.inf)
+        self._test = np.append(self.points["test"].to_numpy(), np.nan)
+        self._position = np.append(self.points["position"].to_numpy(), -1)
         self.selected = self._selected()
         selectors = pd.factorize(cells["attack"], sort=True)[0]
         order = np.lexsort((np.arange(len(cells)), cells["stretch"], selectors))
@@ -134,19 +141,22 @@ class Outcomes:
         order = np.lexsort((self._rank[groups.rows], groups.of_rows))
         ranked = Groups(groups.of_rows[order], groups.rows[order])
         picks = self.selected[ranked.rows]
-        selection = np.append(self.points["selection"].to_numpy(), -np.inf)
-        found = ranked.highest(selection[picks])
+        found = ranked.highest(self._selection[picks])
         none = np.full((1, len(self.times)), -1)
         return np.take_along_axis(np.vstack([picks, none]), found, axis=0)
 
-    def tests(self, picks: Positions) -> Any:
+    def tests(self, picks: Positions) -> NDArray[np.float64]:
         """Test utilities of what is picked, NaN where there is nothing."""
-        return np.append(self.points["test"].to_numpy(), np.nan)[picks]
+        return self._test[picks]
 
     def picked(self, picks: Positions) -> Positions:
         """The cells whose checkpoints are picked, -1 where there is none."""
-        found: Positions = np.append(self.points["position"].to_numpy(), -1)[picks]
-        return found
+        return self._position[picks]
+
+    def controls(self, model: int) -> tuple[int, int]:
+        """The rows in `models` of the undefended model and scratch in the place of a model."""
+        place = int(self.models["place"].to_numpy()[model])
+        return self.undefended(place), self.scratch(place)
 
     def undefended(self, place: int) -> int:
         """The row in `models` of a place's undefended model."""
@@ -217,14 +227,17 @@ class Outcomes:
     @cached_property
     def attacks(self) -> Mapping[tuple[int, Setting], Positions]:
         """The own cells of each model in each setting, in order."""
-        rows = self.members[self.members["own"]]
-        count = max(1, len(self.settings))
-        groups = Groups((rows["model"] * count + rows["setting"]).to_numpy())
-        keys = (divmod(number, count) for number in groups.numbers.tolist())
-        cells = groups.split(rows["cell"])
+        own = self.members[self.members["own"]]
+        return {key: own["cell"].to_numpy()[rows] for key, rows in self._by_setting(own).items()}
+
+    def _by_setting(self, rows: DataFrame) -> dict[tuple[int, Setting], Positions]:
+        """Positions in a frame with ``model`` and ``setting``, by both, in order."""
+        model, setting = (rows[name].to_numpy() for name in ("model", "setting"))
+        groups = Groups(model * max(1, len(self.settings)) + setting)
+        keys = zip(model[groups.first].tolist(), setting[groups.first].tolist(), strict=True)
         return {
-            (model, self.settings[setting]): np.array(found)
-            for (model, setting), found in zip(keys, cells, strict=True)
+            (model, self.settings[setting]): rows
+            for (model, setting), rows in zip(keys, groups.positions(), strict=True)
         }
 
     @cached_property
@@ -280,19 +293,21 @@ class Outcomes:
     @cached_property
     def envelopes(self) -> Mapping[tuple[int, Setting], Envelope]:
         """The tuned envelope of each model in each setting that one of its own trials ran in."""
-        rows = self.choices[self.choices["own"]]
+        own = self.choices["own"].to_numpy()
+        seeds, best = self.choices["seed"].to_numpy()[own], self.best[own]
+        tests = self.tests(best)
         return {
-            (model, self.settings[setting]): Envelope(here["seed"].tolist(), self.best[here.index])
-            for (model, setting), here in rows.groupby(["model", "setting"])
+            key: Envelope(seeds[rows].tolist(), best[rows], tests[rows])
+            for key, rows in self._by_setting(self.choices[own]).items()
         }
 
     def utilities(self, model: int, setting: Setting, times: float) -> dict[int, float]:
         """The envelope's test utility within ``times`` the budget by seed, where there is one."""
-        if (model, setting) not in self.envelopes:
+        found = self.envelopes.get((model, setting))
+        if found is None:
             return {}
-        seeds, picks = self.envelopes[model, setting]
-        tests = self.tests(picks[:, self.times.index(times)]).tolist()
-        return {s: test for s, test in zip(seeds, tests, strict=True) if not math.isnan(test)}
+        tests = found.tests[:, self.times.index(times)].tolist()
+        return {s: test for s, test in zip(found.seeds, tests, strict=True) if not math.isnan(test)}
 
     def seeds(self, model: int, setting: Setting) -> list[int]:
         """The seeds that the envelope is known on."""
@@ -301,7 +316,8 @@ class Outcomes:
 
     def head(self, position: int) -> dict[str, Any]:
         """The columns of `HEAD` of one cell."""
-        return {name: self.cells[name].tolist()[position] for name in HEAD}
+        (found,) = self.cells[list(HEAD)].iloc[[position]].to_dict("records")
+        return dict(found)
 
     def suites(self, groups: Groups) -> list[str | None]:
         """The suites that asked for the cells of each group."""

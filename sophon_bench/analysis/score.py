@@ -158,10 +158,11 @@ def _attained_loss(case: Case) -> float | None:
     found = []
     for setting in case.restricted:
         rows = case.outcomes.attacks[case.models[PROTECTED], setting]
-        known = case.outcomes.cells["trivial_loss"].iloc[rows].dropna()
+        losses = case.outcomes.cells["trivial_loss"].to_numpy()[rows]
+        known = losses[~np.isnan(losses)].tolist()
         slot = (setting, case.budget)
-        if len(known) and slot in case.table:
-            found.append((1 - case.mean(PROTECTED, slot)) * float(known.iloc[0]))
+        if known and slot in case.table:
+            found.append((1 - case.mean(PROTECTED, slot)) * known[0])
     return statistics.fmean(found) if found else None
 
 

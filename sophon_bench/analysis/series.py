@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,19 +134,25 @@ def sweeps(results: Results) -> DataFrame:
     found = outcomes(results)
     blocks = _blocks(found)
     rates = _rates(found, blocks)
+    groups = Groups(rates.groupby(["first", "lr"]).ngroup().to_numpy())
+    families: dict[int, list[Level]] = {}
+    for row, seeds, tests in zip(
+        rates.iloc[groups.first].itertuples(),
+        groups.split(rates["seed"]),
+        groups.split(rates["test"]),
+        strict=True,
+    ):
+        if seeds == blocks[row.block].seeds:
+            level = interval(tests)
+            families.setdefault(row.first, []).append((row.lr, level.mean, level.half_width))
     rows = []
-    for (block, _), family in rates.groupby(["block", "first"]):
-        levels = [
-            (lr, level.mean, level.half_width)
-            for lr, seeds in family.groupby("lr")
-            if sorted(seeds["seed"]) == blocks[block].seeds
-            for level in [interval(seeds["test"].tolist())]
-        ]
+    for plugin, levels in zip(
+        rates.loc[list(families)].itertuples(), families.values(), strict=True
+    ):
         if len(levels) > 1:
-            plugin = family.iloc[0]
-            label = family_label(plugin["attack"], plugin["attack_name"])
-            told = {"attack": plugin["attack_name"], "family": label, "levels": levels}
-            rows.append((block, label, {**blocks[block].head, **told}))
+            label = family_label(plugin.attack, plugin.attack_name)
+            told = {"attack": plugin.attack_name, "family": label, "levels": levels}
+            rows.append((plugin.block, label, {**blocks[plugin.block].head, **told}))
     rows.sort(key=lambda row: row[:2])
     return _table([row for *_, row in rows], ("attack", "family", "levels"))
 
@@ -153,12 +160,12 @@ def sweeps(results: Results) -> DataFrame:
 def _rates(found: Outcomes, blocks: Sequence[Block]) -> DataFrame:
     """Test utility at the whole budget by ``block``, ``family``, ``lr`` and ``seed``.
 
-    ``first`` orders the families of a block. Those of random initialisation are with the
-    undefended model.
+    ``first`` is the first row of each family of a block. Those of random initialisation are with
+    the undefended model.
     """
     cells = [block.cells for block in blocks]
     for number, block in enumerate(blocks):
-        scratch = found.scratch(found.models["place"][block.model])
+        _, scratch = found.controls(block.model)
         if block.head["control"] and (scratch, block.setting) in found.attacks:
             cells[number] = np.append(block.cells, found.attacks[scratch, block.setting])
     groups = Groups.of(cells)
@@ -168,11 +175,11 @@ def _rates(found: Outcomes, blocks: Sequence[Block]) -> DataFrame:
     rows["test"] = found.tests(found.counted[groups.rows, found.times.index(1)])
     rows = rows[rows["lr"].notna() & rows["test"].notna() & (rows["stretch"] == 1)]
     rows = rows.drop_duplicates(["block", "family", "lr", "seed"], keep="last")
-    order = rows.reset_index(names="order").set_index(rows.index)["order"]
-    rows["first"] = order.groupby([rows["block"], rows["family"]]).transform("min")
-    return rows
+    order = rows.index.to_series()
+    return rows.assign(first=order.groupby([rows["block"], rows["family"]]).transform("min"))
 
 
+@functools.cache
 def family_label(selector: str, name: str, without: str = "lr") -> str:
     """A plugin's selector without one hyperparameter, or its name if the selector is none."""
     try:
@@ -241,10 +248,8 @@ def recipe(results: Results, trials: Collection[str]) -> DataFrame:
     usable = (listed & (found.cells["stretch"] == 1)).to_numpy()
     rows = []
     for block in _blocks(found):
-        place = found.models["place"][block.model]
-        models = (block.model, found.undefended(place), found.scratch(place))
         row = dict(block.head)
-        for side, model in zip(SIDES, models, strict=True):
+        for side, model in zip(SIDES, (block.model, *found.controls(block.model)), strict=True):
             cells = found.attacks.get((model, block.setting), block.cells[:0])
             seeds = found.cells["seed"].to_numpy()[cells]
             ran = usable[cells] & np.isin(seeds, block.seeds)

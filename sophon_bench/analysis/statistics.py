@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,7 @@ def jackknife(
 
 def mean(values: Iterable[float | None]) -> float | None:
     """The mean of what is neither None nor NaN; None if there is nothing."""
-    found = [value for value in values if value is not None and not math.isnan(value)]
+    found = [value for value in values if value is not None and value == value]  # NaN is not
     return math.fsum(found) / len(found) if found else None
 
 
@@ -154,11 +154,15 @@ class Groups:
         found: Positions = self.rows[self._ends - 1]
         return found
 
-    def split(self, column: Any) -> list[list[Any]]:
+    def positions(self) -> list[Positions]:
+        """The rows of each group."""
+        return np.split(self.rows, self._starts[1:]) if len(self) else []
+
+    def split(self, column: Any) -> Iterator[list[Any]]:
         """The column's values of each group."""
         values = np.asarray(column)[self.rows].tolist()
-        spans = zip(self._starts.tolist(), self._ends.tolist(), strict=True)
-        return [values[start:end] for start, end in spans]
+        for start, end in zip(self._starts.tolist(), self._ends.tolist(), strict=True):
+            yield values[start:end]
 
     def means(self, column: Any) -> list[float | None]:
         """The mean of each group (`mean`)."""
@@ -166,7 +170,7 @@ class Groups:
 
     def intervals(self, column: Any) -> list[Interval | None]:
         """The mean with its interval of each group, over what is not NaN."""
-        found = ([v for v in values if not math.isnan(v)] for values in self.split(column))
+        found = ([v for v in values if v == v] for values in self.split(column))  # NaN is not
         return [interval(values) if values else None for values in found]
 
     def distinct(self, column: Any) -> list[list[Any]]:

@@ -6,13 +6,18 @@ of the undefended backbone on one example. Labels are selectors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from sophon_bench.records import Cell, Cost, PluginId, Provenance, StageRecord
+import msgspec
+
+from sophon_bench.records import Cell, Cost, PluginId, StageRecord
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from pandas import DataFrame
 
 PLACE = ("scenario", "revision", "backbone", "precision", "budget", "protocol")
@@ -65,105 +70,139 @@ class Results:
     @classmethod
     def of(cls, cells: Iterable[Cell]) -> Results:
         """The frames of records; a record that is there twice counts once."""
-        ordered = sorted({c.key: c for c in cells}.values(), key=lambda cell: (cell.seed, cell.key))
+        by_key = sorted({c.key: c for c in cells}.values(), key=attrgetter("key"))
+        ordered = sorted(by_key, key=attrgetter("seed"))
         return cls(_models(ordered), _cells(ordered), _points(ordered))
 
 
-def _frame(rows: dict[str, list[Any]], dtypes: dict[str, Any]) -> DataFrame:
-    """Columns as lists in a frame; None becomes NaN where a column is of numbers."""
+NUMBERS = (
+    "seconds", "units", "flops", "peak_bytes", "original", "original_second",
+    "original_validation", "restricted", "trivial_loss", "lr", "nonfinite_step", "fit",
+    "validation", "selection", "test", "second_test",
+)  # fmt: skip
+"""Columns of float64, NaN where there is none; ``steps``, ``examples`` and ``together`` too where a
+cost may be missing."""
+
+WHOLE = ("budget", "samples", "seed", "stretch", "test_examples", "number")
+TRUTH = ("derived", "defense_control", "attack_control")
+DTYPES: dict[str, Any] = {
+    **dict.fromkeys((*NUMBERS, "steps", "examples", "together"), "float64"),
+    **dict.fromkeys(WHOLE, "int64"),
+    **dict.fromkeys(TRUTH, "bool"),
+}
+
+
+def _frame(columns: Mapping[str, Any]) -> DataFrame:
+    """A frame of columns by name; what is no number is of objects, None where there is none."""
     import pandas as pd
 
-    return pd.DataFrame(
-        {name: pd.Series(values, dtype=dtypes.get(name, object)) for name, values in rows.items()}
-    )
+    arrays = {name: _array(values, DTYPES.get(name, object)) for name, values in columns.items()}
+    return pd.DataFrame({name: pd.Series(a, dtype=a.dtype) for name, a in arrays.items()})
 
 
-NUMBERS = dict.fromkeys(
-    (
-        "seconds", "units", "flops", "peak_bytes", "original", "original_second",
-        "original_validation", "restricted", "trivial_loss", "lr", "nonfinite_step", "fit",
-        "validation", "selection", "test", "second_test",
-    ),
-    "float64",
-)  # fmt: skip
-WHOLE = dict.fromkeys(("budget", "samples", "seed", "stretch", "test_examples", "number"), "int64")
-TRUTH = dict.fromkeys(("derived", "defense_control", "attack_control"), "bool")
-DTYPES: dict[str, Any] = {**NUMBERS, **WHOLE, **TRUTH}
-"""Of columns that are no text; ``steps``, ``examples`` and ``together`` are float64 where a cost
-may be missing."""
+def _array(values: Any, dtype: Any) -> NDArray[Any]:
+    """(rows,) the values; unlike with `np.array`, a list is one object of them."""
+    import numpy as np
+
+    if dtype is object and not isinstance(values, np.ndarray):
+        array = np.empty(len(values), dtype=object)
+        array[:] = values
+        return array
+    return np.asarray(values, dtype=dtype)
 
 
-def _costs(costs: Iterable[Cost | None]) -> dict[str, list[Any]]:
-    found = list(costs)
-    return {name: [None if c is None else getattr(c, name) for c in found] for name in COSTS}
+def _columns(records: Sequence[Any], paths: Mapping[str, str]) -> dict[str, Any]:
+    """Columns by name, each of an attribute of records by its dotted path.
+
+    In parts that are too small for the garbage collector to look at all records on their account.
+    """
+    values = attrgetter(*paths.values())
+    columns: dict[str, list[Any]] = {name: [] for name in paths}
+    for start in range(0, len(records), 500):
+        rows = map(values, records[start : start + 500])
+        for column, part in zip(columns.values(), zip(*rows, strict=True), strict=True):
+            column.extend(part)
+    return columns
 
 
-def _provenances(made: Iterable[Provenance]) -> dict[str, list[Any]]:
-    found = list(made)
-    return {f"made_{name}": [getattr(p, name) for p in found] for name in PROVENANCE}
+def _paths(names: Iterable[str], prefix: str = "", of: str = "") -> dict[str, str]:
+    return {f"{prefix}{name}": f"{of}{name}" for name in names}
 
 
-def _plugins(kind: str, plugins: Iterable[PluginId]) -> dict[str, list[Any]]:
-    found = list(plugins)
-    columns = {f"{kind}_{name}": [getattr(p, name) for p in found] for name in PLUGIN}
-    return {kind: [p.label for p in found], **columns}
+WHERE = {"scenario": "scenario.label", "revision": "scenario.revision", **_paths(PLACE[2:])}
+MADE_BY = _paths(PROVENANCE, "made_", "provenance.")
 
 
-def _places(cells: Iterable[Cell]) -> dict[str, list[Any]]:
-    found = list(cells)
-    columns = {name: [getattr(c, name) for c in found] for name in PLACE[2:]}
-    return {
-        "scenario": [c.scenario.label for c in found],
-        "revision": [c.scenario.revision for c in found],
-        **columns,
-    }
+def _costs(costs: Iterable[Cost | None]) -> dict[str, Any]:
+    """What stages took, None where that is not known."""
+    unknown = SimpleNamespace(**dict.fromkeys(COSTS))
+    return _columns([cost or unknown for cost in costs], _paths(COSTS))
 
 
-def _cells(cells: list[Cell]) -> DataFrame:
-    attacks = [cell.attack for cell in cells]
+def _plugins(kind: str, plugins: Sequence[PluginId]) -> dict[str, Any]:
+    """Columns of plugins; few plugins are in many cells, and are hashed once each."""
+    import numpy as np
+    import pandas as pd
+
+    encoded = _array(list(map(msgspec.msgpack.Encoder().encode, plugins)), object)
+    rows = pd.factorize(encoded)[0]
+    _, first = np.unique(rows, return_index=True)
+    paths = {kind: "label", **_paths(PLUGIN, f"{kind}_")}
+    if kind == "attack":
+        paths |= _paths(("lr", "family"))
+    columns = _columns([plugins[index] for index in first], paths)
+    return {name: _array(v, DTYPES.get(name, object))[rows] for name, v in columns.items()}
+
+
+def _cells(cells: Sequence[Cell]) -> DataFrame:
+    keys = {"pretrained": "pretrained.key", "released": "released.key"}
+    parts = _paths(("defense", "attack", "cost"))
+    own = _columns(cells, {**_paths(("key", *CELL)), **WHERE, **keys, **MADE_BY, **parts})
     columns = {
-        "key": [cell.key for cell in cells],
-        **_places(cells),
-        **_plugins("defense", (cell.defense for cell in cells)),
-        **_plugins("attack", attacks),
-        "lr": [attack.lr for attack in attacks],
-        "family": [attack.family for attack in attacks],
-        **{name: [getattr(cell, name) for cell in cells] for name in CELL},
-        "pretrained": [cell.pretrained.key for cell in cells],
-        "released": [cell.released.key for cell in cells],
-        **_costs(cell.cost for cell in cells),
-        **_provenances(cell.provenance for cell in cells),
+        **{name: own[name] for name in ("key", *WHERE)},
+        **_plugins("defense", own["defense"]),
+        **_plugins("attack", own["attack"]),
+        **{name: own[name] for name in (*CELL, *keys)},
+        **_costs(own["cost"]),
+        **{name: own[name] for name in MADE_BY},
     }
-    floats = dict.fromkeys(("steps", "examples", "together"), "float64")
-    return _frame(columns, {**DTYPES, **floats}).set_index("key", drop=False)
+    return _frame(columns).set_index("key", drop=False)
 
 
-def _models(cells: list[Cell]) -> DataFrame:
+def _models(cells: Sequence[Cell]) -> DataFrame:
     found: dict[str, tuple[Cell, StageRecord, str | None]] = {}
     for cell in cells:
-        found.setdefault(cell.pretrained.key, (cell, cell.pretrained, None))
-        found.setdefault(cell.released.key, (cell, cell.released, cell.defense.label))
-    owners, records, defenses = ([made[i] for made in found.values()] for i in range(3))
-    columns: dict[str, list[Any]] = {
+        if cell.pretrained.key not in found:
+            found[cell.pretrained.key] = (cell, cell.pretrained, None)
+        if cell.released.key not in found:
+            found[cell.released.key] = (cell, cell.released, cell.defense.label)
+    owners = [cell for cell, *_ in found.values()]
+    models = [model for _, model, _ in found.values()]
+    defenses = [defense for *_, defense in found.values()]
+    columns: dict[str, Any] = {
         "key": list(found),
         "kind": ["pretrained" if defense is None else "released" for defense in defenses],
-        **_places(owners),  # type: ignore[arg-type]
-        "seed": [cell.seed for cell in owners],  # type: ignore[union-attr]
+        **_columns(owners, {**WHERE, "seed": "seed"}),
         "defense": defenses,
-        **{name: [getattr(record, name) for record in records] for name in MADE},
-        **_costs(record.cost for record in records),  # type: ignore[union-attr]
-        **_provenances(record.provenance for record in records),  # type: ignore[union-attr]
+        **_columns(models, _paths(MADE)),
+        **_costs(model.cost for model in models),
+        **_columns(models, MADE_BY),
     }
     del columns["budget"]
-    floats = dict.fromkeys(("steps", "examples", "together"), "float64")
-    return _frame(columns, {**DTYPES, **floats}).set_index("key", drop=False)
+    return _frame(columns).set_index("key", drop=False)
 
 
-def _points(cells: list[Cell]) -> DataFrame:
-    scored = [(cell.key, number, p) for cell in cells for number, p in enumerate(cell.curve)]
-    columns: dict[str, list[Any]] = {
-        "cell": [key for key, _, _ in scored],
-        "number": [number for _, number, _ in scored],
-        **{name: [getattr(p, name) for _, _, p in scored] for name in POINT},
+def _points(cells: Sequence[Cell]) -> DataFrame:
+    import numpy as np
+
+    scored = [len(cell.curve) for cell in cells]
+    points = [point for cell in cells for point in cell.curve]
+    begins = np.cumsum([0, *scored[:-1]], dtype=int) if scored else np.array([], dtype=int)
+    columns = {
+        "cell": np.repeat(_array([cell.key for cell in cells], object), scored),
+        "number": np.arange(len(points)) - np.repeat(begins, scored),
+        **_columns(points, _paths(POINT)),
     }
-    return _frame(columns, {**DTYPES, "steps": "int64"})
+    frame = _frame(columns)
+    frame["steps"] = frame["steps"].astype("int64")
+    return frame
