@@ -7,8 +7,8 @@ changed is compared with what it was.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,11 +51,14 @@ OF_MODELS = {
 }
 """What is compared once per defense, seed by seed, and its column."""
 
-MACHINE = ("device", "threads", "torch")
+MACHINE = ["made_device", "made_threads", "made_torch"]
 """What time and memory depend on, of where a record was made."""
 
-TRIAL = ["defense", *Setting._fields, "attack"]
-"""A trial against a model: cells that differ in their seed."""
+MODEL = ["defense", *Setting._fields]
+"""A model in one setting."""
+
+TRIAL = [*MODEL, "attack"]
+"""A trial against it: cells that differ in their seed."""
 
 COLUMNS = (
     *HEAD, "suite", "defense", "attack", "domain", "samples", "metric", "threshold", "unit", "base",
@@ -103,16 +106,23 @@ def compare(
             not the same, or there is no scenario with backbone and seed in common.
     """
     _check(base.cells, new.cells)
-    sides = [_runs(outcomes(results)) for results in (base, new)]
+    sides = [outcomes(results) for results in (base, new)]
+    places = [list(found.places.itertuples(index=False, name=None)) for found in sides]
     rows: list[Row] = []
-    for place in dict.fromkeys([*sides[0], *sides[1]]):
-        pair = _Pair(sides[0].get(place), sides[1].get(place), frozen)
+    for place in dict.fromkeys([*places[0], *places[1]]):
+        pair = _Pair(
+            *(
+                _Run(found, known.index(place) if place in known else -1)
+                for found, known in zip(sides, places, strict=True)
+            )
+        )
         of_place = [*pair.statuses(), *pair.seed_lists()]
         if pair.complete:
             of_place += pair.plugins()
             for each in dict.fromkeys(thresholds):
-                of_place += pair.judged(each)
-        rows += [{"tentative": False, **pair.head, **row} for row in of_place]
+                told = {"metric": each.metric, "threshold": each.text, "unit": UNITS[each.metric]}
+                of_place += ({**told, **row} for row in pair.compared(each, frozen))
+        rows += ({"tentative": False, **pair.head, **row} for row in of_place)
     return table({name: [row.get(name) for row in rows] for name in COLUMNS})
 
 
@@ -162,46 +172,53 @@ def _listed(seeds: Iterable[int]) -> str:
     return ", ".join(map(str, sorted(seeds)))
 
 
-@dataclass(frozen=True)
 class _Run:
     """One run's records in one place.
 
-    Attributes:
+    Args:
         found: All of the run.
-        place: A row of `Outcomes.places`.
+        place: A row of `Outcomes.places`, -1 if it has nothing there.
+
+    Attributes:
+        cells: Rows of `Outcomes.cells`, with the ``test`` utility that each cell counts for.
+        listed: Those that no search added, one per trial and seed, in this order.
+        models: The defenses, with their rows of `Outcomes.models`, in the order of tables.
+        attacked: Those that attacks other than controls were run on.
     """
 
-    found: Outcomes
-    place: int
-
-    @functools.cached_property
-    def cells(self) -> DataFrame:
-        """Rows of `Outcomes.cells`, with the ``test`` utility that each cell counts for."""
-        cells = self.found.cells[self.found.cells["place"] == self.place]
-        whole = np.searchsorted(self.found.times, cells["stretch"])
-        return cells.assign(test=self.found.tests(self.found.counted[cells.index, whole]))
-
-    @functools.cached_property
-    def listed(self) -> DataFrame:
-        """The cells that no search added, one per trial and seed, in this order."""
-        listed = self.cells[~self.cells["derived"]].drop_duplicates([*TRIAL, "seed"], keep="last")
-        return listed.sort_values([*TRIAL, "seed"])
+    def __init__(self, found: Outcomes, place: int) -> None:
+        self.found, self.place = found, place
+        cells = found.cells[found.cells["place"] == place]
+        whole = np.searchsorted(found.times, cells["stretch"])
+        self.cells = cells.assign(test=found.tests(found.counted[cells.index, whole]))
+        listed = self.cells[~cells["derived"]].sort_values([*TRIAL, "seed"], kind="stable")
+        self.listed = listed.drop_duplicates([*TRIAL, "seed"], keep="last")
+        models = found.models[found.models["place"] == place].query("kind == 'defense'")
+        self.models = dict(zip(models["defense_label"], models.index, strict=True))
+        self.attacked = {name for name, row in self.models.items() if row in found.settings_of}
 
     @functools.cached_property
     def stages(self) -> DataFrame:
         """Released models by ``defense`` and ``seed``; ``multiple`` is of pre-training's units."""
         cells = self.cells.drop_duplicates(["defense", "seed"], keep="last")
-        stages = self.found.stages.iloc[cells["after"]]
-        before = self.found.stages["units"].iloc[cells["before"]].to_numpy()
-        multiple = stages["units"].to_numpy() / np.where(before == 0, np.nan, before)
+        stages, units = self.found.stages.iloc[cells["after"]], self.found.stages["units"]
+        before = units.iloc[cells["before"]].replace(0, np.nan).to_numpy()
+        multiple = stages["units"].to_numpy() / before
         return stages.assign(defense=cells["defense"].to_numpy(), multiple=multiple)
 
-    @functools.cached_property
-    def models(self) -> dict[str, int]:
-        """The defenses with their rows of `Outcomes.models`, in the order of tables."""
-        models = self.found.models
-        own = models[(models["place"] == self.place) & (models["kind"] == "defense")]
-        return dict(zip(own["defense_label"], own.index, strict=True))
+    def envelopes(self, stretch: int, name: str) -> DataFrame:
+        """What the attackers of defenses pick, as rows of ``cells`` whose ``attack`` is ``name``.
+
+        ``test`` is the utility at the picked checkpoint within ``stretch`` budgets.
+        """
+        found = self.found
+        choices = found.choices[found.choices["own"]]
+        choices = choices[choices["model"].isin(self.models.values())]
+        picks = found.best[choices.index, found.times.index(float(stretch))]
+        choices, picks = choices[picks >= 0], picks[picks >= 0]
+        labels = found.models["defense_label"].to_numpy()[choices["model"]]
+        cells = found.cells.iloc[found.picked(picks)]
+        return cells.assign(defense=labels, attack=name, test=found.tests(picks))
 
     def trials(self, defense: str, seeds: Iterable[int]) -> set[tuple[Any, ...]]:
         """The listed trials of a defense and of the controls on some seeds."""
@@ -209,21 +226,12 @@ class _Run:
         cells = cells[(cells["defense"] == defense) | cells["defense_control"]]
         return set(cells[TRIAL[1:]].itertuples(index=False, name=None))
 
-    def stretch(self, defense: str, setting: Setting, seeds: Iterable[int]) -> int:
-        """How many budgets a trial of a defense went on to, on the shortest of some seeds."""
-        cells = self.cells[(self.cells["defense"] == defense) & self.cells["seed"].isin(seeds)]
-        cells = cells[cells["setting"] == self.found.settings.index(setting)]
-        longest = cells.groupby("seed")["stretch"].max()
-        return 1 if longest.empty else int(longest.min())
-
-    def envelope(self, defense: str, setting: Setting, stretch: int) -> DataFrame:
-        """The picked cell of each seed, with the ``test`` utility at the picked checkpoint."""
-        found = self.found.envelopes.get((self.models[defense], setting))
-        if found is None:
-            return self.cells.iloc[:0]
-        picks = found.picks[:, self.found.times.index(float(stretch))]
-        cells = self.found.cells.iloc[self.found.picked(picks[picks >= 0])]
-        return cells.assign(test=self.found.tests(picks[picks >= 0]))
+    def stretches(self, seeds: Iterable[int]) -> dict[tuple[Any, ...], int]:
+        """How many budgets a trial went on to, on the shortest of some seeds, by `MODEL`."""
+        cells = self.cells[self.cells["seed"].isin(seeds)]
+        longest = cells.groupby([*MODEL, "seed"])["stretch"].max()
+        shortest: dict[tuple[Any, ...], int] = longest.groupby(level=MODEL).min().to_dict()
+        return shortest
 
     def case(self, defense: str, frozen: Frozen | Sequence[Frozen] | None) -> Case:
         """The case of a defense that was attacked."""
@@ -231,138 +239,107 @@ class _Run:
         return Case(self.found, self.models[defense], fitting(frozen, place))
 
 
-def _runs(found: Outcomes) -> dict[tuple[Any, ...], _Run]:
-    """A run by place."""
-    places = found.places.itertuples(index=False, name=None)
-    return {place: _Run(found, number) for number, place in enumerate(places)}
-
-
 class _Pair:
-    """One place of both runs; one of them may have nothing there."""
+    """One place of both runs, one of which may have nothing there."""
 
-    def __init__(
-        self, old: _Run | None, new: _Run | None, frozen: Frozen | Sequence[Frozen] | None
-    ) -> None:
-        self.runs = [run for run in (old, new) if run is not None]
-        self.frozen = frozen
-        self.complete = len(self.runs) == 2
-        of_place = self.runs[-1]
-        cells = Groups(np.zeros(len(of_place.cells), dtype=int), of_place.cells.index.to_numpy())
-        (suite,) = of_place.found.suites(cells)
-        self.head = {**of_place.found.head(cells.first[0]), "suite": suite}
-        self.listed = [
-            self.runs[0].cells.iloc[:0] if run is None else run.listed for run in (old, new)
-        ]
-        self.ran = [set() if run is None else set(run.cells["seed"]) for run in (old, new)]
+    def __init__(self, old: _Run, new: _Run) -> None:
+        self.runs = (old, new)
+        self.ran = [set(run.cells["seed"]) for run in self.runs]
         self.seeds = self.ran[0] & self.ran[1]
+        self.complete = all(self.ran)
+        of_place = new if self.ran[1] else old
+        cells = of_place.cells.index.to_numpy()
+        (suite,) = of_place.found.suites(Groups(np.zeros(len(cells), dtype=int), cells))
+        self.head = {**of_place.found.head(cells[0]), "suite": suite}
 
     def statuses(self) -> Iterator[Row]:
         """How cells ended otherwise."""
-        of = [*TRIAL, "seed"]
-        among = self.seeds or self.ran[0] | self.ran[1]
-        old, new = (
-            cells.loc[cells["seed"].isin(among), [*of, "status", "reason"]] for cells in self.listed
-        )
-        both = old.merge(new, on=of, how="outer", suffixes=("_base", "_new"), indicator="side")
-        both = both.sort_values(of)
-        added = both["side"] == "right_only"
-        both["ended"] = both["status_new"].mask(both["side"] == "left_only", GONE)
-        was_fine, is_fine = both["status_base"] == "ok", both["ended"] == "ok"
+        of, among = [*TRIAL, "seed"], self.seeds or self.ran[0] | self.ran[1]
+        old, new = (run.listed[[*of, "status", "reason"]] for run in self.runs)
+        both = old.merge(new, on=of, how="outer", suffixes=("_base", ""), indicator="side")
+        both = both[both["seed"].isin(among)].sort_values(of)
+        added, gone = both["side"] == "right_only", both["side"] == "left_only"
+        both["status"] = both["status"].mask(gone, GONE)
+        was_fine, is_fine = both["status_base"] == "ok", both["status"] == "ok"
         both["verdict"] = np.where(is_fine, "improvement", "regression")
-        changed = both[~added & ((was_fine != is_fine) | (both["ended"] == GONE))]
-        by = [*TRIAL, "verdict", "status_base", "ended"]
-        for key, cells in changed.groupby(by, sort=False):
-            told = [
-                f"{seed} ({reason})" if isinstance(reason, str) and reason else str(seed)
-                for seed, reason in zip(cells["seed"], cells["reason_new"], strict=True)
-            ]
-            *_, verdict, status, ended = key
-            yield {**_trial(key), **_status(verdict, status, ended, told)}
-        for key, cells in both[added].groupby(TRIAL):
-            ended = " ".join(sorted(set(cells["ended"])))
-            yield {**_trial(key), **_status("new", None, ended, list(map(str, cells["seed"])))}
+        changed = both[~added & (gone | (was_fine != is_fine))]
+        by = [*TRIAL, "verdict", "status_base", "status"]
+        for (*trial, verdict, base, status), cells in changed.groupby(by, sort=False):
+            told = zip(cells["seed"], cells["reason"], strict=True)
+            seeds = [f"{seed} ({why})" if isinstance(why, str) else str(seed) for seed, why in told]
+            yield {**_key(TRIAL, trial), **_status(verdict, base, status, seeds)}
+        for trial, cells in both[added].groupby(TRIAL):
+            status = " ".join(sorted(set(cells["status"])))
+            seeds = list(map(str, cells["seed"]))
+            yield {**_key(TRIAL, trial), **_status("new", None, status, seeds)}
 
     def seed_lists(self) -> Iterator[Row]:
         """Seeds that one of two runs alone has."""
         old, new = self.ran
         for alone, name, verdict in ((old - new, "base", "not applied"), (new - old, "new", "new")):
             if self.complete and alone:
-                told = {"metric": "seeds", "seeds": len(alone), "verdict": verdict}
-                yield {**told, "reason": f"seeds in {name} alone: {_listed(alone)}"}
+                reason = f"seeds in {name} alone: {_listed(alone)}"
+                yield {"metric": "seeds", "seeds": len(alone), "verdict": verdict, "reason": reason}
 
     def plugins(self) -> Iterator[Row]:
         """What has its label and is another."""
         for kind in ("defense", "attack"):
             old, new = (
-                run.cells.drop_duplicates(kind, keep="last").set_index(kind, drop=False)
-                for run in self.runs
+                run.cells.drop_duplicates(kind, keep="last").set_index(kind) for run in self.runs
             )
             for label in sorted({*old.index} & {*new.index}):
                 before, after = (cells.loc[label] for cells in (old, new))
                 versions = [cell[f"{kind}_version"] for cell in (before, after)]
                 if versions[0] != versions[1]:
-                    told = {"metric": "plugin", "base": versions[0], "new": versions[1]}
-                    reason = _changes(kind, before, after)
-                    yield {kind: label, **told, "verdict": "changed", "reason": reason}
+                    told = {kind: label, "metric": "plugin", "verdict": "changed"}
+                    told |= {"base": versions[0], "new": versions[1]}
+                    yield {**told, "reason": _changes(kind, before, after)}
 
-    def judged(self, threshold: Threshold) -> Iterator[Row]:
+    def compared(
+        self, threshold: Threshold, frozen: Frozen | Sequence[Frozen] | None
+    ) -> Iterator[Row]:
         """What a threshold says."""
-        told = {
-            "metric": threshold.metric,
-            "threshold": threshold.text,
-            "unit": UNITS[threshold.metric],
-        }
-        if threshold.metric in STATISTICS:
-            rows = self._scores(threshold)
-        elif threshold.metric in OF_MODELS:
-            rows = self._models(threshold)
+        old, new = self.runs
+        if (column := OF_MODELS.get(threshold.metric)) is not None:
+            both = [(defense,) for defense in old.models if defense in new.models]
+            yield from _judged(threshold, column, ["defense"], both, old.stages, new.stages)
+        elif (column := OF_CELLS.get(threshold.metric)) is not None:
+            listed = [run.listed[run.listed["role"] == "restricted"] for run in self.runs]
+            old_trials, new_trials = (
+                dict.fromkeys(cells[TRIAL].itertuples(index=False, name=None)) for cells in listed
+            )
+            both = [trial for trial in old_trials if trial in new_trials]
+            yield from _judged(threshold, column, TRIAL, both, *listed)
+            if threshold.metric == AFTER:
+                yield from self._envelopes(threshold, list(dict.fromkeys(t[:-1] for t in both)))
         else:
-            rows = self._trials(threshold)
-        for row in rows:
-            yield {**told, **row}
+            for defense in (name for name in old.models if name in old.attacked & new.attacked):
+                cases = (run.case(defense, frozen) for run in self.runs)
+                same = self._same_trials(defense)
+                yield {
+                    "defense": defense,
+                    **(_score(threshold, *cases) if same else _not_applied(OTHER_TRIALS)),
+                }
 
-    def _trials(self, threshold: Threshold) -> Iterator[Row]:
-        column = OF_CELLS[threshold.metric]
-        old, new = (
-            dict(iter(cells[cells["role"] == "restricted"].groupby(TRIAL))) for cells in self.listed
-        )
-        common = [key for key in old if key in new]
-        for key in common:
-            yield {**_trial(key), **_judged(threshold, column, old[key], new[key])}
-        if threshold.metric == AFTER:
-            for defense, *setting in dict.fromkeys(key[:-1] for key in common):
-                yield from self._envelopes(threshold, defense, Setting(*setting))
-
-    def _envelopes(self, threshold: Threshold, defense: str, setting: Setting) -> Iterator[Row]:
-        attacked = [run.models[defense] in run.found.settings_of for run in self.runs]
-        if not any(attacked):
-            return
-        lengths = {run.stretch(defense, setting, self.seeds) for run in self.runs}
-        for stretch in sorted({1, *lengths}) if len(lengths) == 1 else [1]:
+    def _envelopes(self, threshold: Threshold, models: Sequence[tuple[Any, ...]]) -> Iterator[Row]:
+        attacked = set.union(*(run.attacked for run in self.runs))
+        old, new = (run.stretches(self.seeds) for run in self.runs)
+        lengths = {
+            model: {1, old.get(model, 1)} if old.get(model, 1) == new.get(model, 1) else {1}
+            for model in models
+            if model[0] in attacked
+        }
+        rows: dict[tuple[Any, ...], Row] = {}
+        for stretch in set().union(*lengths.values()):
             name = ENVELOPE if stretch == 1 else STRETCHED_ENVELOPE.format(stretch)
-            told = _trial((defense, *setting, name))
-            if self._same_trials(defense):
-                picks = (run.envelope(defense, setting, stretch) for run in self.runs)
-                yield {**told, **_judged(threshold, "test", *picks)}
-            else:
-                yield {**told, **_not_applied(OTHER_TRIALS)}
-
-    def _models(self, threshold: Threshold) -> Iterator[Row]:
-        column = OF_MODELS[threshold.metric]
-        for defense in self.runs[0].models:
-            if defense in self.runs[1].models:
-                of = [run.stages[run.stages["defense"] == defense] for run in self.runs]
-                yield {"defense": defense, **_judged(threshold, column, *of)}
-
-    def _scores(self, threshold: Threshold) -> Iterator[Row]:
-        for defense in self.runs[0].models:
-            if not all(run.models.get(defense) in run.found.settings_of for run in self.runs):
-                continue
-            if self._same_trials(defense):
-                cases = [run.case(defense, self.frozen) for run in self.runs]
-                yield {"defense": defense, **_score(threshold, *cases)}
-            else:
-                yield {"defense": defense, **_not_applied(OTHER_TRIALS)}
+            keys = [(*model, name) for model, found in lengths.items() if stretch in found]
+            sides = (run.envelopes(stretch, name) for run in self.runs)
+            judged = _judged(threshold, "test", TRIAL, keys, *sides)
+            rows |= {(*key[:-1], stretch): row for key, row in zip(keys, judged, strict=True)}
+        same = {defense: self._same_trials(defense) for defense in attacked}
+        for row in (rows[key] for key in sorted(rows)):
+            trial = {name: row[name] for name in TRIAL}
+            yield row if same[row["defense"]] else {**trial, **_not_applied(OTHER_TRIALS)}
 
     def _same_trials(self, defense: str) -> bool:
         """Whether the envelopes of a defense and of the controls are of the same listed trials."""
@@ -373,42 +350,70 @@ class _Pair:
 OTHER_TRIALS = "the listed trials are not the same, and so not the attacker"
 
 
-def _trial(key: Sequence[Any]) -> Row:
-    """Values of `TRIAL`, without the role, by column."""
-    return {name: value for name, value in zip(TRIAL, key, strict=False) if name != "role"}
+def _key(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(names, values, strict=True))
 
 
 def _status(verdict: str, base: str | None, new: str, seeds: Sequence[str]) -> Row:
     told = {"metric": STATUS, "base": base, "new": new, "seeds": len(seeds), "verdict": verdict}
-    return {**told, "reason": f"seed{'s' if seeds[1:] else ''} {', '.join(seeds)}"}
+    return {**told, "reason": f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"}
 
 
 def _not_applied(reason: str) -> Row:
     return {"verdict": "not applied", "reason": reason}
 
 
-def _judged(threshold: Threshold, column: str, old: DataFrame, new: DataFrame) -> Row:
-    """The change of a column, paired by seed."""
-    pairs = (
-        old.dropna(subset=[column])
-        .merge(new.dropna(subset=[column]), on="seed", suffixes=("_base", "_new"))
-        .sort_values("seed")
+def _judged(
+    threshold: Threshold,
+    column: str,
+    by: list[str],
+    keys: Sequence[tuple[Any, ...]],
+    old: DataFrame,
+    new: DataFrame,
+) -> Iterator[Row]:
+    """A row per key, values of ``by``: the change of a column, paired by seed."""
+    of = [*by, "seed"]
+    old, new = (side[[*of, column, *MACHINE]].dropna(subset=[column]) for side in (old, new))
+    pairs = old.merge(new, on=of, suffixes=("_base", "_new")).sort_values(of, ignore_index=True)
+    pairs["same"] = np.logical_and.reduce(
+        [pairs[f"{name}_base"] == pairs[f"{name}_new"] for name in MACHINE]
     )
-    if pairs.empty:
-        return _not_applied("not in both on any seed")
-    if threshold.same_machine:
-        reasons = [_other_machine(pair) for _, pair in pairs.iterrows()]
-        pairs = pairs[[reason is None for reason in reasons]]
-        if pairs.empty:
-            return _not_applied(f"another machine: {reasons[0]}")
-    base, now = (pairs[f"{column}_{side}"].tolist() for side in ("base", "new"))
+    groups = Groups(pairs.groupby(by).ngroup().to_numpy())
+    names = (f"{column}_base", f"{column}_new", "same")
+    values = zip(*(groups.split(pairs[name]) for name in names), strict=True)
+    found = pairs[by].iloc[groups.first].itertuples(index=False, name=None)
+    known = dict(zip(found, zip(groups.first, values, strict=True), strict=True))
+    for key in keys:
+        if key not in known:
+            yield {**_key(by, key), **_not_applied("not in both on any seed")}
+            continue
+        first, (base, now, same) = known[key]
+        if threshold.same_machine:
+            base, now = (list(itertools.compress(side, same)) for side in (base, now))
+        if base:
+            row = _change(threshold, base, now)
+        else:
+            row = _not_applied(f"another machine: {_other_machine(pairs.iloc[first])}")
+        yield {**_key(by, key), **row}
+
+
+def _other_machine(pair: Series) -> str:
+    """How a machine is another, in what time and memory depend on."""
+    name = next(name for name in MACHINE if pair[f"{name}_base"] != pair[f"{name}_new"])
+    words = name.removeprefix("made_")
+    return f"{words} {pair[f'{name}_base']} in base, {pair[f'{name}_new']} in new"
+
+
+def _change(threshold: Threshold, base: Sequence[float], new: Sequence[float]) -> Row:
+    """The change from one to the other, seed by seed."""
+    pairs = list(zip(base, new, strict=True))
     if UNITS[threshold.metric] == "pt":
-        changes = [b - a for a, b in zip(base, now, strict=True)]
-    elif any(a == 0 != b for a, b in zip(base, now, strict=True)):
+        changes = [b - a for a, b in pairs]
+    elif any(a == 0 != b for a, b in pairs):
         return _not_applied("0 in base, and nothing is a percentage of it")
     else:
-        changes = [b / a - 1 if a else 0.0 for a, b in zip(base, now, strict=True)]
-    means = {"base": interval(base).mean, "new": interval(now).mean, "seeds": len(base)}
+        changes = [b / a - 1 if a else 0.0 for a, b in pairs]
+    means = {"base": interval(base).mean, "new": interval(new).mean, "seeds": len(pairs)}
     return {**means, **_changed(threshold, interval([100 * change for change in changes]))}
 
 
@@ -419,15 +424,6 @@ def _changed(threshold: Threshold, change: Interval) -> Row:
         "verdict": threshold.verdict(change),
         "tentative": change.half_width is None,
     }
-
-
-def _other_machine(pair: Series) -> str | None:
-    """How a machine is another, in what time and memory depend on; None if it is not."""
-    for name in MACHINE:
-        old, new = pair[f"made_{name}_base"], pair[f"made_{name}_new"]
-        if old != new:
-            return f"{name} {old} in base, {new} in new"
-    return None
 
 
 def _score(threshold: Threshold, old: Case, new: Case) -> Row:
