@@ -292,7 +292,7 @@ def noise_helps(case: Case) -> str | None:
         )
         if usual <= protocol.FLAG_POINTS:
             gain = max(gain, own)
-    if gain <= protocol.FLAG_POINTS:
+    if case.control or gain <= protocol.FLAG_POINTS:
         return None
     return f"noise on the weights improves fine-tuning by {_points(gain)}"
 
