@@ -73,9 +73,7 @@ def _row(found: Outcomes, case: Case, seeds: Collection[int]) -> dict[str, Any]:
         criterion = 100 * clip(resistance.value) * intact
     cells = Groups(np.zeros(len(case.positions), dtype=int), case.positions)
     (suite,) = found.suites(cells)
-    means = {
-        name: value for name, (value,) in {**made(found, cells), **spent(found, cells)}.items()
-    }
+    means = {**made(found, cells), **spent(found, cells)}
     return {
         **found.head(cells.first[0]),
         "suite": suite,
