@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sophon_bench.analysis import flags
 from sophon_bench.analysis.case import intactness
 from sophon_bench.analysis.envelope import (
     CHOICE,
@@ -17,6 +16,7 @@ from sophon_bench.analysis.envelope import (
     Outcomes,
     outcomes,
 )
+from sophon_bench.analysis.flags import by_model, notes
 from sophon_bench.analysis.statistics import Groups, Interval, Positions, table
 from sophon_bench.results.frames import Results
 
@@ -142,14 +142,10 @@ def _tried(found: Outcomes, members: DataFrame, rows: DataFrame) -> list[int]:
 
 def _flags(found: Outcomes, rows: DataFrame, cells: Groups) -> list[list[str]]:
     """What is to be noted of the cells of a trial; for envelopes, the flags that are raised."""
-    raised = flags.by_model(found)
-    said = cells.distinct(found.stages["note"].to_numpy()[found.cells["after"]])
-    unstable = cells.split(found.cells["nonfinite_step"].notna())
+    raised = by_model(found)
     return [
-        raised.get((row.model, found.settings[row.setting]), [])
-        if row.envelope
-        else sorted({*filter(None, notes), *(["non-finite"] if any(steps) else [])})
-        for row, notes, steps in zip(rows.itertuples(), said, unstable, strict=True)
+        raised.get((row.model, found.settings[row.setting]), []) if row.envelope else noted
+        for row, noted in zip(rows.itertuples(), notes(found, cells), strict=True)
     ]
 
 
