@@ -2,7 +2,7 @@
 
 `digest` covers all of them and is part of every content key and record, so that numbers which were
 measured by other rules are never compared. What belongs to one scenario (sample counts, the longest
-budget, the pre-training recipe's length) is the scenario's, and what one suite lists is the suite's.
+budget, the length of pre-training) is the scenario's, and what one suite lists is the suite's.
 """
 
 from __future__ import annotations

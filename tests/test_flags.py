@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import MakeCell
 
 from sophon_bench.analysis import flags
+from sophon_bench.analysis.envelope import outcomes
+from sophon_bench.analysis.statistics import Groups
 from sophon_bench.records import Cell, Ratios
 from sophon_bench.results import Results
 
@@ -279,20 +282,22 @@ def test_a_rate_of_nothing_is_no_cliff(trial: Any) -> None:
 
 def test_nothing_was_attacked() -> None:
     assert flags.raised(Results.of([])).empty
-    assert flags.notes(Results.of([])).empty
 
 
-def test_notes_are_of_single_cells(trial: Any) -> None:
+def test_notes_are_of_the_cells_of_a_group(trial: Any) -> None:
     said = {"note": "rolled back to iteration 3"}
     plain, noted, both = (
         trial("c", "finetune", 0.4),
         trial("d", "finetune", 0.4, released=said),
         trial("d", "other", 0.4, released=said, nonfinite_step=7),
     )
-    found = flags.notes(Results.of([plain, noted, both]))
-    assert sorted(zip(found.index, found, strict=True)) == sorted(
-        [(noted.key, said["note"]), (both.key, said["note"]), (both.key, "non-finite")]
-    )
+    found = outcomes(Results.of([plain, noted, both]))
+    by_key = dict(zip(found.cells["key"], flags.notes(found, Groups(np.arange(3))), strict=True))
+    assert by_key == {
+        plain.key: [],
+        noted.key: [said["note"]],
+        both.key: ["non-finite", said["note"]],
+    }
 
 
 def test_every_flag_says_when_it_is_raised() -> None:

@@ -96,7 +96,9 @@ class Case:
         frozen: Gaps that decide what counts in this place, if there are any.
 
     Attributes:
-        models: The rows of `Outcomes.models` of each side.
+        models: The rows of `Outcomes.models` of each side, the defense's first.
+        place: The row of `Outcomes.places`.
+        defense: Its label.
         control: Whether it is the undefended model.
         budget: In units.
         positions: The rows of `Outcomes.cells` attacked here, by setting.
@@ -112,7 +114,9 @@ class Case:
     def __init__(self, outcomes: Outcomes, model: int, frozen: Frozen | None) -> None:
         self.outcomes = outcomes
         self.models = (model, *outcomes.controls(model))
-        self.control = bool(outcomes.models["control"][model])
+        self.place, self.defense, self.control = (
+            outcomes.models[name].to_list()[model] for name in ("place", "defense_label", "control")
+        )
         self.budget = float(outcomes.budgets[model])
         own = outcomes.settings_of[model]
         self.positions = np.concatenate([outcomes.attacks[model, setting] for setting in own])
@@ -142,6 +146,11 @@ class Case:
     def cells(self) -> DataFrame:
         """The rows of `Outcomes.cells` attacked here, by setting."""
         return self.outcomes.cells.iloc[self.positions]
+
+    @property
+    def samples(self) -> list[int]:
+        """The n of the restricted domain, in order."""
+        return sorted({setting.samples for setting in self.restricted})
 
     def _utilities(self, setting: Setting, times: float) -> list[dict[int, float]] | None:
         """What each side reaches, if each reaches something on every seed."""

@@ -82,9 +82,9 @@ class Outcomes:
         points: `Results.points` with ``position``, the row of `cells`.
         stages: `Results.models` by position.
         places: `PLACE` of each place, in the order of tables.
-        models: ``place``, ``kind`` (``defense``, ``undefended``, ``scratch``); ``defense``, its
-            label, and whether it is a ``control``. Defenses come first, in the order of tables:
-            by place, the undefended model, then by label.
+        models: ``place``, ``kind`` (``defense``, ``undefended``, ``scratch``), ``defense_label``
+            (null but for defenses) and whether it is a ``control``. Defenses come first, in the
+            order of tables: by place, the undefended model, then by label.
         settings: The settings, in order.
         times: The multiples of the budget that checkpoints are selected at.
         selected: (cells, times) the checkpoint of each cell: the earliest of those with the
@@ -110,7 +110,7 @@ class Outcomes:
         longest = int(cells["stretch"].max()) if len(cells) else 1
         stretches = cells["stretch"].unique().tolist()
         self.times = sorted({*multiples(longest), *map(float, stretches)})
-        # Of nothing, row -1, besides:
+        # Each with one row more, the last one, for nothing: -1.
         self._selection = np.append(self.points["selection"].to_numpy(), -np.inf)
         self._test = np.append(self.points["test"].to_numpy(), np.nan)
         self._position = np.append(self.points["position"].to_numpy(), -1)
@@ -363,10 +363,9 @@ def _models(cells: DataFrame, places: int) -> tuple[DataFrame, Any]:
     import pandas as pd
 
     label = ["place", "defense_label"]
-    undefended = cells.groupby(label)["defense_control"].any().reset_index(name="control")
-    models = undefended.sort_values(
-        ["place", "control", "defense_label"], ascending=[True, False, True]
-    ).reset_index(drop=True)
+    models = cells.groupby(label)["defense_control"].any().reset_index(name="control")
+    models = models.assign(last=~models["control"]).sort_values(["place", "last", "defense_label"])
+    models = models.drop(columns="last").reset_index(drop=True)
     number = models.reset_index(names="model").set_index(label)["model"]
     of_cells = number.reindex(pd.MultiIndex.from_frame(cells[label])).to_numpy()
     controls = pd.DataFrame(

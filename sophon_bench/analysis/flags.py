@@ -60,19 +60,14 @@ def raised(results: Results) -> DataFrame:
     return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
-def notes(results: Results) -> Series:
-    """What is to be noted of single cells.
-
-    Returns:
-        Notes (what the defense said, or ``non-finite``) by cell key. A key is there once per note,
-        and not at all where there is nothing to note.
-    """
-    import pandas as pd
-
-    cells = results.cells
-    said = cells["released"].map(results.models["note"])
-    unstable = pd.Series("non-finite", cells.index[cells["nonfinite_step"].notna()], dtype=object)
-    return pd.concat([said[said.notna() & (said != "")], unstable])
+def notes(found: Outcomes, groups: Groups) -> list[list[str]]:
+    """What is to be noted of the cells of each group: what defenses said, and ``non-finite``."""
+    said = groups.distinct(found.stages["note"].to_numpy()[found.cells["after"]])
+    unstable = groups.split(found.cells["nonfinite_step"].notna())
+    return [
+        sorted({*filter(None, words), *(["non-finite"] if any(steps) else [])})
+        for words, steps in zip(said, unstable, strict=True)
+    ]
 
 
 def once(find: Callable[[Outcomes], T]) -> Callable[[Outcomes], T]:
@@ -292,7 +287,7 @@ def noise_helps(case: Case) -> str | None:
         )
         if usual <= protocol.FLAG_POINTS:
             gain = max(gain, own)
-    if gain <= protocol.FLAG_POINTS:
+    if case.control or gain <= protocol.FLAG_POINTS:
         return None
     return f"noise on the weights improves fine-tuning by {_points(gain)}"
 

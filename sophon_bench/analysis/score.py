@@ -21,7 +21,7 @@ from sophon_bench.analysis.case import (
     paired,
 )
 from sophon_bench.analysis.envelope import HEAD, Outcomes, outcomes
-from sophon_bench.analysis.flags import raised
+from sophon_bench.analysis.flags import by_model
 from sophon_bench.analysis.frozen import Frozen, fitting
 from sophon_bench.analysis.statistics import Groups, jackknife, table
 from sophon_bench.analysis.trials import endings, made, rolled_back, spent
@@ -51,26 +51,20 @@ def scores(results: Results, frozen: Frozen | Sequence[Frozen] | None = None) ->
     scored = Groups.of(map(_scored, listed))
     first = found.cells.iloc[restricted.first]
     ended = endings(found, every)
-    whole = raised(results).loc[lambda flags: flags["domain"].isna()]
-    keys = zip(*(whole[name] for name in (*PLACE, "defense")), strict=True)
-    flags = dict(zip(keys, whole["flags"], strict=True))
     told = [_told(case) for case in listed]
-    places = zip(*(first[name] for name in PLACE), strict=True)
+    raised = by_model(found)
     rows = {
         **{name: first[name] for name in HEAD},
         "suite": found.suites(restricted),
-        "defense": first["defense_label"],
+        "defense": [case.defense for case in listed],
         "control": [case.control for case in listed],
-        "samples": [",".join(map(str, _samples(case))) for case in listed],
+        "samples": [",".join(map(str, case.samples)) for case in listed],
         "seeds": [len(case.seeds) for case in listed],
         **made(found, scored),
         "rolled_back": [rolled_back(words) for words in ended],
         "released_seeds": every.counts(found.cells["seed"]),
         **{name: [row[name] for row in told] for name in TOLD},
-        "flags": [
-            flags.get((*place, label), [])
-            for place, label in zip(places, first["defense_label"], strict=True)
-        ],
+        "flags": [raised.get((case.models[PROTECTED], None), []) for case in listed],
         **spent(found, restricted),
     }
     return ranked(table(rows))
@@ -98,10 +92,6 @@ def _scored(case: Case) -> Any:
     rows = _restricted(case)
     among = np.isin(case.outcomes.cells["seed"].to_numpy()[rows], case.seeds)
     return rows[among] if among.any() else rows
-
-
-def _samples(case: Case) -> list[int]:
-    return sorted({setting.samples for setting in case.restricted})
 
 
 TOLD = (
@@ -194,25 +184,17 @@ def differences(
     resistance does not hold zero.
     """
     found = outcomes(results)
-    label, place = (found.models[name].tolist() for name in ("defense_label", "place"))
     listed = cases(found, frozen)
-    second = {
-        place[case.models[PROTECTED]]: case
-        for case in listed
-        if label[case.models[PROTECTED]] == other
-    }
-    pairs = [
-        (case, second[at])
-        for case in listed
-        if (at := place[case.models[PROTECTED]]) in second and case is not second[at]
-    ]
+    seconds = {case.place: case for case in listed if case.defense == other}
+    pairs = [(case, seconds[case.place]) for case in listed if case.place in seconds]
+    pairs = [(one, second) for one, second in pairs if one is not second]
     first = found.cells.drop_duplicates("place").set_index("place")
-    heads = first.loc[[place[case.models[PROTECTED]] for case, _ in pairs], list(HEAD)]
+    heads = first.loc[[case.place for case, _ in pairs], list(HEAD)]
     told = [_paired(*pair) for pair in pairs]
     return table(
         {
             **{name: heads[name] for name in HEAD},
-            "defense": [label[case.models[PROTECTED]] for case, _ in pairs],
+            "defense": [case.defense for case, _ in pairs],
             "other": [other] * len(pairs),
             "suite": found.suites(Groups.of(case.positions for case, _ in pairs)),
             **{name: [row[name] for row in told] for name in DIFFERENCE},

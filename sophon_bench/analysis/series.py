@@ -31,7 +31,7 @@ SIDES = ("protected", "undefended", "scratch")
 
 @dataclass(frozen=True)
 class Block:
-    """A defense under attack in one restricted setting.
+    """A defense attacked in one restricted setting, that is with one n.
 
     Attributes:
         model: A row of `Outcomes.models`.
@@ -93,10 +93,8 @@ def curves(results: Results, frozen: Frozen | Sequence[Frozen] | None = None) ->
     """
     found = outcomes(results)
     of_model = {case.models[0]: case for case in cases(found, frozen)}
-    return _table([_curve(found, block, of_model[block.model]) for block in _blocks(found)], CURVE)
-
-
-CURVE = (*SIDES, "resistance", "resistance_all")
+    rows = [_curve(found, block, of_model[block.model]) for block in _blocks(found)]
+    return _table(rows, (*SIDES, "resistance", "resistance_all"))
 
 
 def _curve(found: Outcomes, block: Block, case: Case) -> dict[str, Any]:

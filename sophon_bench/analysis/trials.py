@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sophon_bench.analysis import flags
 from sophon_bench.analysis.case import intactness
 from sophon_bench.analysis.envelope import (
     CHOICE,
@@ -17,8 +16,9 @@ from sophon_bench.analysis.envelope import (
     Outcomes,
     outcomes,
 )
+from sophon_bench.analysis.flags import by_model, notes
 from sophon_bench.analysis.statistics import Groups, Interval, Positions, table
-from sophon_bench.results.frames import PLACE, Results
+from sophon_bench.results.frames import Results
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -52,18 +52,15 @@ def trials(results: Results) -> DataFrame:
     cells = Groups(members["row"].to_numpy(), members["cell"].to_numpy())
     first = found.cells.iloc[cells.first]
     is_envelope = rows["envelope"].to_numpy()
-    picks = _picks(found, members)
-    reached = Groups(picks["row"].to_numpy())
-    point = picks["point"].to_numpy()
-    picked = found.picked(point)
-    tests = found.tests(point)
+    reached, picks = _picks(found, members)
+    picked, tests = found.picked(picks), found.tests(picks)
     losses = (1 - tests) * found.cells["trivial_loss"].reindex(picked).to_numpy()
     selectors = found.cells["attack"].reindex(picked).to_numpy(dtype=object)
     return table(
         {
             **{name: first[name] for name in ("scenario", "backbone")},
             "defense": first["defense_label"],
-            "attack": _attacks(rows),
+            "attack": [_attack(row) for row in rows.itertuples()],
             "parameters": first["attack_parameters"].mask(is_envelope, None),
             "control": first["attack_control"].to_numpy() & ~is_envelope,
             "trials": _tried(found, members, rows),
@@ -73,13 +70,13 @@ def trials(results: Results) -> DataFrame:
             **{name: first[name] for name in HEAD if name not in ("scenario", "backbone")},
             "suite": found.suites(cells),
             "seeds": cells.counts(found.cells["seed"]),
-            "seeds_reached": np.bincount(picks["row"], weights=point >= 0).astype(int).tolist(),
+            "seeds_reached": [sum(counts) for counts in reached.split(picks >= 0)],
             **made(found, cells),
             **spread("restricted_after", reached.intervals(tests)),
             **spread("restricted_loss", reached.intervals(losses)),
             **dict.fromkeys(("score", "resistance", "trainability"), [None] * len(rows)),
             **spent(found, cells),
-            "flags": _flags(results, found, members, rows),
+            "flags": _flags(found, rows, cells),
         }
     )
 
@@ -102,35 +99,30 @@ def _members(found: Outcomes) -> DataFrame:
     return members
 
 
-def _picks(found: Outcomes, members: DataFrame) -> DataFrame:
-    """What counts in each ``row``, as a ``point``, or -1 for nothing: by cell, or by seed."""
-    import pandas as pd
-
-    def at(picks: Positions, index: Any, stretch: Any) -> Any:
-        return picks[index, np.searchsorted(found.times, stretch)]
-
+def _picks(found: Outcomes, members: DataFrame) -> tuple[Groups, Positions]:
+    """The checkpoints that count in each row: by cell for a trial, by seed for an envelope."""
+    choices = found.choices[list(CHOICE)].reset_index(names="choice")
     trial = members[~members["envelope"]]
     seeds = members[members["envelope"]].drop_duplicates(["row", "seed"])
-    choices = found.choices[list(CHOICE)].reset_index(names="choice")
     seeds = seeds.merge(choices, on=list(CHOICE), how="left")
-    reached = seeds[seeds["choice"].notna()]
-    nothing = seeds[seeds["choice"].isna()]
-    return pd.concat(
+    best = np.vstack([found.best, np.full(len(found.times), -1)])  # row -1: no choice
+    picks = np.concatenate(
         [
-            trial.assign(point=at(found.counted, trial["cell"], trial["stretch"])),
-            reached.assign(point=at(found.best, reached["choice"].astype(int), reached["stretch"])),
-            nothing.assign(point=-1),
+            found.counted[trial["cell"], np.searchsorted(found.times, trial["stretch"])],
+            best[
+                seeds["choice"].fillna(-1).astype(int),
+                np.searchsorted(found.times, seeds["stretch"]),
+            ],
         ]
-    )[["row", "point"]]
+    )
+    groups = Groups(np.concatenate([trial["row"], seeds["row"]]))
+    return groups, picks
 
 
-def _attacks(rows: DataFrame) -> list[str]:
-    return [
-        label if not envelope else ENVELOPE if stretch == 1 else STRETCHED_ENVELOPE.format(stretch)
-        for label, envelope, stretch in zip(
-            rows["attack_label"], rows["envelope"], rows["stretch"], strict=True
-        )
-    ]
+def _attack(row: Any) -> str:
+    if not row.envelope:
+        return str(row.attack_label)
+    return ENVELOPE if row.stretch == 1 else STRETCHED_ENVELOPE.format(row.stretch)
 
 
 def _tried(found: Outcomes, members: DataFrame, rows: DataFrame) -> list[int]:
@@ -138,45 +130,22 @@ def _tried(found: Outcomes, members: DataFrame, rows: DataFrame) -> list[int]:
     import pandas as pd
 
     fresh = found.cells.loc[found.cells["attack_control"], ["place", "setting"]]
-    fresh = fresh.reset_index(names="cell")
-    envelopes = rows.loc[rows["envelope"], ["row", "place", "setting", "stretch"]]
-    tried = pd.concat(
-        [
-            members.loc[members["envelope"], ["row", "cell", "stretch"]],
-            envelopes.merge(fresh, on=["place", "setting"])[["row", "cell", "stretch"]],
-        ]
-    )
-    cells = found.cells[["attack_label", "stretch"]].iloc[tried["cell"]].reset_index(drop=True)
-    within = (cells["stretch"] <= tried["stretch"].to_numpy()).to_numpy()
-    distinct = cells.assign(row=tried["row"].to_numpy())[within].drop_duplicates()
-    counts = np.bincount(distinct["row"], minlength=len(rows))
+    envelopes = rows[rows["envelope"]].drop(columns="cell")
+    more = envelopes.merge(fresh.reset_index(names="cell"), on=["place", "setting"])
+    tried = pd.concat([members[members["envelope"]], more])
+    names = ["attack_label", "stretch"]
+    trial = found.cells[names].iloc[tried["cell"]].assign(row=tried["row"].to_numpy())
+    trial = trial[(trial["stretch"] <= tried["stretch"].to_numpy()).to_numpy()].drop_duplicates()
+    counts = trial.groupby("row").size().reindex(rows["row"], fill_value=0).to_numpy()
     return [int(count) for count in np.where(rows["envelope"], counts, 1)]
 
 
-def _flags(
-    results: Results, found: Outcomes, members: DataFrame, rows: DataFrame
-) -> list[list[str]]:
-    """Notes of the cells of a trial, and for envelopes the flags that are raised there."""
-    noted = flags.notes(results)
-    by_cell: dict[int, list[str]] = {}
-    for cell, note in zip(results.cells.index.get_indexer(noted.index), noted, strict=True):
-        by_cell.setdefault(int(cell), []).append(note)
-    listed: list[set[str]] = [set() for _ in range(len(rows))]
-    trial = members[~members["envelope"] & members["cell"].isin(by_cell)]
-    for row, cell in zip(trial["row"], trial["cell"], strict=True):
-        listed[row].update(by_cell[cell])
-    raised = flags.raised(results)
-    of = [*PLACE, "defense", "domain", "samples"]
-    by_key = dict(
-        zip(zip(*(raised[name] for name in of), strict=True), raised["flags"], strict=True)
-    )
-    places = list(found.places.itertuples(index=False, name=None))
-    labels = found.models["defense_label"].tolist()
+def _flags(found: Outcomes, rows: DataFrame, cells: Groups) -> list[list[str]]:
+    """What is to be noted of the cells of a trial; for envelopes, the flags that are raised."""
+    raised = by_model(found)
     return [
-        by_key.get((*places[row.place], labels[row.model], *found.settings[row.setting][1:]), [])
-        if row.envelope
-        else sorted(notes)
-        for row, notes in zip(rows.itertuples(), listed, strict=True)
+        raised.get((row.model, found.settings[row.setting]), []) if row.envelope else noted
+        for row, noted in zip(rows.itertuples(), notes(found, cells), strict=True)
     ]
 
 

@@ -101,7 +101,7 @@ def _frame(columns: Mapping[str, Any]) -> DataFrame:
 
 
 def _array(values: Any, dtype: Any) -> NDArray[Any]:
-    """(rows,) the values; unlike with `np.array`, a list is one object of them."""
+    """(rows,) the values; of objects one each, whatever they hold."""
     import numpy as np
 
     if dtype is object and not isinstance(values, np.ndarray):
