@@ -48,15 +48,13 @@ def raised(results: Results) -> DataFrame:
     import pandas as pd
 
     found = outcomes(results)
-    columns = [*PLACE, "defense", "role", "domain", "samples", "flags"]
-    names = found.places.iloc[found.models["place"]].reset_index(drop=True)
-    labels = names.assign(defense=found.models["defense_label"])[columns[:-4]].to_numpy(
-        dtype=object
-    )
+    places = list(found.places.itertuples(index=False, name=None))
+    place, label = (found.models[name].tolist() for name in ("place", "defense_label"))
     rows = [
-        (*labels[model], "restricted", *((None, None) if setting is None else setting[1:]), flags)
+        (*places[place[model]], label[model], *(setting or ("restricted", None, None)), flags)
         for (model, setting), flags in by_model(found).items()
     ]
+    columns = [*PLACE, "defense", *Setting._fields, "flags"]
     return pd.DataFrame(rows, columns=columns, dtype=object)
 
 
