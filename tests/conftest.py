@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from msgspec import convert
 from msgspec.structs import replace
+from pandas import DataFrame
 
 from sophon_bench import registry, stages
 from sophon_bench.backbones import Backbone
@@ -135,6 +137,12 @@ def make_cell() -> MakeCell:
         return replace(cell, key=changes["key"]) if "key" in changes else cell
 
     return make
+
+
+def records(frame: DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table, with None for what is missing."""
+    found: list[dict[str, Any]] = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return found
 
 
 def named(cell: Cell) -> Cell:

@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import records
 from test_engine import Silent
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sophon_bench import metrics, stages, testing
+from sophon_bench import stages, testing
+from sophon_bench.analysis.score import scores
 from sophon_bench.api import Batch, Incompatible
 from sophon_bench.backbones import Architecture, Backbone
 from sophon_bench.engines.local import LocalEngine
 from sophon_bench.plan import Registries, Request, Setting, make_plan
 from sophon_bench.records import DataId
 from sophon_bench.registry import attacks, defenses, scenarios
+from sophon_bench.results import Results
 from sophon_bench.selectors import Trial, arsenal, construct, trials
 from sophon_bench.store import Store
 from sophon_bench.unets import UNet
@@ -298,7 +301,7 @@ def scored(
     setting = Setting(trial, data, identity, backbone, "fp32")
     plan = make_plan(request, [setting], Registries(attacks, defenses))
     cells = LocalEngine(Store(root / "store"), torch.device("cpu"), Silent()).run(plan)
-    return {row["defense"]: row for row in metrics.scores(cells)}
+    return {row["defense"]: row for row in records(scores(Results.of(cells)))}
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import MakeCell
+from conftest import MakeCell, records
 
-from sophon_bench import metrics
+from sophon_bench.analysis.series import recipe, releases
+from sophon_bench.analysis.trials import ROLLED_BACK
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import cards, tables
 from sophon_bench.leaderboard.cards import Recipe, Subject
-from sophon_bench.metrics.trials import ROLLED_BACK, endings
 from sophon_bench.records import Cell
 from sophon_bench.registry import defenses
+from sophon_bench.results import Results
 from sophon_bench.store import Store
 
 T1 = 12.706204736
@@ -99,7 +100,7 @@ def both(make_cell: MakeCell) -> list[Cell]:
 
 
 def test_a_recipe_is_the_best_of_its_trials_by_seed(make_cell: MakeCell) -> None:
-    rows = metrics.recipe(both(make_cell), {*LISTED, "scratch"})
+    rows = records(recipe(Results.of(both(make_cell)), {*LISTED, "scratch"}))
     (row,) = (row for row in rows if row["defense"] == "d")
     assert row["protected_after"] == pytest.approx(0.25)
     assert row["protected_half_width"] == pytest.approx(T1 * 0.05)
@@ -116,7 +117,7 @@ def test_a_recipe_is_the_best_of_its_trials_by_seed(make_cell: MakeCell) -> None
 def test_a_recipe_leaves_out_what_is_not_of_it(make_cell: MakeCell, changes: Any) -> None:
     other = {"attack": LISTED[0], **changes}
     cells = [make_cell(defense="none", **other), make_cell(defense="d", attack="other")]
-    (row,) = (row for row in metrics.recipe(cells, LISTED) if row["defense"] == "d")
+    (row,) = (row for row in records(recipe(Results.of(cells), LISTED)) if row["defense"] == "d")
     assert (row["undefended_after"], row["undefended_trials"]) == (None, 0)
 
 
@@ -125,7 +126,7 @@ def test_a_recipe_counts_a_crash_as_the_undefended_model(make_cell: MakeCell) ->
         run(make_cell, "none", LISTED[0], 0.8),
         run(make_cell, "d", LISTED[0], 0.1, status="diverged", nonfinite_step=1),
     ]
-    (row,) = (row for row in metrics.recipe(cells, LISTED) if row["defense"] == "d")
+    (row,) = (row for row in records(recipe(Results.of(cells), LISTED)) if row["defense"] == "d")
     assert row["protected_after"] == 0.8
 
 
@@ -188,11 +189,10 @@ def protected(make_cell: MakeCell) -> list[Cell]:
 
 
 def test_endings_are_counted_by_seed(make_cell: MakeCell) -> None:
-    mine = [cell for cell in protected(make_cell) if not cell.defense.control]
-    assert endings(mine) == [("failed: ValueError: no", 1), (BACK["note"], 1)]
-    (row,) = (r for r in metrics.releases(protected(make_cell)) if not r["control"])
+    found = records(releases(Results.of(protected(make_cell))))
+    (row,) = (row for row in found if not row["control"])
     assert (row["plugin"], row["source"], row["seeds"]) == ("d", "s", 3)
-    assert row["ended"] == endings(mine)
+    assert row["ended"] == [("failed: ValueError: no", 1), (BACK["note"], 1)]
 
 
 def test_a_roll_back_is_marked_in_the_score_table_and_on_the_card(make_cell: MakeCell) -> None:

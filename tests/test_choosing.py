@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import pandas as pd
 import pytest
-from conftest import MakeCell
+from conftest import MakeCell, records
 from msgspec.structs import replace
 
-from sophon_bench import metrics
-from sophon_bench.metrics import envelopes
+from sophon_bench import protocol
+from sophon_bench.analysis import tuning
 from sophon_bench.records import Cell
+from sophon_bench.results import Results
 
 BUDGET = 1600
-COSTS = [BUDGET * at for at in envelopes.SCORED_AT]
+COSTS = [BUDGET * at for at in protocol.SCORED_AT]
 
 
 def cell(
@@ -40,6 +43,10 @@ def cell(
     return replace(made, pretrained=replace(made.pretrained, original_validation=0.98))
 
 
+def criteria(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    return records(tuning.criteria(Results.of(cells)))
+
+
 def controls(make_cell: MakeCell, **changes: Any) -> list[Cell]:
     """Undefended 0.8, fresh weights 0.3."""
     return [
@@ -51,7 +58,7 @@ def controls(make_cell: MakeCell, **changes: Any) -> list[Cell]:
 def test_the_criterion_is_resistance_by_intactness_on_validation(make_cell: MakeCell) -> None:
     # R = 1 - (.6 - .3) / (.8 - .3) = .4; I = 1 - .04 / .1 = .6
     cells = [*controls(make_cell), cell(make_cell, "d[a=1]", 0.6, kept=0.94)]
-    (row,) = metrics.criteria(cells)
+    (row,) = criteria(cells)
     assert row["criterion"] == pytest.approx(100 * 0.4 * 0.6)
     assert row["resistance"] == pytest.approx(0.4)
     assert row["intactness"] == pytest.approx(0.6)
@@ -73,14 +80,14 @@ def test_no_test_utility_changes_it(make_cell: MakeCell) -> None:
         mine = cell(make_cell, "d", 0.6, test=test)
         released = replace(mine.released, original=test, original_second=test, restricted=test)
         fresh = [replace(c, pretrained=replace(c.pretrained, original=test)) for c in others]
-        return metrics.criteria([*fresh, replace(mine, released=released)])
+        return criteria([*fresh, replace(mine, released=released)])
 
     others = controls(make_cell)
     assert rows(0.01) == rows(0.99)
 
 
 def test_a_negative_resistance_counts_as_none(make_cell: MakeCell) -> None:
-    (row,) = metrics.criteria([*controls(make_cell), cell(make_cell, "d", 0.9)])
+    (row,) = criteria([*controls(make_cell), cell(make_cell, "d", 0.9)])
     assert row["criterion"] == 0
     assert row["resistance"] == pytest.approx(-0.2)
 
@@ -103,7 +110,7 @@ def test_what_cannot_be_compared_has_no_criterion(
     told = {key: value for key, value in changes.items() if key in ("seed", "kept")}
     mine = cell(make_cell, "d", 0.6, **told)
     rest = {key: value for key, value in changes.items() if key not in told}
-    (row,) = metrics.criteria([*controls(make_cell), replace(mine, **rest)])
+    (row,) = criteria([*controls(make_cell), replace(mine, **rest)])
     assert row["criterion"] is None
     assert message in row["unscored"]
 
@@ -114,7 +121,7 @@ def test_controls_that_do_not_differ_choose_nothing(make_cell: MakeCell) -> None
         cell(make_cell, "none", 0.3, attack="scratch"),
         cell(make_cell, "d", 0.3),
     ]
-    (row,) = metrics.criteria(cells)
+    (row,) = criteria(cells)
     assert row["unscored"] == "the undefended model is nowhere 5 points above scratch"
 
 
@@ -122,9 +129,14 @@ def test_the_highest_is_chosen_then_the_more_resistant_then_the_first() -> None:
     def row(name: str, criterion: float | None, resistance: float | None) -> dict[str, Any]:
         return {"defense": name, "criterion": criterion, "resistance": resistance}
 
+    def chosen(*rows: dict[str, Any]) -> str | None:
+        found = tuning.chosen(pd.DataFrame(rows))
+        return None if found is None else str(found["defense"])
+
     low, high = row("low", 1.0, 0.9), row("high", 2.0, 0.1)
-    assert metrics.chosen([low, high]) is high
+    assert chosen(low, high) == "high"
     less, more = row("less", 0.0, -0.3), row("more", 0.0, -0.1)
-    assert metrics.chosen([less, more, dict(more)]) is more
-    assert metrics.chosen([row("none", None, None)]) is None
-    assert metrics.chosen([row("none", None, None), low]) is low
+    assert chosen(less, more, {**more, "defense": "second"}) == "more"
+    assert chosen(less, {**more, "defense": "second"}, more) == "second"
+    assert chosen(row("none", None, None)) is None
+    assert chosen(row("none", None, None), low) == "low"

@@ -13,17 +13,19 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from conftest import MakeCell
+from conftest import MakeCell, records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from sophon_bench import metrics, registry
+from sophon_bench import registry
+from sophon_bench.analysis.comparison import Incomparable, compare
+from sophon_bench.analysis.thresholds import UNITS, threshold
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import compare as gate
 from sophon_bench.leaderboard.tables import document, report
-from sophon_bench.metrics.comparing import UNITS, Incomparable
 from sophon_bench.records import Cell
+from sophon_bench.results import Results as Records
 from sophon_bench.selectors import trials
 from sophon_bench.store import read_cells
 
@@ -47,7 +49,8 @@ def attacked(
 
 
 def compared(base: Sequence[Cell], new: Sequence[Cell], *limits: str) -> list[Row]:
-    return metrics.compare(base, new, [metrics.threshold(limit) for limit in limits])
+    limited = [threshold(limit) for limit in limits]
+    return records(compare(Records.of(base), Records.of(new), limited))
 
 
 def of(rows: Iterable[Row], **told: Any) -> list[Row]:
@@ -73,7 +76,7 @@ def only(rows: Iterable[Row], **told: Any) -> Row:
 def test_a_threshold_is_a_metric_a_direction_and_a_size(
     text: str, told: tuple[str, int, float, bool]
 ) -> None:
-    found = metrics.threshold(text)
+    found = threshold(text)
     assert (found.metric, found.sign, found.limit, found.same_machine) == told
 
 
@@ -97,7 +100,7 @@ def test_a_threshold_is_a_metric_a_direction_and_a_size(
 )
 def test_what_is_no_threshold_says_what_to_write(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        metrics.threshold(text)
+        threshold(text)
 
 
 @pytest.mark.parametrize(
@@ -437,7 +440,9 @@ def test_what_cannot_be_compared_is_refused(
     ),
     limit=st.integers(0, 5),
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 def test_the_way_back_undoes_the_change(
     make_cell: MakeCell, levels: list[tuple[float, ...]], limit: int
 ) -> None:
@@ -747,7 +752,7 @@ def test_what_is_written_down_is_taken(file: Path) -> None:
     limits = re.findall(r"--fail-on '([^']+)'", file.read_text())
     assert limits
     for limit in limits:
-        metrics.threshold(limit)
+        threshold(limit)
 
 
 def test_the_documented_job_and_acceptances_are_well_formed(tmp_path: Path) -> None:

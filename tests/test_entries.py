@@ -19,14 +19,15 @@ from click.testing import CliRunner, Result
 from conftest import MakeCell, named
 from msgspec.structs import replace
 
-from sophon_bench import metrics
+from sophon_bench.analysis.agreement import agreements
+from sophon_bench.analysis.statistics import wilson
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import entries, page, submitting, tables
 from sophon_bench.leaderboard.entries import Entry, EntryError
-from sophon_bench.metrics import reproducing
 from sophon_bench.plan import plugin_id
 from sophon_bench.records import Cell
 from sophon_bench.registry import attacks
+from sophon_bench.results import Results
 from sophon_bench.selectors import Arsenal, Rules, trials
 from sophon_bench.store import Store
 
@@ -277,9 +278,12 @@ def test_a_trial_is_its_parameters_and_not_what_a_label_leaves_out(whole: list[C
 
 
 def agreement(make_cell: MakeCell, before: float, now: float, count: int = 1) -> str:
-    pair = tuple(make_cell(curve=[(100.0, 0.5, test)]) for test in (before, now))
-    rows = metrics.agreements([pair] * count)
-    return str(rows[0]["agreement"])
+    reported, again = (
+        Results.of(make_cell(seed=seed, curve=[(100.0, 0.5, test)]) for seed in range(count))
+        for test in (before, now)
+    )
+    (verdict,) = set(agreements(reported, again)["agreement"])
+    return str(verdict)
 
 
 def test_agreement_is_within_what_test_images_vary(make_cell: MakeCell) -> None:
@@ -293,17 +297,27 @@ def test_agreement_is_within_what_test_images_vary(make_cell: MakeCell) -> None:
 
 def test_another_status_differs(make_cell: MakeCell) -> None:
     fine, failed = make_cell(), make_cell(status="failed", curve=[])
-    assert [row["agreement"] for row in metrics.agreements([(fine, failed), (failed, failed)])] == [
-        "differs",
-        "identical",
-    ]
+    other = make_cell(seed=1, status="failed", curve=[])
+    found = agreements(Results.of([fine, other]), Results.of([failed, other]))
+    assert dict(zip(found["key"], found["agreement"], strict=True)) == {
+        fine.key: "differs", other.key: "identical"
+    }  # fmt: skip
+
+
+def test_only_what_was_made_again_is_compared(make_cell: MakeCell) -> None:
+    cells = [make_cell(seed=seed) for seed in range(3)]
+    found = agreements(Results.of(cells), Results.of(cells[1:]))
+    assert found["seed"].tolist() == [1, 2]
+    nothing = agreements(Results.of(cells), Results.of([]))
+    assert nothing.empty
+    assert nothing.columns.tolist() == found.columns.tolist()
 
 
 def test_wilson_interval() -> None:
     # 8 of 10: (.8 + 1.9208/10 +- 1.96 sqrt(.016 + .009604)) / 1.384
-    assert reproducing.wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
-    assert reproducing.wilson(0.0, 10)[0] == 0.0
-    assert reproducing.wilson(1.0, 10)[1] == pytest.approx(1.0)
+    assert wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson(0.0, 10)[0] == 0.0
+    assert wilson(1.0, 10)[1] == pytest.approx(1.0)
 
 
 def call(*arguments: object) -> Result:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import MakeCell
 
-from sophon_bench import metrics
-from sophon_bench.metrics import masking
+from sophon_bench.analysis import flags
+from sophon_bench.analysis.envelope import outcomes
+from sophon_bench.analysis.statistics import Groups
 from sophon_bench.records import Cell, Ratios
+from sophon_bench.results import Results
 
 SWEEP = "finetune[optimizer=momentum,lr={}]"
 
@@ -26,10 +29,16 @@ def trial(make_cell: MakeCell) -> Any:
     return make
 
 
+def flags_of(mine: Sequence[Cell], theirs: Sequence[Cell], fresh: Sequence[Cell] = ()) -> list[str]:
+    """The flags of the defense whose cells these are, over all n."""
+    found = flags.raised(Results.of([*mine, *theirs, *fresh]))
+    (raised,) = found[(found["defense"] == mine[0].defense.label) & found["domain"].isna()]["flags"]
+    return list(raised)
+
+
 def raised(mine: Sequence[Cell], theirs: Sequence[Cell], fresh: Sequence[Cell] = ()) -> list[str]:
     """Flags but for the one on unequal trials, which most of these small cases raise."""
-    found = metrics.flags(mine, theirs, fresh)
-    return [flag for flag in found if "same trials" not in flag]
+    return [flag for flag in flags_of(mine, theirs, fresh) if "same trials" not in flag]
 
 
 def sweep(trial: Any, defense: str, levels: dict[str, float], **changes: Any) -> list[Cell]:
@@ -207,10 +216,10 @@ def test_unequal_trials_are_flagged_but_for_what_the_search_added(trial: Any) ->
     mine = [trial("d", "a", 0.4), trial("d", "b", 0.4)]
     added = [trial("d", "c", 0.4, derived=True), trial("d", "a", 0.4, stretch=10)]
     words = "not the same trials and seeds as the undefended model"
-    assert metrics.flags([*mine, *added], theirs) == []
-    assert metrics.flags(mine[:1], theirs) == [words]
-    assert metrics.flags([*mine, trial("d", "c", 0.4)], theirs) == [words]
-    assert metrics.flags([*mine, trial("d", "a", 0.4, seed=1)], theirs) == [words]
+    assert flags_of([*mine, *added], theirs) == []
+    assert flags_of(mine[:1], theirs) == [words]
+    assert flags_of([*mine, trial("d", "c", 0.4)], theirs) == [words]
+    assert flags_of([*mine, trial("d", "a", 0.4, seed=1)], theirs) == [words]
 
 
 def test_the_undefended_model_raises_no_comparative_flag(trial: Any) -> None:
@@ -221,13 +230,75 @@ def test_the_undefended_model_raises_no_comparative_flag(trial: Any) -> None:
         trial("none", "noisy", 0.95, mechanism="noise"),
         trial("none", "wild", 0.3, nonfinite_step=1, status="diverged", curve=[]),
     ]
-    assert metrics.flags(cells, cells, [trial("none", "scratch", 0.3)]) == []
+    assert flags_of(cells, cells, [trial("none", "scratch", 0.3)]) == []
 
 
 def test_benign_domains_raise_no_flags(trial: Any) -> None:
     mine = [trial("d", "a", 0.4, role="benign", domain="x", nonfinite_step=2)]
-    assert metrics.flags(mine, [], []) == []
+    assert flags.raised(Results.of(mine)).empty
+
+
+def test_each_n_has_flags_of_its_own_and_all_have_the_strongest(trial: Any) -> None:
+    mine, theirs = (
+        [
+            trial(defense, attack, level, samples=n, mechanism=mechanism)
+            for n, gain in ((50, 0.0), (200, 0.1), (600, 0.2))
+            for attack, level, mechanism in (
+                ("finetune", 0.4, "gradient"), ("probe", 0.4 + gain, "function")
+            )
+        ]
+        for defense in ("d", "none")
+    )  # fmt: skip
+    found = flags.raised(Results.of([*mine, *theirs]))
+    found = found[found["defense"] == "d"]
+    ten, twenty = (f"the function alone beats fine-tuning by {n} points" for n in (10, 20))
+    assert found["samples"].tolist() == [None, 50, 200, 600]
+    assert found["domain"].tolist() == [None, *["digits"] * 3]
+    assert found["flags"].tolist() == [[twenty], [], [ten], [twenty]]
+
+
+def test_places_have_flags_of_their_own(trial: Any) -> None:
+    cells = [
+        trial(defense, "finetune", 0.4, backbone=backbone, nonfinite_step=step)
+        for backbone, step in (("a", 5), ("b", None))
+        for defense in ("d", "none")
+        if (defense, backbone) != ("none", "a")
+    ]
+    found = flags.raised(Results.of(cells)).query("defense == 'd' and samples == 200")
+    assert dict(zip(found["backbone"], found["flags"], strict=True)) == {
+        "a": [
+            "non-finite values in 1 of 1 runs",
+            "not the same trials and seeds as the undefended model",
+        ],
+        "b": [],
+    }
+
+
+def test_a_rate_of_nothing_is_no_cliff(trial: Any) -> None:
+    rates = {"0.0": 0.2, "0.1": 0.6}
+    found = raised(sweep(trial, "d", rates), sweep(trial, "none", dict.fromkeys(rates, 0.8)))
+    assert not any("cliff" in flag for flag in found)
+
+
+def test_nothing_was_attacked() -> None:
+    assert flags.raised(Results.of([])).empty
+
+
+def test_notes_are_of_the_cells_of_a_group(trial: Any) -> None:
+    said = {"note": "rolled back to iteration 3"}
+    plain, noted, both = (
+        trial("c", "finetune", 0.4),
+        trial("d", "finetune", 0.4, released=said),
+        trial("d", "other", 0.4, released=said, nonfinite_step=7),
+    )
+    found = outcomes(Results.of([plain, noted, both]))
+    by_key = dict(zip(found.cells["key"], flags.notes(found, Groups(np.arange(3))), strict=True))
+    assert by_key == {
+        plain.key: [],
+        noted.key: [said["note"]],
+        both.key: ["non-finite", said["note"]],
+    }
 
 
 def test_every_flag_says_when_it_is_raised() -> None:
-    assert all(flag.__doc__ for flag in masking.FLAGS)
+    assert all(flag.__doc__ for flag in flags.FLAGS)

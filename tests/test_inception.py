@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import records
 from msgspec.structs import replace
 from toy import generation as records_of_images
 
-from sophon_bench import generation, inception, metrics, testing
+from sophon_bench import generation, inception, testing
+from sophon_bench.analysis.images import images as judged
 from sophon_bench.cli import main
 from sophon_bench.generation import frechet, gaussian
 from sophon_bench.inception import Inception
 from sophon_bench.leaderboard import tables
 from sophon_bench.records import Cell
+from sophon_bench.results import Results
 from sophon_bench.scenarios import ScenarioError
 from sophon_bench.unets import UNet
 
@@ -133,7 +136,7 @@ def test_the_table_has_it_where_every_seed_has(make_cell: Callable[..., Cell]) -
     cells = [cell for cell in records_of_images(make_cell) if cell.generated is not None]
     for everywhere in (True, False):
         marked = [measured(cell, everywhere=everywhere) for cell in cells]
-        attacked = [r for r in metrics.images(marked) if r["maker"] == "attacked"]
+        attacked = [r for r in records(judged(Results.of(marked))) if r["maker"] == "attacked"]
         assert {row["fid"] for row in attacked} == {70.5 if everywhere else None}
         (place,) = tables.places(tables.report(marked))
         (table,) = [t for t in place.tables if t.title.startswith("Images made from noise")]

@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import MakeCell
+from conftest import MakeCell, records
 from matplotlib.axes import Axes
 from msgspec.structs import replace
 
-from sophon_bench import metrics
+from sophon_bench.analysis import cost
+from sophon_bench.analysis.case import Reached, reached
+from sophon_bench.analysis.envelope import ENVELOPE
+from sophon_bench.analysis.score import scores
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import overhead, plots, tables
 from sophon_bench.leaderboard.tables import Table
-from sophon_bench.metrics.scoring import Reached, reached
 from sophon_bench.records import Cell
+from sophon_bench.results import Results
 
 BUDGET = 1600
 COSTS = (100, 200, 400, 800, 1600)
@@ -46,10 +49,18 @@ def cells_of(make_cell: MakeCell, *defended: Cell) -> list[Cell]:
     ]
 
 
+def half_costs(cells: list[Cell]) -> list[dict[str, Any]]:
+    return records(cost.half_costs(Results.of(cells)))
+
+
+def protection(cells: list[Cell]) -> list[dict[str, Any]]:
+    return records(cost.protection(Results.of(cells)))
+
+
 def row_of(cells: list[Cell], defense: str = "d", attack: str = "finetune", **at: Any) -> Any:
     (row,) = (
         row
-        for row in metrics.half_costs(cells)
+        for row in half_costs(cells)
         if (row["defense"], row["attack"]) == (defense, attack)
         and all(row[key] == value for key, value in at.items())
     )
@@ -124,8 +135,8 @@ def test_what_is_there_at_the_first_look_says_so(make_cell: MakeCell) -> None:
 
 def test_the_envelopes_multiple_is_b50(make_cell: MakeCell) -> None:
     cells = cells_of(make_cell, trial(make_cell, "d", 0.4, 0.4, 0.4, 0.5, 0.7))
-    row = row_of(cells, attack=metrics.ENVELOPE)
-    (score,) = (found for found in metrics.scores(cells) if found["defense"] == "d")
+    row = row_of(cells, attack=ENVELOPE)
+    (score,) = (found for found in records(scores(Results.of(cells))) if found["defense"] == "d")
     assert row["times_undefended"] == score["b50"] == pytest.approx(4)
     assert row["parameters"] is None
 
@@ -165,7 +176,7 @@ def test_a_trial_that_did_not_run_on_every_seed_has_no_row(
         for seed in (0, 1)
     ]  # fmt: skip
     cells += [trial(make_cell, "d", 0.7, attack="sam", **other) for other in others]
-    found = metrics.half_costs(cells)
+    found = half_costs(cells)
     assert {row["attack"] for row in found if row["defense"] == "d"} == rows
 
 
@@ -198,7 +209,7 @@ def test_where_pretraining_is_worth_nothing_there_is_no_half(make_cell: MakeCell
         trial(make_cell, "none", 0.4, attack="scratch"),
         trial(make_cell, "d", 0.4),
     ]
-    assert metrics.half_costs(cells) == []
+    assert half_costs(cells) == []
 
 
 def made(make_cell: MakeCell, *, threads: int = 1) -> list[Cell]:
@@ -223,8 +234,8 @@ def made(make_cell: MakeCell, *, threads: int = 1) -> list[Cell]:
 
 
 def test_protecting_is_a_multiple_of_pretraining_by_seed(make_cell: MakeCell) -> None:
-    base, row = metrics.protection(made(make_cell))
-    assert (base["defense"], base["control"], base["seeds"]) == (metrics.PRETRAINING, True, 2)
+    base, row = protection(made(make_cell))
+    assert (base["defense"], base["control"], base["seeds"]) == (cost.PRETRAINING, True, 2)
     assert (base["protect_seconds"], base["protect_seconds_times"]) == (3, 1)
     assert (row["defense"], row["control"], row["seeds"]) == ("d", False, 2)
     assert (row["protect_seconds"], row["protect_seconds_times"]) == (6, (3 + 1.5) / 2)
@@ -234,17 +245,17 @@ def test_protecting_is_a_multiple_of_pretraining_by_seed(make_cell: MakeCell) ->
 
 
 def test_seconds_and_memory_are_compared_on_one_machine_only(make_cell: MakeCell) -> None:
-    _, row = metrics.protection(made(make_cell, threads=2))
+    _, row = protection(made(make_cell, threads=2))
     assert (row["protect_seconds_times"], row["protect_peak_memory_times"]) == (3, 3)
     assert row["protect_flops_times"] == 2
     other = [cell for cell in made(make_cell, threads=2) if cell.seed]
-    assert metrics.protection(other)[1]["protect_seconds_times"] is None
+    assert protection(other)[1]["protect_seconds_times"] is None
 
 
 def test_the_undefended_model_and_missing_costs_are_no_numbers(make_cell: MakeCell) -> None:
-    (base,) = metrics.protection([make_cell()])
-    assert base["defense"] == metrics.PRETRAINING
-    (_, row) = metrics.protection([make_cell(defense="d", released={"cost": None})])
+    (base,) = protection([make_cell()])
+    assert base["defense"] == cost.PRETRAINING
+    (_, row) = protection([make_cell(defense="d", released={"cost": None})])
     assert row["protect_flops"] is row["protect_flops_times"] is None
 
 
@@ -332,7 +343,7 @@ def test_bars_are_the_rows_from_one_on(make_cell: MakeCell) -> None:
 def test_every_place_has_its_panels_and_the_control_alone_none(make_cell: MakeCell) -> None:
     cells = [make_cell(defense="d"), make_cell(defense="d", backbone="other")]
     assert len(panels(cells)) == 4
-    assert plots.overhead(metrics.protection([make_cell()]), []) is None
+    assert plots.overhead(protection([make_cell()]), []) is None
 
 
 def call(*arguments: object) -> Result:

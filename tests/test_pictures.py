@@ -15,17 +15,23 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import MakeCell
+from conftest import MakeCell, records
 from msgspec.structs import replace
 from toy import SKILL, drawing, generated, generation
 
 from sophon_bench import generation as making
-from sophon_bench import metrics, pictures
+from sophon_bench import pictures
+from sophon_bench.analysis.agreement import agreements
+from sophon_bench.analysis.images import images, makers
+from sophon_bench.analysis.score import scores
+from sophon_bench.analysis.series import curves, sweeps
+from sophon_bench.analysis.trials import trials
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import entries, gallery, plots, tables
 from sophon_bench.leaderboard.entries import Entry, EntryError
 from sophon_bench.pictures import PictureError
 from sophon_bench.records import Cell
+from sophon_bench.results import Results
 from sophon_bench.store import Store, StoreError, read_cells
 
 T1 = 12.706204736
@@ -48,8 +54,8 @@ def line(table: tables.Table, name: str) -> list[str]:
 def test_the_loss_is_what_utility_lacks_of_the_trivial_one(make_cell: MakeCell) -> None:
     # original: (1 - .9) * .2 = .02 before, (1 - .8) * .2 = .04 after; restricted after the
     # attack: (1 - .6) * .1 = .04 and (1 - .5) * .1 = .05, so .045 ± t(1) * .005
-    cells = generation(make_cell)
-    found = {(r["defense"], r["attack"]): r for r in metrics.rows(cells)}
+    results = Results.of(generation(make_cell))
+    found = {(r["defense"], r["attack"]): r for r in records(trials(results))}
     row = found["dos", "finetune[lr=0.1]"]
     assert row["utility"] == SKILL
     assert row["original_loss_before"] == pytest.approx(0.02)
@@ -58,7 +64,7 @@ def test_the_loss_is_what_utility_lacks_of_the_trivial_one(make_cell: MakeCell) 
     assert row["restricted_loss_half_width"] == pytest.approx(T1 * 0.005)
     # the envelope has the other trial, picked on the selection split: (1 - .7) * .1
     assert found["dos", "envelope"]["restricted_loss"] == pytest.approx(0.03)
-    (score,) = (r for r in metrics.scores(cells) if r["defense"] == "dos")
+    (score,) = (r for r in records(scores(results)) if r["defense"] == "dos")
     assert score["utility"] == SKILL
     assert score["restricted_loss"] == pytest.approx(0.03)
     assert score["original_loss"] == pytest.approx(0.04)
@@ -103,7 +109,7 @@ def test_every_table_and_plot_says_the_name_of_the_utility(make_cell: MakeCell) 
     with plots.drawing():
         drawn = {
             p.name.split("_")[3]: p.figure
-            for p in plots.pictures(metrics.curves(cells), metrics.sweeps(cells))
+            for p in plots.pictures(*(records(f(Results.of(cells))) for f in (curves, sweeps)))
         }
     assert drawn["envelopes"].axes[0].get_ylabel() == "restricted denoising skill (%)"
     assert drawn["lr-sweep"].get_supylabel() == "restricted denoising skill (%)"
@@ -135,7 +141,7 @@ def test_classification_has_none_of_it(make_cell: MakeCell) -> None:
 
 
 def test_images_are_of_released_models_and_of_the_picked_trials(make_cell: MakeCell) -> None:
-    rows = metrics.images(generation(make_cell))
+    rows = records(images(Results.of(generation(make_cell))))
     told = [(r["maker"], r["defense"], r["samples"], r["frechet"], r["attacks"]) for r in rows]
     best = "finetune[lr=0.2]"
     assert told == [
@@ -158,7 +164,38 @@ def test_a_longer_trial_and_one_on_a_benign_domain_have_no_images_here(
     better = [replace(c, curve=[replace(c.curve[0], selection=1.0)]) for c in cells]
     more = [replace(c, stretch=10, key=f"{c.key}x", generated=generated(99)) for c in better]
     more += [replace(c, role="benign", key=f"{c.key}y", generated=generated(99)) for c in better]
-    assert {r["frechet"] for r in metrics.images([*cells, *more])} == {10.5, 20.5, 30.5, 40.5, 50.5}
+    found = images(Results.of([*cells, *more]))
+    assert set(found["frechet"]) == {10.5, 20.5, 30.5, 40.5, 50.5}
+
+
+def test_only_some_attacks_may_be_picked(make_cell: MakeCell) -> None:
+    cells = generation(make_cell)
+    other = [c.key for c in cells if c.attack.label == "finetune[lr=0.1]"]
+    found = makers(Results.of([replace(c, generated=generated(1)) for c in cells]), other)
+    attacks = {"released": None, "attacked": "finetune[lr=0.1]", "scratch": "scratch"}
+    assert {(made.maker, made.attack) for made in found} == set(attacks.items())
+    assert {made.maker for made in makers(Results.of(cells), [])} == {"released", "scratch"}
+
+
+def test_a_crash_at_once_shows_what_the_undefended_models_trial_made(make_cell: MakeCell) -> None:
+    cells = [
+        replace(c, status="diverged", curve=[], nonfinite_step=1, generated=None)
+        if c.defense.label == "dos"
+        else c
+        for c in generation(make_cell)
+    ]
+    attacked = [made for made in makers(Results.of(cells)) if made.maker == "attacked"]
+    assert [(m.defense, m.attack, m.generated.frechet) for m in attacked] == [
+        (defense, "finetune[lr=0.2]", frechet)
+        for defense in ("none", "dos")
+        for frechet in (30.0, 31.0)
+    ]
+
+
+def test_models_that_make_no_images_have_none(make_cell: MakeCell) -> None:
+    for cells in ([], [make_cell(), make_cell(defense="d")]):
+        assert makers(Results.of(cells)) == []
+        assert images(Results.of(cells)).empty
 
 
 def test_the_table_of_images(make_cell: MakeCell) -> None:
@@ -186,7 +223,7 @@ def test_work_done_again_may_differ_a_little(make_cell: MakeCell) -> None:
     cell = make_cell(curve=[(10, 0.5, -0.3)], utility=SKILL)
     for test, verdict in ((-0.3, "identical"), (-0.29, "agrees"), (-0.2, "differs")):
         again = replace(cell, curve=[replace(cell.curve[0], test=test)])
-        (row,) = metrics.agreements([(cell, again)])
+        (row,) = records(agreements(Results.of([cell]), Results.of([again])))
         assert row["agreement"] == verdict
         assert row["reported_low"] is None
         title = tables.agreements("x", [row]).title
@@ -304,7 +341,7 @@ def source(tmp_path: Path, make_cell: MakeCell) -> Path:
 
 def test_the_gallery_has_every_model_before_and_after(make_cell: MakeCell) -> None:
     cells = generation(make_cell)
-    found = gallery.of_one_seed(metrics.makers(cells))
+    found = gallery.of_one_seed(makers(Results.of(cells)))
     assert [gallery.title(made) for made in found] == [
         "undefended: original domain",
         "undefended, after finetune[lr=0.2], n = 200: restricted domain",
@@ -313,7 +350,7 @@ def test_the_gallery_has_every_model_before_and_after(make_cell: MakeCell) -> No
         "from scratch, n = 200: restricted domain",
     ]
     assert {made.seed for made in found} == {0}
-    assert {made.seed for made in gallery.of_one_seed(metrics.makers(cells), 1)} == {1}
+    assert {made.seed for made in gallery.of_one_seed(makers(Results.of(cells)), 1)} == {1}
     with plots.drawing():
         figure = plots.images(found)
     assert len(figure.axes) == 5
@@ -338,7 +375,7 @@ def test_the_same_noise_stands_in_one_column_however_long_the_names_are(
             generated=replace(one.generated, picture=strip),
             attack=longest if one.maker == "attacked" else one.attack,
         )
-        for one in gallery.of_one_seed(metrics.makers(generation(make_cell)))
+        for one in gallery.of_one_seed(makers(Results.of(generation(make_cell))))
     ]
     with plots.drawing():
         figure = plots.images(made * 3)
@@ -352,7 +389,7 @@ def test_the_same_noise_stands_in_one_column_however_long_the_names_are(
 def test_several_places_have_titles_of_their_own(make_cell: MakeCell) -> None:
     cells = itertools.chain(*(generation(make_cell, backbone=b) for b in ("b$c$", "a")))
     with plots.drawing():
-        figure = plots.images(gallery.of_one_seed(metrics.makers(cells)))
+        figure = plots.images(gallery.of_one_seed(makers(Results.of(cells))))
         plots.encode(figure, "svg")
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["s, a, fp32", *[""] * 4, "s, b$c$, fp32", *[""] * 4]

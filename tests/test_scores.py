@@ -8,19 +8,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import pandas as pd
 import pytest
-from conftest import MakeCell
+from conftest import MakeCell, records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from sophon_bench import metrics
-from sophon_bench.metrics import envelopes, scoring
+from sophon_bench import protocol
+from sophon_bench.analysis.frozen import Frozen, freeze
+from sophon_bench.analysis.score import differences, ranked, scores
+from sophon_bench.analysis.series import curves, sweeps, winners
+from sophon_bench.analysis.statistics import interval, jackknife, t95
 from sophon_bench.records import Cell, dump
+from sophon_bench.results import Results
 
 BUDGET = 1600
-COSTS = [BUDGET * at for at in envelopes.SCORED_AT]
-LONGER = [BUDGET * at for at in envelopes.STRETCHED_AT]
+COSTS = [BUDGET * at for at in protocol.SCORED_AT]
+LONGER = [BUDGET * at for at in protocol.STRETCHED_AT]
 BENIGN = ("greek", "shapes")
 
 Levels = Sequence[float]
@@ -88,7 +93,8 @@ def defended(
 
 
 def score_of(cells: Iterable[Cell], defense: str = "d", **more: Any) -> dict[str, Any]:
-    return next(row for row in metrics.scores(cells, **more) if row["defense"] == defense)
+    rows = records(scores(Results.of(cells), **more))
+    return next(row for row in rows if row["defense"] == defense)
 
 
 def test_ranks_tie_where_intervals_overlap() -> None:
@@ -109,8 +115,8 @@ def test_ranks_tie_where_intervals_overlap() -> None:
         for score, half, control, _ in told
     ]
     elsewhere = {**rows[0], "backbone": "c", "score": 1.0}
-    found = metrics.ranked([*rows, elsewhere])
-    assert [row["rank"] for row in found] == [*(rank for *_, rank in told), 1]
+    found = ranked(pd.DataFrame([*rows, elsewhere]))
+    assert found["rank"].tolist() == [*(rank for *_, rank in told), 1]
 
 
 def test_resistance_is_what_the_attacker_lost_at_the_worst_budget(make_cell: MakeCell) -> None:
@@ -226,7 +232,7 @@ def test_the_undefended_model_scores_nothing_exactly(make_cell: MakeCell) -> Non
 
 
 def test_there_is_no_row_for_fresh_weights(make_cell: MakeCell) -> None:
-    rows = metrics.scores([*controls(make_cell), *defended(make_cell, 0.3)])
+    rows = records(scores(Results.of([*controls(make_cell), *defended(make_cell, 0.3)])))
     assert [row["defense"] for row in rows] == ["none", "d"]
     assert all("attack" not in row for row in rows)
 
@@ -312,12 +318,12 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
         kept = [value for seed, value in values.items() if seed != out]
         return sum(kept) / len(kept)
 
-    spread = metrics.interval(list(values.values())).half_width
+    spread = interval(list(values.values())).half_width
     assert spread is not None
-    variance = scoring.jackknife(mean, list(values))
+    variance = jackknife(mean, list(values))
     assert variance is not None
-    assert envelopes.t95(3) * math.sqrt(variance) == pytest.approx(spread)
-    assert scoring.jackknife(mean, [0]) is None
+    assert t95(3) * math.sqrt(variance) == pytest.approx(spread)
+    assert jackknife(mean, [0]) is None
 
 
 def test_a_difference_is_paired(make_cell: MakeCell) -> None:
@@ -325,7 +331,7 @@ def test_a_difference_is_paired(make_cell: MakeCell) -> None:
     for seed, level in enumerate((0.4, 0.5, 0.6)):
         cells += defended(make_cell, level, seeds=[seed])
         cells += defended(make_cell, level - 0.05, name="e", seeds=[seed])
-    none, row = metrics.differences(cells, "d")
+    none, row = records(differences(Results.of(cells), "d"))
     # .05 of .5 on every seed: a tenth, ten points, without a spread
     assert row["defense"] == "e"
     assert row["resistance_difference"] == pytest.approx(0.1)
@@ -339,12 +345,12 @@ def test_a_difference_is_paired(make_cell: MakeCell) -> None:
     assert none["resistance_difference_half_width"] == pytest.approx(4.302653 * 0.2 / math.sqrt(3))
     assert none["clear"]
     assert (row["seeds"], row["unscored"]) == (3, None)
-    assert metrics.differences(cells, "absent") == []
-    _, row = metrics.differences([c for c in cells if c.role != "benign"], "d")
+    assert records(differences(Results.of(cells), "absent")) == []
+    _, row = records(differences(Results.of([c for c in cells if c.role != "benign"]), "d"))
     assert row["score_difference"] is None
     assert row["resistance_difference"] == pytest.approx(0.1)
     assert row["unscored"] == "no trainability runs on benign domains"
-    _, row = metrics.differences([c for c in cells if c.seed == 0], "d")
+    _, row = records(differences(Results.of([c for c in cells if c.seed == 0]), "d"))
     assert row["resistance_difference_half_width"] is None
     assert not row["clear"]
 
@@ -376,11 +382,11 @@ def test_what_never_gets_halfway_is_censored(make_cell: MakeCell) -> None:
 
 def test_frozen_gaps_decide_what_counts(make_cell: MakeCell) -> None:
     cells = [*controls(make_cell, seeds=range(5)), *defended(make_cell, 0.4, seeds=range(5))]
-    frozen = metrics.freeze(cells)
+    frozen = freeze(Results.of(cells))
     assert frozen.seeds == (0, 1, 2, 3, 4)
     assert len(frozen.gaps) == 7
     assert [gap.gap for gap in frozen.gaps] == pytest.approx([0.5] * 7)
-    again = msgspec.json.decode(dump(frozen), type=metrics.Frozen)
+    again = msgspec.json.decode(dump(frozen), type=Frozen)
     assert again == frozen
     row = score_of(cells, frozen=frozen)
     assert (row["frozen"], row["provisional"], row["counted"]) == (True, False, 5)
@@ -400,9 +406,9 @@ def test_frozen_gaps_decide_what_counts(make_cell: MakeCell) -> None:
 def test_freezing_needs_five_seeds_in_one_place(make_cell: MakeCell) -> None:
     cells = controls(make_cell, seeds=range(4))
     with pytest.raises(ValueError, match=r"at least 5 seeds .* there are 4"):
-        metrics.freeze(cells)
+        freeze(Results.of(cells))
     with pytest.raises(ValueError, match="are of 2"):
-        metrics.freeze([*cells, make_cell(protocol="2")])
+        freeze(Results.of([*cells, make_cell(protocol="2")]))
 
 
 def test_curves_sweeps_and_winners(make_cell: MakeCell) -> None:
@@ -413,28 +419,28 @@ def test_curves_sweeps_and_winners(make_cell: MakeCell) -> None:
         run(make_cell, "d", 0.6, attack="probe[k=3]", seed=1),
         run(make_cell, "d", 0.1, attack="finetune[lr=0.9]", seed=1),  # on one seed: in no sweep
     ]
-    curve = next(row for row in metrics.curves(cells) if row["defense"] == "d")
+    curve = next(row for row in records(curves(Results.of(cells))) if row["defense"] == "d")
     assert [level[0] for level in curve["protected"]] == COSTS
     assert curve["protected"][-1][1] == pytest.approx(0.55)
     assert curve["undefended"][-1] == (BUDGET, 0.8, 0)
     assert curve["scratch"][-1] == (BUDGET, 0.3, 0)
     assert curve["resistance"][-1] == (BUDGET, pytest.approx(0.5))
     assert curve["resistance_all"] == curve["resistance"]
-    (sweep,) = [row for row in metrics.sweeps(cells) if row["defense"] == "d"]
+    (sweep,) = [row for row in records(sweeps(Results.of(cells))) if row["defense"] == "d"]
     assert (sweep["attack"], sweep["family"]) == ("finetune", "finetune")
     assert [(lr, mean) for lr, mean, _ in sweep["levels"]] == [(0.1, 0.4), (0.3, 0.5)]
-    found = [row for row in metrics.winners(cells) if row["defense"] == "d"]
-    assert [row["times"] for row in found] == list(envelopes.SCORED_AT)
+    found = [row for row in records(winners(Results.of(cells))) if row["defense"] == "d"]
+    assert [row["times"] for row in found] == list(protocol.SCORED_AT)
     assert found[-1]["attacks"] == [("finetune[lr=0.3]", 1), ("probe[k=3]", 1)]
     assert found[-1]["restricted_after"] == pytest.approx(0.55)
 
 
 def test_series_do_without_controls(make_cell: MakeCell) -> None:
     cells = [run(make_cell, "d", 0.4)]
-    (curve,) = metrics.curves(cells)
+    (curve,) = records(curves(Results.of(cells)))
     assert curve["undefended"] == curve["scratch"] == curve["resistance"] == []
-    assert len(metrics.winners(cells)) == 5
-    assert metrics.sweeps(cells) == []
+    assert len(records(winners(Results.of(cells)))) == 5
+    assert records(sweeps(Results.of(cells))) == []
 
 
 fractions = st.floats(0, 1).map(lambda x: round(x, 3))
@@ -445,7 +451,7 @@ fixture = settings(
 )
 
 
-def records(make_cell: MakeCell, found: Sequence[Any]) -> list[Cell]:
+def cells_of(make_cell: MakeCell, found: Sequence[Any]) -> list[Cell]:
     cells = []
     for seed, (protected, undefended, scratch, left) in enumerate(found):
         cells += [
@@ -465,7 +471,7 @@ def test_scores_have_bounds_and_the_undefended_model_none(
     make_cell: MakeCell, found: list[Any]
 ) -> None:
     by_name: Mapping[str, Any] = {
-        row["defense"]: row for row in metrics.scores(records(make_cell, found))
+        row["defense"]: row for row in records(scores(Results.of(cells_of(make_cell, found))))
     }
     row = by_name["d"]
     for key in ("resistance", "worst_resistance", "intactness", "trainability"):
@@ -481,11 +487,12 @@ def test_scores_have_bounds_and_the_undefended_model_none(
 def test_scores_do_not_depend_on_the_order_of_records(
     make_cell: MakeCell, found: list[Any], shuffle: random.Random
 ) -> None:
-    cells = records(make_cell, found)
+    cells = cells_of(make_cell, found)
     shuffled = cells.copy()
     shuffle.shuffle(shuffled)
-    for view in (metrics.scores, metrics.curves, metrics.sweeps, metrics.winners):
-        assert view(cells) == view(shuffled)
+    one, other = Results.of(cells), Results.of(shuffled)
+    for view in (scores, curves, sweeps, winners):
+        assert records(view(one)) == records(view(other))
 
 
 @fixture
@@ -493,7 +500,7 @@ def test_scores_do_not_depend_on_the_order_of_records(
 def test_a_better_attack_never_raises_resistance(
     make_cell: MakeCell, found: list[Any], at: int, more: float
 ) -> None:
-    cells = records(make_cell, found)
+    cells = cells_of(make_cell, found)
     before = score_of(cells)["resistance"]
     cell = cells[0]
     curve = list(cell.curve)
@@ -502,3 +509,12 @@ def test_a_better_attack_never_raises_resistance(
     after = score_of([replace(cell, curve=curve), *cells[1:]])["resistance"]
     assert (before is None) == (after is None)
     assert before is None or after <= before + 1e-12
+
+
+def test_no_records_are_no_rows_with_all_columns(make_cell: MakeCell) -> None:
+    empty = Results.of([])
+    some = Results.of([*controls(make_cell), *defended(make_cell, 0.4)])
+    views = (scores, curves, sweeps, winners, lambda results: differences(results, "d"))
+    for view in views:
+        assert len(view(empty)) == 0
+        assert list(view(empty)) == list(view(some))

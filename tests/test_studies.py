@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import MakeCell
+from conftest import MakeCell, records
 
-from sophon_bench import metrics
+from sophon_bench import protocol
+from sophon_bench.analysis.series import ablation, magnitude, shown
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import plots, tables
 from sophon_bench.leaderboard.studies import Study, load_study, study_files, varied
-from sophon_bench.metrics import envelopes
 from sophon_bench.records import Cell
 from sophon_bench.registry import attacks, defenses
+from sophon_bench.results import Results
 from sophon_bench.selectors import SelectorError, trials
 
 BUDGET = 1600
-COSTS = [BUDGET * at for at in envelopes.SCORED_AT]
+COSTS = [BUDGET * at for at in protocol.SCORED_AT]
 TEXT = """\
 version: 1
 question: Do more updates protect more?
@@ -46,7 +47,7 @@ def study(folder: Path, *, text: str = TEXT, name: str = "mine") -> Path:
 def test_every_study_is_a_question_with_several_values_of_its_axis(name: str) -> None:
     found = load_study(name)
     assert found.question.endswith("?")
-    values = {metrics.shown(t.parameters[found.axis]) for t in varied(found, defenses)}
+    values = {shown(t.parameters[found.axis]) for t in varied(found, defenses)}
     assert len(values) >= 2
     assert trials(attacks, found.attacks)
     assert f"v{found.version}: {found.question}" in call("list", "studies").stdout
@@ -221,7 +222,7 @@ def rows(make_cell: MakeCell) -> list[dict[str, Any]]:
         trial(make_cell, "d[k=5]", 0.2),
         trial(make_cell, "e[k=5]", 0.7),
     ]
-    return metrics.ablation(cells, "k")
+    return records(ablation(Results.of(cells), "k"))
 
 
 def test_rows_are_in_order_of_family_and_value_the_undefended_model_first(
@@ -245,7 +246,7 @@ def test_listed_trials_are_a_mean_over_seeds_and_n(make_cell: MakeCell) -> None:
         trial(make_cell, "d[k=1]", level, seed=seed, samples=n)
         for seed, n, level in ((0, 50, 0.2), (0, 200, 0.4), (1, 50, 0.6), (1, 200, 0.8))
     ]
-    (row,) = metrics.ablation(cells, "k")
+    (row,) = records(ablation(Results.of(cells), "k"))
     assert row["listed_after"] == pytest.approx(0.5)
 
 
@@ -301,8 +302,8 @@ def test_words_stand_side_by_side(rows: list[dict[str, Any]]) -> None:
      (None, None, "None")],
 )  # fmt: skip
 def test_a_list_counts_by_its_length(value: Any, number: float | None, text: str) -> None:
-    assert metrics.magnitude(value) == number
-    assert metrics.shown(value) == text
+    assert magnitude(value) == number
+    assert shown(value) == text
 
 
 def test_a_study_has_a_label() -> None:

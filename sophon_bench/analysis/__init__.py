@@ -1,0 +1,1 @@
+"""What records say: pure functions from frames to frames. Nothing here trains, reads or writes."""

@@ -1,0 +1,208 @@
+"""Records as pandas frames: one row per model, per cell, and per scored checkpoint.
+
+Utilities are fractions, higher is better; costs are counted in units, one forward and backward pass
+of the undefended backbone on one example. Labels are selectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sophon_bench.records import Cell, Cost, PluginId, StageRecord
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from pandas import DataFrame
+
+PLACE = ("scenario", "revision", "backbone", "precision", "budget", "protocol")
+"""What two cells must have in common to stand in one score: all but defense, attack and n."""
+
+COSTS = ("seconds", "steps", "examples", "units", "flops", "peak_bytes", "together")
+MADE = (
+    "status", "reason", "note", "original", "original_second", "original_validation",
+    "restricted", "trivial_loss", "generated", "weights", "sigma_ratios", "gradient_ratios",
+)  # fmt: skip
+PLUGIN = ("name", "parameters", "source", "distribution", "control", "mechanism", "version")
+POINT = ("steps", "units", "seconds", "fit", "validation", "selection", "test", "second_test")
+PROVENANCE = (
+    "version", "commit", "dirty", "python", "torch", "timm", "cuda", "device", "threads",
+    "compiled", "finished",
+)  # fmt: skip
+CELL = (
+    "domain", "role", "suite", "derived", "samples", "seed", "stretch", "status", "reason",
+    "test_examples", "utility", "trivial_loss", "nonfinite_step", "generated",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The records of one or several runs.
+
+    Attributes:
+        models: One row per pre-trained or released model, by its content key (the index).
+
+            ``kind`` is ``pretrained`` or ``released``; ``defense`` the selector, null for a
+            pre-trained model; `PLACE` without the budget, and ``seed``, say where it was made;
+            `MADE` what came out, ``original`` and ``restricted`` being test utilities before any
+            attack; `COSTS` what making it took; `PROVENANCE`, each with ``made_`` before it, by
+            what.
+        cells: One row per cell, by its content key, in the order of seeds and keys.
+
+            `PLACE` and `CELL` say what was done and how it ended; ``defense`` and ``attack`` are
+            selectors, and of each plugin there is `PLUGIN` (``attack_mechanism``); ``lr`` is the
+            trial's learning rate and ``family`` a hash of all its other parameters; ``pretrained``
+            and ``released`` are keys of `models`; `COSTS` is what the attack took; `PROVENANCE`,
+            each with ``made_`` before it, by what.
+        points: One row per scored checkpoint, in the order of `cells` and of cost: ``cell`` is the
+            key, ``number`` counts from 0; `POINT` has costs so far and utilities by split.
+    """
+
+    models: DataFrame
+    cells: DataFrame
+    points: DataFrame
+
+    @classmethod
+    def of(cls, cells: Iterable[Cell]) -> Results:
+        """The frames of records; a record that is there twice counts once."""
+        by_key = sorted({c.key: c for c in cells}.values(), key=attrgetter("key"))
+        ordered = sorted(by_key, key=attrgetter("seed"))
+        return cls(_models(ordered), _cells(ordered), _points(ordered))
+
+
+NUMBERS = (
+    "seconds", "units", "flops", "peak_bytes", "original", "original_second",
+    "original_validation", "restricted", "trivial_loss", "lr", "nonfinite_step", "fit",
+    "validation", "selection", "test", "second_test",
+)  # fmt: skip
+"""Columns of float64, NaN where there is none; ``steps``, ``examples`` and ``together`` too where a
+cost may be missing."""
+
+WHOLE = ("budget", "samples", "seed", "stretch", "test_examples", "number")
+TRUTH = ("derived", "defense_control", "attack_control")
+DTYPES: dict[str, Any] = {
+    **dict.fromkeys((*NUMBERS, "steps", "examples", "together"), "float64"),
+    **dict.fromkeys(WHOLE, "int64"),
+    **dict.fromkeys(TRUTH, "bool"),
+}
+
+
+def _frame(columns: Mapping[str, Any]) -> DataFrame:
+    """A frame of columns by name; what is no number is of objects, None where there is none."""
+    import pandas as pd
+
+    arrays = {name: _array(values, DTYPES.get(name, object)) for name, values in columns.items()}
+    return pd.DataFrame({name: pd.Series(a, dtype=a.dtype) for name, a in arrays.items()})
+
+
+def _array(values: Any, dtype: Any) -> NDArray[Any]:
+    """(rows,) the values; of objects one each, whatever they hold."""
+    import numpy as np
+
+    if dtype is object and not isinstance(values, np.ndarray):
+        array = np.empty(len(values), dtype=object)
+        array[:] = values
+        return array
+    return np.asarray(values, dtype=dtype)
+
+
+def _columns(records: Sequence[Any], paths: Mapping[str, str]) -> dict[str, Any]:
+    """Columns by name, each of an attribute of records by its dotted path.
+
+    In parts that are too small for the garbage collector to look at all records on their account.
+    """
+    values = attrgetter(*paths.values())
+    columns: dict[str, list[Any]] = {name: [] for name in paths}
+    for start in range(0, len(records), 500):
+        rows = map(values, records[start : start + 500])
+        for column, part in zip(columns.values(), zip(*rows, strict=True), strict=True):
+            column.extend(part)
+    return columns
+
+
+def _paths(names: Iterable[str], prefix: str = "", of: str = "") -> dict[str, str]:
+    return {f"{prefix}{name}": f"{of}{name}" for name in names}
+
+
+WHERE = {"scenario": "scenario.label", "revision": "scenario.revision", **_paths(PLACE[2:])}
+MADE_BY = _paths(PROVENANCE, "made_", "provenance.")
+
+
+def _costs(costs: Iterable[Cost | None]) -> dict[str, Any]:
+    """What stages took, None where that is not known."""
+    unknown = SimpleNamespace(**dict.fromkeys(COSTS))
+    return _columns([cost or unknown for cost in costs], _paths(COSTS))
+
+
+def _plugins(kind: str, plugins: Sequence[PluginId]) -> dict[str, Any]:
+    """Columns of plugins; few plugins are in many cells, and are hashed once each."""
+    import numpy as np
+    import pandas as pd
+
+    encoded = _array(list(map(msgspec.msgpack.Encoder().encode, plugins)), object)
+    rows = pd.factorize(encoded)[0]
+    _, first = np.unique(rows, return_index=True)
+    paths = {kind: "label", **_paths(PLUGIN, f"{kind}_")}
+    if kind == "attack":
+        paths |= _paths(("lr", "family"))
+    columns = _columns([plugins[index] for index in first], paths)
+    return {name: _array(v, DTYPES.get(name, object))[rows] for name, v in columns.items()}
+
+
+def _cells(cells: Sequence[Cell]) -> DataFrame:
+    keys = {"pretrained": "pretrained.key", "released": "released.key"}
+    parts = _paths(("defense", "attack", "cost"))
+    own = _columns(cells, {**_paths(("key", *CELL)), **WHERE, **keys, **MADE_BY, **parts})
+    columns = {
+        **{name: own[name] for name in ("key", *WHERE)},
+        **_plugins("defense", own["defense"]),
+        **_plugins("attack", own["attack"]),
+        **{name: own[name] for name in (*CELL, *keys)},
+        **_costs(own["cost"]),
+        **{name: own[name] for name in MADE_BY},
+    }
+    return _frame(columns).set_index("key", drop=False)
+
+
+def _models(cells: Sequence[Cell]) -> DataFrame:
+    found: dict[str, tuple[Cell, StageRecord, str | None]] = {}
+    for cell in cells:
+        if cell.pretrained.key not in found:
+            found[cell.pretrained.key] = (cell, cell.pretrained, None)
+        if cell.released.key not in found:
+            found[cell.released.key] = (cell, cell.released, cell.defense.label)
+    owners = [cell for cell, *_ in found.values()]
+    models = [model for _, model, _ in found.values()]
+    defenses = [defense for *_, defense in found.values()]
+    columns: dict[str, Any] = {
+        "key": list(found),
+        "kind": ["pretrained" if defense is None else "released" for defense in defenses],
+        **_columns(owners, {**WHERE, "seed": "seed"}),
+        "defense": defenses,
+        **_columns(models, _paths(MADE)),
+        **_costs(model.cost for model in models),
+        **_columns(models, MADE_BY),
+    }
+    del columns["budget"]
+    return _frame(columns).set_index("key", drop=False)
+
+
+def _points(cells: Sequence[Cell]) -> DataFrame:
+    import numpy as np
+
+    scored = [len(cell.curve) for cell in cells]
+    points = [point for cell in cells for point in cell.curve]
+    begins = np.cumsum([0, *scored[:-1]], dtype=int) if scored else np.array([], dtype=int)
+    columns = {
+        "cell": np.repeat(_array([cell.key for cell in cells], object), scored),
+        "number": np.arange(len(points)) - np.repeat(begins, scored),
+        **_columns(points, _paths(POINT)),
+    }
+    frame = _frame(columns)
+    frame["steps"] = frame["steps"].astype("int64")
+    return frame
