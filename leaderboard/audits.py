@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sophon_bench.leaderboard.tables import percent
+from sophon_bench.leaderboard.columns import percent
 
 KEPT = 0.9
 """The share of what pre-training is worth to an attacker that a model which keeps its word denies

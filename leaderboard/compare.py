@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from sophon_bench.leaderboard.tables import (
-    NOTHING,
-    Place,
+from sophon_bench.leaderboard.columns import (
+    CHANGES,
+    TENTATIVE,
     Row,
-    Table,
-    by_place,
-    heading,
-    percent,
+    change,
+    frame,
+    pick,
+    records,
     span,
+)
+from sophon_bench.leaderboard.names import Legend
+from sophon_bench.leaderboard.render import (
+    Flat,
+    Place,
+    Table,
     to_console,
     to_json,
     to_markdown,
-    with_half_width,
 )
+from sophon_bench.leaderboard.tables import by_place, heading
 from sophon_bench.metrics.comparing import SHORT, STATUS, UNITS
 from sophon_bench.registry import unknown
 from sophon_bench.selectors import read_document
 
-TENTATIVE = "~"
-"""Marks a change that one seed tells, without an interval."""
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class Acceptance(BaseModel):
@@ -97,18 +104,23 @@ def load_accepted(path: Path) -> list[Acceptance]:
     return read_document("acceptance", path, Acceptances).accepted
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
     """What a run changed.
 
     Args:
-        rows: Flat rows of `metrics.compare`; what is accepted has that as its verdict, and the
+        changes: Rows of `analysis.compare`; what is accepted has that as its verdict, and the
             ``reason``.
         unused: Acceptances of nothing that is in them.
     """
 
-    rows: Sequence[Row]
+    changes: DataFrame
     unused: Sequence[Acceptance]
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The changes row by row."""
+        return records(self.changes)
 
     @property
     def failed(self) -> bool:
@@ -116,17 +128,17 @@ class Comparison:
         return any(row["verdict"] == "regression" for row in self.rows)
 
 
-def comparison(rows: Iterable[Row], accepted: Sequence[Acceptance]) -> Comparison:
-    """Rows with what is accepted; the first that covers a row gives the reason."""
+def comparison(changes: DataFrame, accepted: Sequence[Acceptance]) -> Comparison:
+    """Changes with what is accepted; the first that covers a row gives the reason."""
     used = set()
     found = []
-    for row in rows:
+    for row in records(changes):
         covering = [number for number, each in enumerate(accepted) if each.covers(row)]
         used.update(covering)
         told = {"verdict": "accepted", "reason": accepted[covering[0]].reason} if covering else {}
         found.append({**row, **told})
     unused = [each for number, each in enumerate(accepted) if number not in used]
-    return Comparison(rows=found, unused=unused)
+    return Comparison(changes=frame(found), unused=unused)
 
 
 def verdict(found: Comparison) -> str:
@@ -160,39 +172,38 @@ def _plural(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
-COLUMNS = ("metric", "base", "new", "change", "allowed")
-
 SHOWN = {"regression": "Regressions", "accepted": "Accepted", "improvement": "Improvements"}
 """Verdicts that tables have, with their titles, in order."""
 
 
 def _places(found: Comparison) -> list[Place]:
     """Tables of what matters, per scenario, backbone and budget."""
+    legends = {kind: Legend.of([found.changes], {}, kind) for kind in ("attack", "defense")}
     places = []
-    for where, rows in by_place(found.rows).items():
-        tables = [
-            _table(title, [row for row in rows if row["verdict"] == name])
-            for name, title in SHOWN.items()
-            if any(row["verdict"] == name for row in rows)
-        ]
+    for where, changes in by_place(found.changes).items():
+        rows = records(changes)
+        judged = {name: [row for row in rows if row["verdict"] == name] for name in SHOWN}
+        tables = [_table(SHOWN[name], own, legends) for name, own in judged.items() if own]
         if tables:
-            places.append(Place(title=heading(where, rows), tables=tables))
+            places.append(Place(title=heading(where, changes), tables=tables))
     return places
 
 
-def _table(title: str, rows: Sequence[Row]) -> Table:
-    reasons = [row for row in rows if row["reason"] and _change(row) != row["reason"]]
-    notes = [f"{_subject(row)}, {row['metric']}: {row['reason']}" for row in reasons]
+def _table(title: str, rows: Sequence[Row], legends: Mapping[str, Legend]) -> Table:
+    told = [
+        {**row, **{kind: called(row[kind]) for kind, called in legends.items() if row[kind]}}
+        for row in rows
+    ]
+    named = [{**row, "subject": _subject(row)} for row in told]
+    reasons = [row for row in named if row["reason"] and change(row) != row["reason"]]
+    notes = [f"{row['subject']}, {row['metric']}: {row['reason']}" for row in reasons]
     if any(row["tentative"] for row in rows):
         notes.append(f"{TENTATIVE} one seed in common: no interval, the threshold alone")
+    for kind, called in legends.items():
+        notes += called.notes(row[kind] for row in rows if row[kind])
     counts = [row["seeds"] for row in rows if row["difference"] is not None]
     over = f", means and 95 % intervals over {span(counts)}" if counts else ""
-    return Table(
-        title=f"{title}{over}",
-        columns=["", *COLUMNS],
-        body=[[_subject(row), *_columns(row)] for row in rows],
-        notes=notes,
-    )
+    return Table(title=f"{title}{over}", columns=CHANGES, body=frame(named), notes=notes)
 
 
 def _subject(row: Row) -> str:
@@ -200,40 +211,6 @@ def _subject(row: Row) -> str:
     if row["attack"] is None:
         return str(row["defense"])
     return f"{row['attack']} against {row['defense']} ({row['domain']}, n={row['samples']})"
-
-
-def _columns(row: Row) -> list[str]:
-    metric = row["metric"]
-    values = [
-        NOTHING if row[side] is None else _value(metric, row[side]) for side in ("base", "new")
-    ]
-    return [metric, *values, _change(row), _allowed(row)]
-
-
-def _value(metric: str, value: object) -> str:
-    if not isinstance(value, int | float):
-        return str(value)
-    if metric.endswith("seconds"):
-        return f"{value:.3g} s"
-    if metric.endswith("peak_memory"):
-        return f"{value / 1e6:.0f} MB"
-    if metric == "protect_cost":
-        return f"{value:.2f}×"
-    return f"{value:.1f}" if metric == "score" else percent(value)
-
-
-def _change(row: Row) -> str:
-    if row["metric"] == STATUS and row["verdict"] != "accepted":
-        return str(row["reason"])
-    if row["difference"] is None:
-        return NOTHING
-    sign = "+" if row["difference"] >= 0 else ""
-    text = sign + with_half_width(row["difference"], row["half_width"], 1)
-    return f"{text}{TENTATIVE if row['tentative'] else ''} {row['unit']}"
-
-
-def _allowed(row: Row) -> str:
-    return NOTHING if row["threshold"] is None else row["threshold"].partition(":")[2]
 
 
 def _remarks(found: Comparison) -> Iterator[str]:
@@ -271,10 +248,7 @@ def text(found: Comparison) -> str:
 
 def markdown(found: Comparison) -> str:
     """In GitHub's Markdown."""
-    places = [
-        Place(title=place.title, tables=[_escaped(table) for table in place.tables])
-        for place in _places(found)
-    ]
+    places = _places(found)
     return "\n\n".join(
         [
             f"## {verdict(found)}",
@@ -283,12 +257,6 @@ def markdown(found: Comparison) -> str:
             f"{summary(found)}\n",
         ]
     )
-
-
-def _escaped(table: Table) -> Table:
-    """Reasons are anybody's words: a bar in one would end its column."""
-    body = [[cell.replace("|", "\\|") for cell in line] for line in table.body]
-    return dataclasses.replace(table, body=body)
 
 
 def github(found: Comparison) -> str:
@@ -307,10 +275,11 @@ def github(found: Comparison) -> str:
 
 def _sentence(row: Row) -> str:
     where = f"{_subject(row)} ({row['scenario']}, {row['backbone']})"
-    metric, base, new, change, allowed = _columns(row)
+    columns = pick(CHANGES, "metric", "base", "new", "difference", "threshold")
+    metric, base, new, changed, allowed = (column.text(row) for column in columns)
     told = f"{where}: {metric} {base} -> {new}"
     if row["difference"] is not None:
-        told += f", {change} over {span([row['seeds']])}, allowed {allowed}"
+        told += f", {changed} over {span([row['seeds']])}, allowed {allowed}"
     return f"{told}; {row['reason']}" if row["reason"] else told
 
 
@@ -328,6 +297,6 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
     "text": text,
     "md": markdown,
     "github": github,
-    "json": lambda found: to_json(found.rows),
+    "json": lambda found: to_json(Flat(frames=[found.changes], columns=CHANGES)),
 }
 """How to say it; json is all flat rows, with stable keys."""

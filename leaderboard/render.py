@@ -1,0 +1,296 @@
+"""Tables in five formats, each written by the library for it: rich, tabulate, pandas."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sophon_bench.leaderboard.columns import (
+    SUPERSCRIPTS,
+    Column,
+    Row,
+    frame,
+    records,
+    shown_in,
+    texts,
+)
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+FORMATS = ("console", "md", "latex", "csv", "json")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Table:
+    """Columns over three frames: what is judged, what stands above it, and what concludes it.
+
+    Args:
+        title: What the numbers are.
+        columns: What is shown of each row, the first being its name.
+        body: What is judged.
+        quiet: Controls and the like, set apart above.
+        loud: What it comes to, set apart below.
+        notes: Lines that stand below the table.
+    """
+
+    title: str
+    columns: Sequence[Column]
+    body: DataFrame
+    quiet: DataFrame = field(default_factory=lambda: frame([]))
+    loud: DataFrame = field(default_factory=lambda: frame([]))
+    notes: Sequence[str] = ()
+
+    def headers(self, view: str) -> list[str]:
+        """The names of the columns that a view shows."""
+        return [column.title for column in shown_in(view, self.columns)]
+
+    def lines(self, group: str, view: str) -> list[list[str]]:
+        """The rows of ``quiet``, ``body`` or ``loud`` in words, as a view shows them."""
+        return texts(shown_in(view, self.columns), records(getattr(self, group)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The tables of one scenario, backbone and budget."""
+
+    title: str
+    tables: Sequence[Table]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Flat:
+    """Flat rows with stable keys: frames of several kinds of rows, in order.
+
+    Args:
+        frames: What JSON and CSV show, one below the other.
+        columns: The columns of all of them.
+        first: Which frame's columns come first in CSV.
+    """
+
+    frames: Sequence[DataFrame]
+    columns: Sequence[Column]
+    first: int = 0
+
+
+def printed(form: str, places: Sequence[Place], flat: Flat) -> str:
+    """Tables, or the flat rows that they are of, in one of `FORMATS`."""
+    if form in ("csv", "json"):
+        return to_csv(flat) if form == "csv" else to_json(flat)
+    return {"console": to_console, "md": to_markdown, "latex": to_latex}[form](places)
+
+
+MARGIN = 2
+"""Width that the console puts between columns."""
+
+
+def to_console(places: Iterable[Place]) -> str:
+    """Tables as wide as the terminal, or as numbers need; colours only on one.
+
+    Names and attacks fold where the terminal is narrow; a number with its interval never does.
+    """
+    from rich.console import Console
+
+    width = shutil.get_terminal_size((120, 40)).columns
+    console = Console(
+        file=io.StringIO(), width=width, force_terminal=sys.stdout.isatty(), markup=False,
+        emoji=False, highlight=False, legacy_windows=False,
+    )  # fmt: skip
+    for place in places:
+        console.print(place.title, style="bold")
+        for table in place.tables:
+            console.print(table.title, style="italic")
+            console.print()
+            _print_table(console, table, width)
+            for note in table.notes:
+                console.print(note)
+        console.print()
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def _print_table(console: Console, table: Table, width: int) -> None:
+    from rich import box
+    from rich.table import Table as RichTable
+
+    groups = {
+        style: lines
+        for name, style in (("quiet", "dim"), ("body", ""), ("loud", "bold"))
+        if (lines := table.lines(name, "console"))
+    }
+    headers = table.headers("console")
+    widths = _widths([headers, *(line for lines in groups.values() for line in lines)], width)
+    drawn: RichTable = RichTable(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, MARGIN - 1, 0, 0),
+        header_style="",
+    )  # fmt: skip
+    for number, (header, each) in enumerate(zip(headers, widths, strict=True)):
+        drawn.add_column(header, width=each, justify="right" if number else "left", overflow="fold")
+    for style, lines in groups.items():
+        for line in lines:
+            drawn.add_row(*line, style=style)
+        drawn.add_section()
+    console.width = max(width, sum(widths) + MARGIN * len(widths))
+    console.print(drawn)
+    console.print()
+    console.width = width
+
+
+def _widths(lines: Sequence[Sequence[str]], width: int) -> list[int]:
+    """Widths of the columns: of whole cells, or what there is but at least the longest words.
+
+    Rich would take from the widest column what is missing, and break its numbers.
+    """
+    first, *others = ([*cells] for cells in zip(*lines, strict=True))
+    names = min(max(map(len, first)), int(0.4 * width))
+    whole = [max(map(len, cells)) for cells in others]
+    found = [max(len(word) for cell in cells for word in _words(cell)) for cells in others]
+    for _ in range(width - names - sum(found) - MARGIN * len(lines[0])):
+        missing = [most - has for most, has in zip(whole, found, strict=True)]
+        if not any(missing):
+            break
+        found[missing.index(max(missing))] += 1
+    return [names, *found]
+
+
+def _words(cell: str) -> list[str]:
+    """Where a cell may be broken; a number and its interval are one word."""
+    return re.findall(r"\S+(?: ± \S+)?", cell) or [""]
+
+
+def to_markdown(places: Iterable[Place]) -> str:
+    """Tables in GitHub's Markdown."""
+    return "\n\n".join(part for place in places for part in _markdown(place)) + "\n"
+
+
+def _markdown(place: Place) -> Iterator[str]:
+    from tabulate import tabulate
+
+    yield f"### {place.title}"
+    for table in place.tables:
+        yield f"**{table.title}**"
+        loud = [[f"**{cell}**" for cell in line] for line in table.lines("loud", "md")]
+        lines = [*table.lines("quiet", "md"), *table.lines("body", "md"), *loud]
+        headers = table.headers("md")
+        yield tabulate(
+            [[_one_cell(cell) for cell in line] for line in lines],
+            [_one_cell(header) for header in headers],
+            tablefmt="pipe",
+            colalign=["left", *("right" for _ in headers[1:])],
+            disable_numparse=True,
+        )
+        yield from table.notes
+
+
+def _one_cell(text: str) -> str:
+    """Reasons are anybody's words: a bar or a new line in one would end its cell."""
+    return " ".join(text.splitlines()).replace("|", r"\|")
+
+
+def to_latex(places: Iterable[Place]) -> str:
+    """Tables for LaTeX with ``booktabs``, each in a ``table`` with its title as the caption.
+
+    The best of a column of scores is in bold.
+    """
+    return "\n".join(_latex(place, table) for place in places for table in place.tables)
+
+
+LATEX = {
+    "\\": r"\textbackslash{}", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "†": r"$\dagger$",
+    "‡": r"$\ddagger$", "–": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"$<$", ">": r"$>$", "→": r"$\to$", "≤": r"$\le$", "₀": "$_0$",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    **{chr(sign): f"$^{chr(digit)}$" for digit, sign in SUPERSCRIPTS.items()},
+    "\ue000": r"\textbf{", "\ue001": "}",
+}  # fmt: skip
+"""What LaTeX does not print as it is; the last two are around what is bold."""
+
+HIDDEN = {ord(sign): chr(0xE100 + number) for number, sign in enumerate(LATEX)}
+SHOWN = {0xE100 + number: text for number, text in enumerate(LATEX.values())}
+"""Signs pass tabulate, which knows a few of them only, in places of Unicode that nobody uses."""
+
+
+def _latex(place: Place, table: Table) -> str:
+    from tabulate import SEPARATING_LINE, tabulate
+
+    loud = [[_bold(cell) for cell in line] for line in table.lines("loud", "latex")]
+    groups = [table.lines("quiet", "latex"), _with_best(table), loud]
+    lines: list[Any] = []
+    for group in filter(None, groups):
+        lines += [SEPARATING_LINE] * bool(lines) + [[_hidden(c) for c in line] for line in group]
+    headers = table.headers("latex")
+    drawn = tabulate(
+        lines,
+        [_hidden(header) for header in headers],
+        tablefmt="latex_booktabs",
+        colalign=["left", *("right" for _ in headers[1:])],
+        disable_numparse=True,
+    )
+    caption = _hidden(". ".join([f"{place.title}. {table.title}", *table.notes]))
+    text = f"\\begin{{table}}\n\\caption{{{caption}}}\n{drawn}\n\\end{{table}}\n"
+    return text.translate(SHOWN)
+
+
+def _hidden(text: str) -> str:
+    return text.translate(HIDDEN)
+
+
+def _bold(text: str) -> str:
+    return f"\ue000{text}\ue001"
+
+
+def _with_best(table: Table) -> list[list[str]]:
+    """The lines of the body, and in bold what is highest where that is best."""
+    columns = shown_in("latex", table.columns)
+    rows = records(table.body)
+    lines = texts(columns, rows)
+    for number, column in enumerate(columns):
+        known = [value for row in rows if (value := column.sort_value(row)) is not None]
+        if not column.best or len(rows) < 2 or not known:
+            continue
+        best = next(row for row in rows if column.sort_value(row) == max(known))
+        for line in lines:
+            if line[number] == column.text(best):
+                line[number] = _bold(line[number])
+    return lines
+
+
+def to_csv(flat: Flat) -> str:
+    """Flat rows as CSV, each column once; lists are joined by semicolons."""
+    keys = {column.key for column in shown_in("csv", flat.columns)}
+    first = flat.frames[flat.first]
+    order = dict.fromkeys(key for found in (first, *flat.frames) for key in found if key in keys)
+    whole = frame(
+        {key: _joined(value) for key, value in row.items()}
+        for found in flat.frames
+        for row in records(found)
+    )
+    return str(whole.reindex(columns=[*order]).to_csv(index=False, lineterminator="\n"))
+
+
+def _joined(value: Any) -> Any:
+    return "; ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+def flat_rows(flat: Flat) -> list[Row]:
+    """Flat rows as plain values, each with the keys of its kind of rows."""
+    keys = {column.key for column in shown_in("json", flat.columns)}
+    return [
+        row
+        for found in flat.frames
+        for row in records(found[[key for key in found if key in keys]])
+    ]
+
+
+def to_json(flat: Flat) -> str:
+    """Flat rows as JSON; pandas would round numbers to 15 digits."""
+    return msgspec.json.format(msgspec.json.encode(flat_rows(flat)), indent=1).decode() + "\n"
