@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 Row = Mapping[str, Any]
 """One row of a frame; what is missing is None, or not there."""
@@ -102,8 +104,17 @@ def frame(rows: Iterable[Row]) -> DataFrame:
 
 def records(found: DataFrame) -> list[dict[str, Any]]:
     """The rows of a frame as plain values; what is missing is None."""
-    plain = found.astype(object)
-    return [dict(row) for row in plain.where(plain.notna(), None).to_dict("records")]
+    keys = list(found)
+    values = [_plain(found[key]) for key in keys]
+    return [dict(zip(keys, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def _plain(column: Series) -> list[Any]:
+    values = column.astype(object).tolist()
+    missing = column.isna().tolist()
+    if any(missing):
+        values = [None if lost else v for v, lost in zip(values, missing, strict=True)]
+    return [v.item() if isinstance(v, np.generic) else v for v in values]
 
 
 def number(

@@ -16,11 +16,12 @@ from sophon_bench.selectors import SelectorError, format_selector, parse
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-LONGEST = 40
-"""Letters of the longest selector that heads a line or a column as it is."""
+LONGEST = {"defense": 40, "attack": 104}
+"""Letters of the longest selector that stands in tables as it is, by what it is of.
 
-LONGEST_VARIED = 104
-"""Letters of the longest attack that heads a line in words of what varies alone: these fold."""
+A defense heads a column, and as many stand side by side as there are; an attack heads a line, which
+may fold, and what tells it from its neighbours is better read there than in a legend.
+"""
 
 
 class Legend:
@@ -53,12 +54,14 @@ class Legend:
             if kind in found:
                 known = found.loc[found[kind].notna(), [kind, f"{kind}_name"]].drop_duplicates()
                 plugins |= dict(known.itertuples(index=False, name=None))
-        return cls.shortening(plugins, names)
+        return cls.shortening(plugins, names, kind)
 
     @classmethod
-    def shortening(cls, plugins: Mapping[str, str], names: Mapping[str, str]) -> Legend:
+    def shortening(
+        cls, plugins: Mapping[str, str], names: Mapping[str, str], kind: str = "defense"
+    ) -> Legend:
         """The legend of the labels among ``plugins`` that are longer than `LONGEST`."""
-        return cls({k: name for k, name in plugins.items() if len(k) > LONGEST}, names)
+        return cls({k: name for k, name in plugins.items() if len(k) > LONGEST[kind]}, names)
 
     def __call__(self, label: str) -> str:
         """What a label is called."""
@@ -93,7 +96,7 @@ class Attacks:
         long = {
             attack: row["attack_name"]
             for attack, row in self._rows.items()
-            if len(self._selector(attack)) > LONGEST_VARIED
+            if len(self._selector(attack)) > LONGEST["attack"]
         }
         self._legend = Legend(long, names)
 

@@ -61,7 +61,7 @@ def overhead(cells: Sequence[Cell], frozen: Gaps = None) -> Overhead:
 
 def show(form: str, found: Overhead) -> str:
     """The overhead in one of `render.FORMATS`."""
-    return printed(form, places(found), found.flat)
+    return printed(form, lambda: places(found), found.flat)
 
 
 def places(found: Overhead) -> list[Place]:

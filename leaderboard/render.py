@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -82,11 +83,11 @@ class Flat:
     first: int = 0
 
 
-def printed(form: str, places: Sequence[Place], flat: Flat) -> str:
+def printed(form: str, places: Callable[[], Sequence[Place]], flat: Flat) -> str:
     """Tables, or the flat rows that they are of, in one of `FORMATS`."""
     if form in ("csv", "json"):
         return to_csv(flat) if form == "csv" else to_json(flat)
-    return {"console": to_console, "md": to_markdown, "latex": to_latex}[form](places)
+    return {"console": to_console, "md": to_markdown, "latex": to_latex}[form](places())
 
 
 MARGIN = 2
@@ -136,8 +137,11 @@ def _print_table(console: Console, table: Table, width: int) -> None:
     for number, (header, each) in enumerate(zip(headers, widths, strict=True)):
         drawn.add_column(header, width=each, justify="right" if number else "left", overflow="fold")
     for style, lines in groups.items():
-        for line in lines:
-            drawn.add_row(*line, style=style)
+        for whole, run in itertools.groupby(lines, lambda line: _fits(line, widths)):
+            # Rich takes much longer for a hundred rows than for one of a hundred lines
+            for block in [[*run]] if whole else [[line] for line in run]:
+                cells = ("\n".join(parts) for parts in zip(*block, strict=True))
+                drawn.add_row(*cells, style=style)
         drawn.add_section()
     console.width = max(width, sum(widths) + MARGIN * len(widths))
     console.print(drawn)
@@ -145,15 +149,25 @@ def _print_table(console: Console, table: Table, width: int) -> None:
     console.width = width
 
 
+def _fits(line: Sequence[str], widths: Sequence[int]) -> bool:
+    """Whether no cell has to be folded; tabs and the like are as wide as Rich makes them."""
+    from rich.cells import cell_len
+
+    cells = zip(line, widths, strict=True)
+    return all(cell.isprintable() and cell_len(cell) <= width for cell, width in cells)
+
+
 def _widths(lines: Sequence[Sequence[str]], width: int) -> list[int]:
     """Widths of the columns: of whole cells, or what there is but at least the longest words.
 
     Rich would take from the widest column what is missing, and break its numbers.
     """
+    from rich.cells import cell_len
+
     first, *others = ([*cells] for cells in zip(*lines, strict=True))
-    names = min(max(map(len, first)), int(0.4 * width))
-    whole = [max(map(len, cells)) for cells in others]
-    found = [max(len(word) for cell in cells for word in _words(cell)) for cells in others]
+    names = min(max(map(cell_len, first)), int(0.4 * width))
+    whole = [max(map(cell_len, cells)) for cells in others]
+    found = [max(cell_len(word) for cell in cells for word in _words(cell)) for cells in others]
     for _ in range(width - names - sum(found) - MARGIN * len(lines[0])):
         missing = [most - has for most, has in zip(whole, found, strict=True)]
         if not any(missing):

@@ -166,7 +166,9 @@ def renamed(report: Report, names: Mapping[str, str]) -> Report:
     """The report with other labels for some defenses."""
 
     def change(found: DataFrame) -> DataFrame:
-        return found.replace({"defense": dict(names)}) if len(found) else found
+        if not len(found):
+            return found
+        return found.assign(defense=[names.get(label, label) for label in found["defense"]])
 
     return report.map(change)
 
@@ -266,7 +268,7 @@ def agreements(name: str, found: DataFrame) -> Place:
 
 def show(form: str, report: Report) -> str:
     """A report in one of `render.FORMATS`."""
-    return printed(form, places(report), report.flat)
+    return printed(form, lambda: places(report), report.flat)
 
 
 def document(cells: Sequence[Cell], report: Report) -> str:

@@ -214,7 +214,7 @@ def test_differences_say_which_are_clear_and_why_there_is_no_score() -> None:
     assert FORMATS == ("console", "md", "latex", "csv", "json")
     flat = Flat(frames=[frame(rows)], columns=DIFFERENCES)
     for form in FORMATS:
-        assert "0.05" in printed(form, [place], flat)
+        assert "0.05" in printed(form, lambda: [place], flat)
 
 
 def test_latex_escapes_and_sets_the_best_in_bold() -> None:

@@ -79,7 +79,7 @@ def table(
             if found.empty:
                 raise Refused(f"no other defense was attacked beside {against!r}")
             flat = Flat(frames=[found], columns=DIFFERENCES)
-            click.echo(printed(form, tables.differences(found), flat), nl=False)
+            click.echo(printed(form, lambda: tables.differences(found), flat), nl=False)
             return
         if published:
             report = entries.report(entries.published(), frozen.published())
