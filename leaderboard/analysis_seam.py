@@ -16,14 +16,14 @@ Cells = Sequence[Cell] | metrics.Places
 
 
 def _frames(find: Callable[..., Iterable[Any]]) -> Callable[..., DataFrame]:
-    def found(cells: Cells, *arguments: Any) -> DataFrame:
+    def analysed(cells: Cells, *arguments: Any) -> DataFrame:
         places = metrics.places(cells)
         return _with_plugins(frame(find(places, *arguments)), places)
 
-    return found
+    return analysed
 
 
-def _with_plugins(found: DataFrame, places: metrics.Places) -> DataFrame:
+def _with_plugins(df: DataFrame, places: metrics.Places) -> DataFrame:
     """The frame with the names of its plugins, and the attack's own label."""
     known: dict[str, dict[str, PluginId]] = {"defense": {}, "attack": {}}
     for sides in places:
@@ -31,11 +31,11 @@ def _with_plugins(found: DataFrame, places: metrics.Places) -> DataFrame:
             known["defense"][sides.names.defense(cell)] = cell.defense
             known["attack"][sides.names.attack(cell)] = cell.attack
     for kind, plugins in known.items():
-        if kind in found:
+        if kind in df:
             for part in ("name", "label"):
                 values = {label: getattr(plugin, part) for label, plugin in plugins.items()}
-                found[f"{kind}_{part}"] = found[kind].map(values).astype(object)
-    return found
+                df[f"{kind}_{part}"] = df[kind].map(values).astype(object)
+    return df
 
 
 trials = _frames(metrics.rows)
@@ -59,14 +59,14 @@ def criteria(cells: Sequence[Cell]) -> DataFrame:
 
 def compare(base: Sequence[Cell], new: Sequence[Cell], *arguments: Any) -> DataFrame:
     """`metrics.compare`."""
-    found = frame(metrics.compare(base, new, *arguments))
-    return _with_plugins(found, metrics.places([*base, *new]))
+    df = frame(metrics.compare(base, new, *arguments))
+    return _with_plugins(df, metrics.places([*base, *new]))
 
 
 def agreements(pairs: Sequence[tuple[Cell, Cell]]) -> DataFrame:
     """`metrics.agreements`."""
-    found = frame(metrics.agreements(pairs))
-    return _with_plugins(found, metrics.places([cell for cell, _ in pairs]))
+    df = frame(metrics.agreements(pairs))
+    return _with_plugins(df, metrics.places([cell for cell, _ in pairs]))
 
 
 def ranked(scores: DataFrame) -> DataFrame:

@@ -67,14 +67,17 @@ def winner_table(winners: DataFrame, called: Attacks, legend: Legend) -> Table:
 
 
 def matrices(trials: DataFrame, scores: DataFrame, called: Attacks, legend: Legend) -> list[Table]:
-    """Restricted utility by attack (lines) and defense (columns), per n, and flags not yet told."""
-    told = {row["defense"]: row["flags"] for row in records(scores)}
-    found = []
+    """Restricted utility by attack (lines) and defense (columns), one table per n.
+
+    Flags that the scores of a defense have stand there, and not here again.
+    """
+    scored = {row["defense"]: row["flags"] for row in records(scores)}
+    tables = []
     for samples, own in by_samples(trials):
         best = envelopes(own)
         utility = best[0]["utility"]
         flags = [
-            {**row, "flags": [f for f in row["flags"] if f not in told.get(row["defense"], ())]}
+            {**row, "flags": [f for f in row["flags"] if f not in scored.get(row["defense"], ())]}
             for row in best
         ]
         quiet = {
@@ -86,8 +89,8 @@ def matrices(trials: DataFrame, scores: DataFrame, called: Attacks, legend: Lege
             f"restricted {utility} after the attack, in %; cost as a multiple of pre-training"
         )
         notes = flag_notes(flags, legend)
-        found.append(cross(title, own, best, called, legend, attack_cell, quiet, notes))
-    return found
+        tables.append(cross(title, own, best, called, legend, attack_cell, quiet, notes))
+    return tables
 
 
 MEANINGS = {
@@ -111,7 +114,7 @@ def loss_tables(trials: DataFrame, called: Attacks, legend: Legend) -> list[Tabl
         "original, unprotected": lambda row: loss(row["original_loss_before"]),
         "original": lambda row: loss(row["original_loss"]),
     }
-    found = []
+    tables = []
     for samples, own in by_samples(trials):
         if own["restricted_loss"].isna().all():
             continue
@@ -123,8 +126,8 @@ def loss_tables(trials: DataFrame, called: Attacks, legend: Legend) -> list[Tabl
             "after it"
         )
         notes = [f"{utility}: {MEANINGS[utility]}"] if utility in MEANINGS else []
-        found.append(cross(title, own, best, called, legend, _loss_cell, quiet, notes))
-    return found
+        tables.append(cross(title, own, best, called, legend, _loss_cell, quiet, notes))
+    return tables
 
 
 def by_samples(trials: DataFrame) -> list[tuple[int, DataFrame]]:
@@ -139,7 +142,7 @@ def envelopes(trials: DataFrame) -> list[dict[str, Any]]:
 
 def cross(
     title: str,
-    found: DataFrame,
+    trials: DataFrame,
     best: Sequence[Row],
     called: Attacks,
     legend: Legend,
@@ -151,17 +154,17 @@ def cross(
 
     Args:
         title: The table's.
-        found: One row per attack and defense, envelopes included.
+        trials: One row per attack and defense, envelopes included.
         best: The envelope's row of each defense, in the order of columns.
         called: What attacks are called.
         legend: What defenses are called.
-        cell: What a row says, told the number of seeds that its defense has.
+        cell: What a row says, given the number of seeds that its defense has.
         quiet: What lines above say of an envelope's row, by their name.
         notes: Lines that stand below.
     """
     seeds = {row["defense"]: row["seeds"] for row in best}
     lines: dict[Line, dict[str, Row]] = {}
-    for row in records(found):
+    for row in records(trials):
         lines.setdefault((row["attack"], row["stretch"]), {})[row["defense"]] = row
     concluding = {key for key, line in lines.items() if is_envelope(_any(line))}
 

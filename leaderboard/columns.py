@@ -102,10 +102,10 @@ def frame(rows: Iterable[Row]) -> DataFrame:
     return pd.DataFrame([*rows], dtype=object)
 
 
-def records(found: DataFrame) -> list[dict[str, Any]]:
+def records(df: DataFrame) -> list[dict[str, Any]]:
     """The rows of a frame as plain values; what is missing is None."""
-    keys = list(found)
-    values = [_plain(found[key]) for key in keys]
+    keys = list(df)
+    values = [_plain(df[key]) for key in keys]
     return [dict(zip(keys, row, strict=True)) for row in zip(*values, strict=True)]
 
 
@@ -330,8 +330,8 @@ def _distance(key: str) -> Callable[[Row], str]:
     def text(row: Row) -> str:
         if row[key] is None:
             return NOTHING
-        found = number(row[key], row[f"{key}_half_width"], ".1f")
-        return f"{found} ({number(row[f'{key}_real'], None, '.1f')})"
+        distance = number(row[key], row[f"{key}_half_width"], ".1f")
+        return f"{distance} ({number(row[f'{key}_real'], None, '.1f')})"
 
     return text
 
@@ -355,8 +355,8 @@ def _spent(key: str, unit: str) -> Callable[[Row], str]:
         if row[key] is None:
             return NOTHING
         times = row[f"{key}_times"]
-        found = amount(SCALES.get(unit, float)(row[key]))
-        return found if row["control"] or times is None else f"{found} ({multiple(times)})"
+        spent = amount(SCALES.get(unit, float)(row[key]))
+        return spent if row["control"] or times is None else f"{spent} ({multiple(times)})"
 
     return text
 

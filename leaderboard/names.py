@@ -50,9 +50,9 @@ class Legend:
             kind: ``defense`` or ``attack``.
         """
         plugins: dict[str, str] = {}
-        for found in frames:
-            if kind in found:
-                known = found.loc[found[kind].notna(), [kind, f"{kind}_name"]].drop_duplicates()
+        for df in frames:
+            if kind in df:
+                known = df.loc[df[kind].notna(), [kind, f"{kind}_name"]].drop_duplicates()
                 plugins |= dict(known.itertuples(index=False, name=None))
         return cls.shortening(plugins, names, kind)
 
@@ -78,13 +78,13 @@ class Attacks:
     """Attacks of one place, in words of the hyperparameters that vary there.
 
     Args:
-        found: One row per attack and defense, with ``attack``, ``parameters``, ``attack_name``, and
-            ``attack_label``, which is the attack without what tells two versions apart.
+        trials: One row per attack and defense, with ``attack``, ``parameters``, ``attack_name``
+            and ``attack_label``, which is the attack without what tells two versions apart.
         names: Names that the user gave, by label.
     """
 
-    def __init__(self, found: DataFrame, names: Mapping[str, str]) -> None:
-        tried = found[found["parameters"].notna()] if len(found) else found
+    def __init__(self, trials: DataFrame, names: Mapping[str, str]) -> None:
+        tried = trials[trials["parameters"].notna()] if len(trials) else trials
         rows = records(tried.drop_duplicates("attack")) if len(tried) else []
         self._rows = {row["attack"]: row for row in rows}
         self._trials = Counter(row["attack_name"] for row in rows)
@@ -105,15 +105,15 @@ class Attacks:
         row = self._rows.get(attack)
         if row is None:
             return {}
-        plugin, found = row["attack_name"], {}
+        plugin, varied = row["attack_name"], {}
         changed = _changed(row["attack_label"])
         for key, value in row["parameters"].items():
             values = self._values[plugin, key]
             varies = value is not None and len(values) > 1
             often = 2 * values[repr(value)] > self._trials[plugin]
             if varies and (key in changed or not often):
-                found[key] = value
-        return found
+                varied[key] = value
+        return varied
 
     def _selector(self, attack: str) -> str:
         row, varied = self._rows.get(attack), self._varied(attack)
@@ -132,8 +132,8 @@ class Attacks:
         row, called = self._rows.get(attack), self._legend(attack)
         if row is None or called != attack:
             return called
-        told = self._varied(attack).items()
-        values = (v if isinstance(v, str) else f"{k}={v}" for k, v in told)
+        varied = self._varied(attack).items()
+        values = (v if isinstance(v, str) else f"{k}={v}" for k, v in varied)
         return " ".join([row["attack_name"], *values])
 
     def order(self, attack: str) -> tuple[str, list[tuple[bool, float, str]], str]:
@@ -168,17 +168,17 @@ def voted(attacks: Iterable[tuple[str, int]], called: Attacks) -> str:
     return called.short(attack) + part
 
 
-def with_names(found: DataFrame, names: Mapping[str, str]) -> DataFrame:
+def with_names(df: DataFrame, names: Mapping[str, str]) -> DataFrame:
     """The frame with the names that the user gave: ``name``, and of an attack ``trial_name``.
 
     A column is there only if some row has a name.
     """
     for kind, key in (("attack", "trial_name"), ("defense", "name")):
-        given = found[kind].map(names) if kind in found else None
+        given = df[kind].map(names) if kind in df else None
         if given is not None and given.notna().any():
-            found = found.copy()
-            found.insert(found.columns.get_loc(kind) + 1, key, given.astype(object))
-    return found
+            df = df.copy()
+            df.insert(df.columns.get_loc(kind) + 1, key, given.astype(object))
+    return df
 
 
 def is_envelope(row: Row) -> bool:

@@ -167,13 +167,13 @@ def _widths(lines: Sequence[Sequence[str]], width: int) -> list[int]:
     first, *others = ([*cells] for cells in zip(*lines, strict=True))
     names = min(max(map(cell_len, first)), int(0.4 * width))
     whole = [max(map(cell_len, cells)) for cells in others]
-    found = [max(cell_len(word) for cell in cells for word in _words(cell)) for cells in others]
-    for _ in range(width - names - sum(found) - MARGIN * len(lines[0])):
-        missing = [most - has for most, has in zip(whole, found, strict=True)]
+    widths = [max(cell_len(word) for cell in cells for word in _words(cell)) for cells in others]
+    for _ in range(width - names - sum(widths) - MARGIN * len(lines[0])):
+        missing = [most - has for most, has in zip(whole, widths, strict=True)]
         if not any(missing):
             break
-        found[missing.index(max(missing))] += 1
-    return [names, *found]
+        widths[missing.index(max(missing))] += 1
+    return [names, *widths]
 
 
 def _words(cell: str) -> list[str]:
@@ -282,11 +282,11 @@ def to_csv(flat: Flat) -> str:
     """Flat rows as CSV, each column once; lists are joined by semicolons."""
     keys = {column.key for column in shown_in("csv", flat.columns)}
     first = flat.frames[flat.first]
-    order = dict.fromkeys(key for found in (first, *flat.frames) for key in found if key in keys)
+    order = dict.fromkeys(key for df in (first, *flat.frames) for key in df if key in keys)
     whole = frame(
         {key: _joined(value) for key, value in row.items()}
-        for found in flat.frames
-        for row in records(found)
+        for df in flat.frames
+        for row in records(df)
     )
     return str(whole.reindex(columns=[*order]).to_csv(index=False, lineterminator="\n"))
 
@@ -298,11 +298,7 @@ def _joined(value: Any) -> Any:
 def flat_rows(flat: Flat) -> list[Row]:
     """Flat rows as plain values, each with the keys of its kind of rows."""
     keys = {column.key for column in shown_in("json", flat.columns)}
-    return [
-        row
-        for found in flat.frames
-        for row in records(found[[key for key in found if key in keys]])
-    ]
+    return [row for df in flat.frames for row in records(df[[key for key in df if key in keys]])]
 
 
 def to_json(flat: Flat) -> str:

@@ -32,10 +32,10 @@ def plural(utility: str) -> str:
 
 def footnotes(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows with the mark of why they have no score as ``footnote``, and the reasons in words."""
-    found = [*rows]
-    reasons = list(dict.fromkeys(row["unscored"] for row in found if row["unscored"]))
+    listed = [*rows]
+    reasons = list(dict.fromkeys(row["unscored"] for row in listed if row["unscored"]))
     marks = {reason: superscript(count) for count, reason in enumerate(reasons, 1)}
-    marked = [{**row, "footnote": marks.get(row["unscored"])} for row in found]
+    marked = [{**row, "footnote": marks.get(row["unscored"])} for row in listed]
     return marked, [f"{mark} {reason}" for reason, mark in marks.items()]
 
 

@@ -66,7 +66,7 @@ class Report:
     @property
     def flat(self) -> Flat:
         """Score rows, which have no ``attack``, and then the rows of attacks and envelopes."""
-        frames = [with_names(found, self.names) for found in (self.scores, self.trials)]
+        frames = [with_names(df, self.names) for df in (self.scores, self.trials)]
         return Flat(frames=frames, columns=columns.TRIALS, first=1)
 
     def map(self, change: Callable[[DataFrame], DataFrame]) -> Report:
@@ -109,15 +109,15 @@ def report_of(store: Store, frozen: Gaps, processes: int) -> Report:
     context = multiprocessing.get_context("fork")
     with context.Pool(processes) as pool:
         shares = [(store, frozen, part, processes) for part in range(processes)]
-        found = pool.starmap(_part, shares)
-    return _joined(found).map(_ordered)
+        parts = pool.starmap(_part, shares)
+    return _joined(parts).map(_ordered)
 
 
-def _ordered(found: DataFrame) -> DataFrame:
+def _ordered(df: DataFrame) -> DataFrame:
     """Rows in the order of their places, which is the same in every part."""
-    if not len(found):
-        return found
-    return found.sort_values([*PLACES], key=lambda column: column.astype(str), kind="stable")
+    if not len(df):
+        return df
+    return df.sort_values([*PLACES], key=lambda column: column.astype(str), kind="stable")
 
 
 def _part(store: Store, frozen: Gaps, part: int, parts: int) -> Report:
@@ -129,46 +129,46 @@ def _joined(reports: Sequence[Report]) -> Report:
     import pandas as pd
 
     whole = {
-        key: pd.concat([getattr(found, key) for found in reports], ignore_index=True)
+        key: pd.concat([getattr(report, key) for report in reports], ignore_index=True)
         for key in FRAMES
     }
-    names = {label: name for found in reports for label, name in found.names.items()}
+    names = {label: name for report in reports for label, name in report.names.items()}
     return Report(**whole, names=names)
 
 
 def united(reports: Iterable[Report]) -> Report:
-    """Several reports as one: a control that more than one has is told once, and ranks are of all.
+    """Several reports as one: a control of more than one is listed once, and ranks are of all.
 
-    Of reports that tell the same defense or control of a place, the first tells it.
+    Of reports that have the same defense or control of a place, the first counts.
     """
     parts: list[Report] = []
-    told: set[Key] = set()
-    for found in reports:
-        new = {key for part in (found.trials, found.scores) for key in _tellers(part)} - told
-        parts.append(found.map(functools.partial(_told_in, new)))
-        told |= new
+    listed: set[Key] = set()
+    for report in reports:
+        new = {key for part in (report.trials, report.scores) for key in _subjects(part)} - listed
+        parts.append(report.map(functools.partial(_only, new)))
+        listed |= new
     whole = _joined(parts)
     return dataclasses.replace(whole, scores=analysis.ranked(whole.scores))
 
 
-def _told_in(told: set[Key], found: DataFrame) -> DataFrame:
-    return found[[key in told for key in _tellers(found)]]
+def _only(subjects: set[Key], df: DataFrame) -> DataFrame:
+    return df[[key in subjects for key in _subjects(df)]]
 
 
-def _tellers(found: DataFrame) -> list[Key]:
+def _subjects(df: DataFrame) -> list[Key]:
     """The place and the defense of every row."""
-    if not len(found):
+    if not len(df):
         return []
-    return [*zip(*(found[key].astype(str) for key in (*PLACES, "defense")), strict=True)]
+    return [*zip(*(df[key].astype(str) for key in (*PLACES, "defense")), strict=True)]
 
 
 def renamed(report: Report, names: Mapping[str, str]) -> Report:
     """The report with other labels for some defenses."""
 
-    def change(found: DataFrame) -> DataFrame:
-        if not len(found):
-            return found
-        return found.assign(defense=[names.get(label, label) for label in found["defense"]])
+    def change(df: DataFrame) -> DataFrame:
+        if not len(df):
+            return df
+        return df.assign(defense=[names.get(label, label) for label in df["defense"]])
 
     return report.map(change)
 
@@ -185,7 +185,7 @@ def places(report: Report) -> list[Place]:
     """
     legend = report.legend
     by_kind = {key: by_place(getattr(report, key)) for key in FRAMES}
-    found = []
+    listed = []
     for where in dict.fromkeys([*by_kind["trials"], *by_kind["scores"]]):
         own = {key: known.get(where, frame([])) for key, known in by_kind.items()}
         called = Attacks(own["trials"], report.names)
@@ -194,19 +194,19 @@ def places(report: Report) -> list[Place]:
         tables += matrices(own["trials"], own["scores"], called, legend)
         tables += loss_tables(own["trials"], called, legend)
         tables += [image_table(own["images"], called, legend)] if len(own["images"]) else []
-        found.append(Place(title=heading(where, own["trials"]), tables=tables))
-    return found
+        listed.append(Place(title=heading(where, own["trials"]), tables=tables))
+    return listed
 
 
-def by_place(found: DataFrame) -> dict[Key, DataFrame]:
+def by_place(df: DataFrame) -> dict[Key, DataFrame]:
     """A frame by its values of `WHERE`, in order."""
-    return dict(iter(found.groupby([*WHERE], sort=False))) if len(found) else {}
+    return dict(iter(df.groupby([*WHERE], sort=False))) if len(df) else {}
 
 
-def heading(where: Key, found: DataFrame) -> str:
+def heading(where: Key, df: DataFrame) -> str:
     """The place with these values of `WHERE`, and the suites that its rows are of."""
     at = dict(zip(WHERE, where, strict=True))
-    suites = sorted({suite for suite in found["suite"] if suite}) if len(found) else []
+    suites = sorted({*df["suite"].dropna()}) if len(df) else []
     return ", ".join(
         [
             f"{at['scenario']} (data {at['revision'][:8]})",
@@ -223,32 +223,32 @@ def differences(rows: DataFrame, names: Mapping[str, str] | None = None) -> list
     """How much more each defense has than one of them, one table per place."""
     legend = Legend.of([rows], names or {}, "defense")
     return [
-        Place(title=heading(where, found), tables=[_difference_table(found, legend)])
-        for where, found in by_place(rows).items()
+        Place(title=heading(where, df), tables=[_difference_table(df, legend)])
+        for where, df in by_place(rows).items()
     ]
 
 
-def _difference_table(found: DataFrame, legend: Legend) -> Table:
-    rows, reasons = footnotes(records(found))
+def _difference_table(df: DataFrame, legend: Legend) -> Table:
+    rows, reasons = footnotes(records(df))
     other = rows[0]["other"]
     return Table(
         title=f"More than {legend(other)} has, paired by seed, with 95 % intervals; resistance "
         "not clipped",
         columns=columns.DIFFERENCES,
         body=frame(called_by(legend, rows)),
-        notes=[*reasons, *legend.notes([other, *found["defense"]])],
+        notes=[*reasons, *legend.notes([other, *df["defense"]])],
     )
 
 
-def agreements(name: str, found: DataFrame) -> Place:
+def agreements(name: str, df: DataFrame) -> Place:
     """What an entry reports beside what came out now.
 
     Args:
         name: The entry's.
-        found: Rows of `analysis.agreements`, at least one.
+        df: Rows of `analysis.agreements`, at least one.
     """
-    legends = {kind: Legend.of([found], {}, kind) for kind in ("attack", "defense")}
-    rows = records(found)
+    legends = {kind: Legend.of([df], {}, kind) for kind in ("attack", "defense")}
+    rows = records(df)
     sampled = any(row[f"{key}_low"] is not None for row in rows for key in ("reported", "again"))
     called = [
         {**row, **{kind: known(row[kind]) for kind, known in legends.items()}} for row in rows
@@ -257,7 +257,7 @@ def agreements(name: str, found: DataFrame) -> Place:
         title="Records made again",
         columns=columns.AGREEMENTS,
         body=frame(called),
-        notes=[note for kind, known in legends.items() for note in known.notes(found[kind])],
+        notes=[note for kind, known in legends.items() for note in known.notes(df[kind])],
     )
     return Place(
         title=f"{name}: test {' or '.join(sorted({row['utility'] for row in rows}))} in %"
@@ -294,7 +294,7 @@ def meaning(report: Report) -> str:
             said.append(_scored(called_by(legend, sorted(scored, key=score_order))))
         elif where in trials:
             groups = by_samples(trials[where])
-            said += [_reached(called_by(legend, records(found))) for _, found in groups]
+            said += [_reached(called_by(legend, records(df))) for _, df in groups]
     return "\n".join(said)
 
 
