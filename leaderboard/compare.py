@@ -131,28 +131,30 @@ class Comparison:
 def comparison(changes: DataFrame, accepted: Sequence[Acceptance]) -> Comparison:
     """Changes with what is accepted; the first that covers a row gives the reason."""
     used = set()
-    found = []
+    rows = []
     for row in records(changes):
         covering = [number for number, each in enumerate(accepted) if each.covers(row)]
         used.update(covering)
-        told = {"verdict": "accepted", "reason": accepted[covering[0]].reason} if covering else {}
-        found.append({**row, **told})
+        acceptance = (
+            {"verdict": "accepted", "reason": accepted[covering[0]].reason} if covering else {}
+        )
+        rows.append({**row, **acceptance})
     unused = [each for number, each in enumerate(accepted) if number not in used]
-    return Comparison(changes=frame(found), unused=unused)
+    return Comparison(changes=frame(rows), unused=unused)
 
 
-def verdict(found: Comparison) -> str:
+def verdict(result: Comparison) -> str:
     """What it comes to, in one line."""
-    counts = Counter(row["verdict"] for row in found.rows)
+    counts = Counter(row["verdict"] for row in result.rows)
     judged = _plural(_judged(counts), "comparison")
-    if found.failed:
+    if result.failed:
         return f"REGRESSION: {counts['regression']} in {judged}"
     return f"fine: no regression in {judged}"
 
 
-def summary(found: Comparison) -> str:
+def summary(result: Comparison) -> str:
     """How many there are of each verdict, in one line."""
-    counts = Counter(row["verdict"] for row in found.rows)
+    counts = Counter(row["verdict"] for row in result.rows)
     shown = [
         _plural(counts["regression"], "regression"),
         f"{counts['accepted']} accepted",
@@ -176,11 +178,11 @@ SHOWN = {"regression": "Regressions", "accepted": "Accepted", "improvement": "Im
 """Verdicts that tables have, with their titles, in order."""
 
 
-def _places(found: Comparison) -> list[Place]:
+def _places(result: Comparison) -> list[Place]:
     """Tables of what matters, per scenario, backbone and budget."""
-    legends = {kind: Legend.of([found.changes], {}, kind) for kind in ("attack", "defense")}
+    legends = {kind: Legend.of([result.changes], {}, kind) for kind in ("attack", "defense")}
     places = []
-    for where, changes in by_place(found.changes).items():
+    for where, changes in by_place(result.changes).items():
         rows = records(changes)
         judged = {name: [row for row in rows if row["verdict"] == name] for name in SHOWN}
         tables = [_table(SHOWN[name], own, legends) for name, own in judged.items() if own]
@@ -190,11 +192,11 @@ def _places(found: Comparison) -> list[Place]:
 
 
 def _table(title: str, rows: Sequence[Row], legends: Mapping[str, Legend]) -> Table:
-    told = [
+    short = [
         {**row, **{kind: called(row[kind]) for kind, called in legends.items() if row[kind]}}
         for row in rows
     ]
-    named = [{**row, "subject": _subject(row)} for row in told]
+    named = [{**row, "subject": _subject(row)} for row in short]
     reasons = [row for row in named if row["reason"] and change(row) != row["reason"]]
     notes = [f"{row['subject']}, {row['metric']}: {row['reason']}" for row in reasons]
     if any(row["tentative"] for row in rows):
@@ -213,12 +215,12 @@ def _subject(row: Row) -> str:
     return f"{row['attack']} against {row['defense']} ({row['domain']}, n={row['samples']})"
 
 
-def _remarks(found: Comparison) -> Iterator[str]:
+def _remarks(result: Comparison) -> Iterator[str]:
     """What is neither better nor worse and has to be said, a line each."""
     changed: dict[str, None] = {}
     skipped: dict[tuple[str | None, str], dict[str, None]] = {}
     added: dict[str, None] = {}
-    for row in found.rows:
+    for row in result.rows:
         if row["verdict"] == "changed":
             changed[f"{row['defense'] or row['attack']} ({row['reason']})"] = None
         elif row["verdict"] == "not applied":
@@ -234,53 +236,53 @@ def _remarks(found: Comparison) -> Iterator[str]:
         yield f"new: {'; '.join(added)}"
 
 
-def text(found: Comparison) -> str:
+def text(result: Comparison) -> str:
     """For a console: the verdict, what matters, and how much there is of what."""
     return "".join(
         [
-            f"{verdict(found)}\n\n",
-            *([to_console(places), "\n"] if (places := _places(found)) else []),
-            *(f"{line}\n" for line in _remarks(found)),
-            f"{summary(found)}\n",
+            f"{verdict(result)}\n\n",
+            *([to_console(places), "\n"] if (places := _places(result)) else []),
+            *(f"{line}\n" for line in _remarks(result)),
+            f"{summary(result)}\n",
         ]
     )
 
 
-def markdown(found: Comparison) -> str:
+def markdown(result: Comparison) -> str:
     """In GitHub's Markdown."""
-    places = _places(found)
+    places = _places(result)
     return "\n\n".join(
         [
-            f"## {verdict(found)}",
+            f"## {verdict(result)}",
             *([to_markdown(places).rstrip()] if places else []),
-            *_remarks(found),
-            f"{summary(found)}\n",
+            *_remarks(result),
+            f"{summary(result)}\n",
         ]
     )
 
 
-def github(found: Comparison) -> str:
+def github(result: Comparison) -> str:
     """Workflow commands, which GitHub shows as annotations, and the verdict."""
     levels = {"regression": "error", "accepted": "notice", "improvement": "notice"}
     lines = [
         _command(levels[row["verdict"]], f"{row['verdict']} in {row['metric']}", _sentence(row))
         for name in SHOWN
-        for row in found.rows
+        for row in result.rows
         if row["verdict"] == name
     ]
-    lines += [_command("notice", "sophon-bench compare", line) for line in _remarks(found)]
-    lines += [_command("warning", "unused acceptance", each.label) for each in found.unused]
-    return "\n".join([*lines, verdict(found), summary(found)]) + "\n"
+    lines += [_command("notice", "sophon-bench compare", line) for line in _remarks(result)]
+    lines += [_command("warning", "unused acceptance", each.label) for each in result.unused]
+    return "\n".join([*lines, verdict(result), summary(result)]) + "\n"
 
 
 def _sentence(row: Row) -> str:
     where = f"{_subject(row)} ({row['scenario']}, {row['backbone']})"
     columns = pick(CHANGES, "metric", "base", "new", "difference", "threshold")
     metric, base, new, changed, allowed = (column.text(row) for column in columns)
-    told = f"{where}: {metric} {base} -> {new}"
+    sentence = f"{where}: {metric} {base} -> {new}"
     if row["difference"] is not None:
-        told += f", {changed} over {span([row['seeds']])}, allowed {allowed}"
-    return f"{told}; {row['reason']}" if row["reason"] else told
+        sentence += f", {changed} over {span([row['seeds']])}, allowed {allowed}"
+    return f"{sentence}; {row['reason']}" if row["reason"] else sentence
 
 
 def _command(level: str, title: str, message: str) -> str:
@@ -297,6 +299,6 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
     "text": text,
     "md": markdown,
     "github": github,
-    "json": lambda found: to_json(Flat(frames=[found.changes], columns=CHANGES)),
+    "json": lambda result: to_json(Flat(frames=[result.changes], columns=CHANGES)),
 }
 """How to say it; json is all flat rows, with stable keys."""

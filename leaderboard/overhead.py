@@ -47,7 +47,7 @@ class Overhead:
     @property
     def flat(self) -> Flat:
         """Rows of protecting, which have no ``attack``, and then those of attacking."""
-        frames = [with_names(found, self.names) for found in (self.protection, self.half_costs)]
+        frames = [with_names(df, self.names) for df in (self.protection, self.half_costs)]
         return Flat(frames=frames, columns=columns.HALF_COSTS)
 
 
@@ -59,21 +59,21 @@ def overhead(cells: Sequence[Cell], frozen: Gaps = None) -> Overhead:
     )
 
 
-def show(form: str, found: Overhead) -> str:
+def show(form: str, costs: Overhead) -> str:
     """The overhead in one of `render.FORMATS`."""
-    return printed(form, lambda: places(found), found.flat)
+    return printed(form, lambda: places(costs), costs.flat)
 
 
-def places(found: Overhead) -> list[Place]:
+def places(costs: Overhead) -> list[Place]:
     """Per place: what protecting took, and per n what attacking takes to get half."""
-    legend = Legend.of([found.protection], found.names, "defense")
-    half_costs = by_place(found.half_costs)
+    legend = Legend.of([costs.protection], costs.names, "defense")
+    half_costs = by_place(costs.half_costs)
     return [
         Place(
             title=heading(where, protection),
-            tables=cost_tables(protection, half_costs.get(where, frame([])), legend, found.names),
+            tables=cost_tables(protection, half_costs.get(where, frame([])), legend, costs.names),
         )
-        for where, protection in by_place(found.protection).items()
+        for where, protection in by_place(costs.protection).items()
     ]
 
 
@@ -82,7 +82,7 @@ def cost_tables(
 ) -> list[Table]:
     """The tables of one place."""
     called = Attacks(half_costs, names)
-    halves = [_half_costs(n, found, called, legend) for n, found in by_samples(half_costs)]
+    halves = [_half_costs(n, df, called, legend) for n, df in by_samples(half_costs)]
     return [_protection(protection, legend, [] if halves else [NO_HALF]), *halves]
 
 
@@ -92,20 +92,20 @@ NO_HALF = (
 )
 
 
-def _protection(found: DataFrame, legend: Legend, notes: Sequence[str]) -> Table:
-    rows = called_by(legend, records(found))
+def _protection(df: DataFrame, legend: Legend, notes: Sequence[str]) -> Table:
+    rows = called_by(legend, records(df))
     return Table(
         title="Protecting: what it took, and that as a multiple of pre-training; means over seeds",
         columns=columns.PROTECTION,
         quiet=frame(row for row in rows if row["control"]),
         body=frame(row for row in rows if not row["control"]),
-        notes=[*notes, *legend.notes(found["defense"])],
+        notes=[*notes, *legend.notes(df["defense"])],
     )
 
 
-def _half_costs(samples: int, found: DataFrame, called: Attacks, legend: Legend) -> Table:
+def _half_costs(samples: int, df: DataFrame, called: Attacks, legend: Legend) -> Table:
     """Costs to half by attack (lines) and defense (columns)."""
-    best = envelopes(found)
+    best = envelopes(df)
     quiet: dict[str, Callable[[Row], str]] = {
         f"half: restricted {best[0]['utility']}, %": lambda row: percent(row["half"]),
         "scratch's envelope": lambda row: _steps(row, "scratch_cost"),
@@ -119,7 +119,7 @@ def _half_costs(samples: int, found: DataFrame, called: Attacks, legend: Legend)
         f"> not there by then; < what it is a multiple of is not; ≤ there at the first budget; "
         f"{NOTHING} not run on every seed, or neither is there"
     )
-    rows = found.drop(columns="control")  # of the defense, where a matrix asks for the attack's
+    rows = df.drop(columns="control")  # of the defense, where a matrix asks for the attack's
     return cross(title, rows, best, called, legend, _half_cost, quiet, [meaning])
 
 
@@ -156,7 +156,7 @@ def growth(
         names: Names that the user gave to defenses, by label.
     """
     legend = Legend({}, names or {})
-    found = [
+    tables = [
         Table(
             title=f"{legend(fit['defense'])}: one update beside one of pre-training",
             columns=columns.GROWTH,
@@ -170,4 +170,4 @@ def growth(
         )
         for fit in exponents
     ]  # fmt: skip
-    return to_console([Place(title=title, tables=found)])
+    return to_console([Place(title=title, tables=tables)])

@@ -42,44 +42,44 @@ def rows_of(cells: Sequence[Cell], labels: Sequence[str]) -> DataFrame:
         labels: The configurations' selectors.
     """
     own = [c for c in cells if c.defense.control or c.defense.label in labels]
-    found = analysis.criteria(own)
-    return found.sort_values("defense", key=lambda known: known.map(labels.index), kind="stable")
+    rows = analysis.criteria(own)
+    return rows.sort_values("defense", key=lambda known: known.map(labels.index), kind="stable")
 
 
-def chosen(found: DataFrame) -> Mapping[str, Any] | None:
+def chosen(rows: DataFrame) -> Mapping[str, Any] | None:
     """The configuration with the highest criterion, if any has one."""
-    return metrics.chosen(records(found))
+    return metrics.chosen(records(rows))
 
 
-def table(found: DataFrame, notes: Sequence[str]) -> Place:
+def table(rows: DataFrame, notes: Sequence[str]) -> Place:
     """All configurations of one defense by what they are chosen by, the chosen one last.
 
     Args:
-        found: Rows of `analysis.criteria` of one place, in the order drawn, at least one.
+        rows: Rows of `analysis.criteria` of one place, in the order drawn, at least one.
         notes: Lines that go below the table.
     """
-    legend = Legend.of([found], {}, "defense")
-    rows, reasons = footnotes(records(found))
-    best = metrics.chosen(rows)
-    first = rows[0]
+    legend = Legend.of([rows], {}, "defense")
+    marked, reasons = footnotes(records(rows))
+    best = metrics.chosen(marked)
+    first = marked[0]
     bars = {"undefended": first["undefended_after"], "scratch": first["scratch_after"]}
     loud = [] if best is None else [{**best, "defense": f"chosen: {legend(best['defense'])}"}]
     configurations = Table(
-        title=f"Configurations{over(rows)}: criterion = 100 · resistance · intactness on "
+        title=f"Configurations{over(marked)}: criterion = 100 · resistance · intactness on "
         f"validation data alone; {plural(first['utility'])} in % of the selection and "
         "validation splits",
         columns=columns.CRITERIA,
         quiet=frame({"defense": name, "restricted_after": level} for name, level in bars.items()),
-        body=frame(called_by(legend, rows)),
+        body=frame(called_by(legend, marked)),
         loud=frame(loud),
-        notes=[*reasons, *notes, *legend.notes(found["defense"])],
+        notes=[*reasons, *notes, *legend.notes(rows["defense"])],
     )
-    return Place(title=heading(tuple(first[key] for key in WHERE), found), tables=[configurations])
+    return Place(title=heading(tuple(first[key] for key in WHERE), rows), tables=[configurations])
 
 
 def document(
     cells: Sequence[Cell],
-    found: DataFrame,
+    rows: DataFrame,
     *,
     defense: str,
     grid: Mapping[str, Sequence[Any]],
@@ -87,7 +87,7 @@ def document(
     command: str,
 ) -> bytes:
     """Everything about one defense's search, as JSON: the same for the same records."""
-    best = chosen(found)
+    best = chosen(rows)
     of_defense = [c for c in cells if c.defense.control or c.defense.name == defense]
     content = {
         "defense": defense,
@@ -100,7 +100,7 @@ def document(
         "drawn_with": drawn_with,
         "seeds": sorted({cell.seed for cell in of_defense}),
         "versions": _versions(of_defense),
-        "rows": flat_rows(Flat(frames=[found], columns=columns.CRITERIA)),
+        "rows": flat_rows(Flat(frames=[rows], columns=columns.CRITERIA)),
     }
     return (json.dumps(content, indent=1) + "\n").encode()
 
