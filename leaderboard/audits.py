@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sophon_bench.leaderboard.tables import percent
+from sophon_bench.leaderboard.columns import percent
 from sophon_bench.protocol import RESISTANT, WHOLE
 
 Row = Mapping[str, Any]

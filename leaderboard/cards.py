@@ -7,20 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from sophon_bench import metrics
-from sophon_bench.leaderboard.tables import (
+from sophon_bench.leaderboard import analysis_seam as analysis
+from sophon_bench.leaderboard.attack_tables import HEAD
+from sophon_bench.leaderboard.columns import (
     NOTHING,
-    Key,
-    Place,
+    Column,
     Row,
-    Table,
-    Trials,
-    by_place,
-    heading,
-    score_table,
+    frame,
+    percent,
+    records,
     span,
-    to_markdown,
-    with_half_width,
 )
+from sophon_bench.leaderboard.names import Attacks, Legend
+from sophon_bench.leaderboard.render import Place, Table, to_markdown
+from sophon_bench.leaderboard.score_tables import score_table
+from sophon_bench.leaderboard.tables import Gaps, Key, by_place, heading
 from sophon_bench.records import Cell
 
 DIFFERENT = "Different from the original:"
@@ -73,7 +74,7 @@ def cards(
     *,
     recipe: Recipe,
     command: str,
-    frozen: metrics.Frozen | Sequence[metrics.Frozen] | None = None,
+    frozen: Gaps = None,
 ) -> str:
     """One card per subject, in their order, and below what they rest on, in GitHub's Markdown.
 
@@ -93,59 +94,62 @@ TITLE = "# Defenses: a card of each"
 
 
 class _Measured:
-    """Rows of all metrics that cards show, by plugin and place."""
+    """Frames that cards show, by place."""
 
-    def __init__(
-        self,
-        cells: Sequence[Cell],
-        recipe: Recipe,
-        frozen: metrics.Frozen | Sequence[metrics.Frozen] | None,
-    ) -> None:
+    def __init__(self, cells: Sequence[Cell], recipe: Recipe, frozen: Gaps) -> None:
         places = metrics.places(cells)
         listed = {*recipe.trials, *recipe.controls}
+        trials = analysis.trials(places)
+        scores = analysis.scores(places, frozen)
         self.recipe = recipe
-        self._releases = by_place(metrics.releases(places))
-        self._rows = by_place(row for row in metrics.rows(places) if row["attack"] in listed)
-        self._recipes = by_place(metrics.recipe(places, listed))
-        self._curves = by_place(metrics.curves(places, frozen))
-        self._scores = by_place(metrics.scores(places, frozen))
+        self.legend = Legend.of([scores, trials], {}, "defense")
+        self._releases = by_place(analysis.releases(places))
+        self._trials = by_place(trials[trials["attack"].isin(listed)] if len(trials) else trials)
+        self._recipes = by_place(analysis.recipe(places, listed))
+        self._curves = by_place(analysis.curves(places, frozen))
+        self._scores = by_place(scores)
 
-    def places(self, name: str) -> Iterator[tuple[Place, list[Row]]]:
+    def places(self, name: str) -> Iterator[tuple[Place, Sequence[Row]]]:
         """Tables of one plugin by place, and how it made its models there."""
-        for where, found in self._releases.items():
-            made = [row for row in found if row["plugin"] == name]
+        for where, df in self._releases.items():
+            made = [row for row in records(df) if row["plugin"] == name]
             if made:
                 yield self._place(where, {row["defense"] for row in made}), made
 
     def _place(self, where: Key, labels: Collection[str]) -> Place:
-        scores = [row for row in self._scores[where] if row["control"] or row["defense"] in labels]
-        recipes = [row for row in self._recipes.get(where, []) if row["defense"] in labels]
-        curves = {(row["defense"], row["samples"]): row for row in self._curves.get(where, [])}
-        trials = Trials(self._rows.get(where, []))
+        nothing = frame([])
+        known = self._scores[where]
+        scores = known[known["control"].astype(bool) | known["defense"].isin(labels)]
+        recipes = [r for r in records(self._recipes.get(where, nothing)) if r["defense"] in labels]
+        curves = {(row["defense"], row["samples"]): row
+                  for row in records(self._curves.get(where, nothing))}  # fmt: skip
+        called = Attacks(self._trials.get(where, nothing), {})
         lines = [
             line
             for row in recipes
-            for line in self._lines(row, curves[row["defense"], row["samples"]], trials)
+            for line in self._lines(row, curves[row["defense"], row["samples"]], called)
         ]
         utilities = Table(
-            title=f"Restricted {scores[0]['utility']} in %, at the whole budget: best of the "
+            title=f"Restricted {scores['utility'].iloc[0]} in %, at the whole budget: best of the "
             f"trials of {self.recipe.name} that were run, and of all (the tuned envelope, with "
             "scratch as a further candidate), both picked on the selection split",
-            columns=["", "n", *SIDES],
-            body=lines,
+            columns=[HEAD, Column(key="samples", header="n"), *(Column(key=s) for s in SIDES)],
+            body=frame(lines),
+            notes=self.legend.notes(row["defense"] for row in recipes),
         )
-        return Place(title=heading(where, scores), tables=[utilities, score_table(scores)])
+        tables = [utilities, score_table(scores, self.legend)]
+        return Place(title=heading(where, scores), tables=tables)
 
-    def _lines(self, row: Row, curve: Row, trials: Trials) -> Iterator[list[str]]:
-        defense, samples = row["defense"], str(row["samples"])
-        yield [f"{defense}: {self.recipe.name}", samples, *(_reached(row, side) for side in SIDES)]
-        picked = [_picked(row, side, trials) for side in SIDES]
-        yield ["trial picked", samples, *picked]
-        yield [
-            f"{defense}: tuned envelope, {span([row['seeds']])}",
-            samples,
-            *(_level(curve, side) for side in SIDES),
-        ]
+    def _lines(self, row: Row, curve: Row, called: Attacks) -> Iterator[Row]:
+        defense = self.legend(row["defense"])
+        envelope = f"{defense}: tuned envelope, {span([row['seeds']])}"
+        cells = {
+            f"{defense}: {self.recipe.name}": [_reached(row, side) for side in SIDES],
+            "trial picked": [_picked(row, side, called) for side in SIDES],
+            envelope: [_level(curve, side) for side in SIDES],
+        }
+        for name, texts in cells.items():
+            yield {"": name, "samples": row["samples"], **dict(zip(SIDES, texts, strict=True))}
 
 
 SIDES = ("protected", "undefended", "scratch")
@@ -154,30 +158,26 @@ SIDES = ("protected", "undefended", "scratch")
 def _reached(row: Row, side: str) -> str:
     if row[f"{side}_after"] is None:
         return UNMEASURED
-    text = _percent(row[f"{side}_after"], row[f"{side}_half_width"])
+    text = percent(row[f"{side}_after"], row[f"{side}_half_width"])
     seeds = row[f"{side}_seeds"]
     return text if seeds == row["seeds"] else f"{text} ({seeds} of {span([row['seeds']])})"
 
 
-def _picked(row: Row, side: str, trials: Trials) -> str:
+def _picked(row: Row, side: str, called: Attacks) -> str:
     """The trial that was picked on most seeds, and among how many."""
     if not row[f"{side}_attacks"]:
         return NOTHING
     (attack, votes), *_ = row[f"{side}_attacks"]
     count, seeds = row[f"{side}_trials"], row[f"{side}_seeds"]
     often = "" if votes == seeds else f", {votes}/{seeds}"
-    return f"{trials.short(attack)} (of {count}{often})"
+    return f"{called.short(attack)} (of {count}{often})"
 
 
 def _level(curve: Row, side: str) -> str:
     for cost, mean, half_width in curve[side]:
         if cost == curve["budget"]:
-            return _percent(mean, half_width)
+            return percent(mean, half_width)
     return UNMEASURED
-
-
-def _percent(mean: float, half_width: float | None) -> str:
-    return with_half_width(100 * mean, None if half_width is None else 100 * half_width, 1)
 
 
 def _card(subject: Subject, measured: _Measured) -> str:

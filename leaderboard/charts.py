@@ -16,9 +16,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from sophon_bench import metrics
+from sophon_bench.leaderboard.columns import Row, multiple
 from sophon_bench.leaderboard.overhead import bounded
 from sophon_bench.leaderboard.plots import COLOURS, SKILLS, Level, in_steps, short_count
-from sophon_bench.leaderboard.tables import Row, multiple
 from sophon_bench.protocol import REFERENCE_BATCH
 
 Figure = dict[str, Any]

@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from sophon_bench.leaderboard.tables import (
-    NOTHING,
-    Place,
+from sophon_bench.leaderboard.columns import (
+    CHANGES,
+    TENTATIVE,
     Row,
-    Table,
-    by_place,
-    heading,
-    percent,
+    change,
+    frame,
+    pick,
+    records,
     span,
+)
+from sophon_bench.leaderboard.names import Legend
+from sophon_bench.leaderboard.render import (
+    Flat,
+    Place,
+    Table,
     to_console,
     to_json,
     to_markdown,
-    with_half_width,
 )
+from sophon_bench.leaderboard.tables import by_place, heading
 from sophon_bench.metrics.comparing import SHORT, STATUS, UNITS
 from sophon_bench.registry import unknown
 from sophon_bench.selectors import read_document
 
-TENTATIVE = "~"
-"""Marks a change that one seed tells, without an interval."""
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class Acceptance(BaseModel):
@@ -97,18 +104,23 @@ def load_accepted(path: Path) -> list[Acceptance]:
     return read_document("acceptance", path, Acceptances).accepted
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
     """What a run changed.
 
     Args:
-        rows: Flat rows of `metrics.compare`; what is accepted has that as its verdict, and the
+        changes: Rows of `analysis.compare`; what is accepted has that as its verdict, and the
             ``reason``.
         unused: Acceptances of nothing that is in them.
     """
 
-    rows: Sequence[Row]
+    changes: DataFrame
     unused: Sequence[Acceptance]
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The changes row by row."""
+        return records(self.changes)
 
     @property
     def failed(self) -> bool:
@@ -116,31 +128,33 @@ class Comparison:
         return any(row["verdict"] == "regression" for row in self.rows)
 
 
-def comparison(rows: Iterable[Row], accepted: Sequence[Acceptance]) -> Comparison:
-    """Rows with what is accepted; the first that covers a row gives the reason."""
+def comparison(changes: DataFrame, accepted: Sequence[Acceptance]) -> Comparison:
+    """Changes with what is accepted; the first that covers a row gives the reason."""
     used = set()
-    found = []
-    for row in rows:
+    rows = []
+    for row in records(changes):
         covering = [number for number, each in enumerate(accepted) if each.covers(row)]
         used.update(covering)
-        told = {"verdict": "accepted", "reason": accepted[covering[0]].reason} if covering else {}
-        found.append({**row, **told})
+        acceptance = (
+            {"verdict": "accepted", "reason": accepted[covering[0]].reason} if covering else {}
+        )
+        rows.append({**row, **acceptance})
     unused = [each for number, each in enumerate(accepted) if number not in used]
-    return Comparison(rows=found, unused=unused)
+    return Comparison(changes=frame(rows), unused=unused)
 
 
-def verdict(found: Comparison) -> str:
+def verdict(result: Comparison) -> str:
     """What it comes to, in one line."""
-    counts = Counter(row["verdict"] for row in found.rows)
+    counts = Counter(row["verdict"] for row in result.rows)
     judged = _plural(_judged(counts), "comparison")
-    if found.failed:
+    if result.failed:
         return f"REGRESSION: {counts['regression']} in {judged}"
     return f"fine: no regression in {judged}"
 
 
-def summary(found: Comparison) -> str:
+def summary(result: Comparison) -> str:
     """How many there are of each verdict, in one line."""
-    counts = Counter(row["verdict"] for row in found.rows)
+    counts = Counter(row["verdict"] for row in result.rows)
     shown = [
         _plural(counts["regression"], "regression"),
         f"{counts['accepted']} accepted",
@@ -160,39 +174,38 @@ def _plural(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
-COLUMNS = ("metric", "base", "new", "change", "allowed")
-
 SHOWN = {"regression": "Regressions", "accepted": "Accepted", "improvement": "Improvements"}
 """Verdicts that tables have, with their titles, in order."""
 
 
-def _places(found: Comparison) -> list[Place]:
+def _places(result: Comparison) -> list[Place]:
     """Tables of what matters, per scenario, backbone and budget."""
+    legends = {kind: Legend.of([result.changes], {}, kind) for kind in ("attack", "defense")}
     places = []
-    for where, rows in by_place(found.rows).items():
-        tables = [
-            _table(title, [row for row in rows if row["verdict"] == name])
-            for name, title in SHOWN.items()
-            if any(row["verdict"] == name for row in rows)
-        ]
+    for where, changes in by_place(result.changes).items():
+        rows = records(changes)
+        judged = {name: [row for row in rows if row["verdict"] == name] for name in SHOWN}
+        tables = [_table(SHOWN[name], own, legends) for name, own in judged.items() if own]
         if tables:
-            places.append(Place(title=heading(where, rows), tables=tables))
+            places.append(Place(title=heading(where, changes), tables=tables))
     return places
 
 
-def _table(title: str, rows: Sequence[Row]) -> Table:
-    reasons = [row for row in rows if row["reason"] and _change(row) != row["reason"]]
-    notes = [f"{_subject(row)}, {row['metric']}: {row['reason']}" for row in reasons]
+def _table(title: str, rows: Sequence[Row], legends: Mapping[str, Legend]) -> Table:
+    short = [
+        {**row, **{kind: called(row[kind]) for kind, called in legends.items() if row[kind]}}
+        for row in rows
+    ]
+    named = [{**row, "subject": _subject(row)} for row in short]
+    reasons = [row for row in named if row["reason"] and change(row) != row["reason"]]
+    notes = [f"{row['subject']}, {row['metric']}: {row['reason']}" for row in reasons]
     if any(row["tentative"] for row in rows):
         notes.append(f"{TENTATIVE} one seed in common: no interval, the threshold alone")
+    for kind, called in legends.items():
+        notes += called.notes(row[kind] for row in rows if row[kind])
     counts = [row["seeds"] for row in rows if row["difference"] is not None]
     over = f", means and 95 % intervals over {span(counts)}" if counts else ""
-    return Table(
-        title=f"{title}{over}",
-        columns=["", *COLUMNS],
-        body=[[_subject(row), *_columns(row)] for row in rows],
-        notes=notes,
-    )
+    return Table(title=f"{title}{over}", columns=CHANGES, body=frame(named), notes=notes)
 
 
 def _subject(row: Row) -> str:
@@ -202,46 +215,12 @@ def _subject(row: Row) -> str:
     return f"{row['attack']} against {row['defense']} ({row['domain']}, n={row['samples']})"
 
 
-def _columns(row: Row) -> list[str]:
-    metric = row["metric"]
-    values = [
-        NOTHING if row[side] is None else _value(metric, row[side]) for side in ("base", "new")
-    ]
-    return [metric, *values, _change(row), _allowed(row)]
-
-
-def _value(metric: str, value: object) -> str:
-    if not isinstance(value, int | float):
-        return str(value)
-    if metric.endswith("seconds"):
-        return f"{value:.3g} s"
-    if metric.endswith("peak_memory"):
-        return f"{value / 1e6:.0f} MB"
-    if metric == "protect_cost":
-        return f"{value:.2f}×"
-    return f"{value:.1f}" if metric == "score" else percent(value)
-
-
-def _change(row: Row) -> str:
-    if row["metric"] == STATUS and row["verdict"] != "accepted":
-        return str(row["reason"])
-    if row["difference"] is None:
-        return NOTHING
-    sign = "+" if row["difference"] >= 0 else ""
-    text = sign + with_half_width(row["difference"], row["half_width"], 1)
-    return f"{text}{TENTATIVE if row['tentative'] else ''} {row['unit']}"
-
-
-def _allowed(row: Row) -> str:
-    return NOTHING if row["threshold"] is None else row["threshold"].partition(":")[2]
-
-
-def _remarks(found: Comparison) -> Iterator[str]:
+def _remarks(result: Comparison) -> Iterator[str]:
     """What is neither better nor worse and has to be said, a line each."""
     changed: dict[str, None] = {}
     skipped: dict[tuple[str | None, str], dict[str, None]] = {}
     added: dict[str, None] = {}
-    for row in found.rows:
+    for row in result.rows:
         if row["verdict"] == "changed":
             changed[f"{row['defense'] or row['attack']} ({row['reason']})"] = None
         elif row["verdict"] == "not applied":
@@ -257,61 +236,53 @@ def _remarks(found: Comparison) -> Iterator[str]:
         yield f"new: {'; '.join(added)}"
 
 
-def text(found: Comparison) -> str:
+def text(result: Comparison) -> str:
     """For a console: the verdict, what matters, and how much there is of what."""
     return "".join(
         [
-            f"{verdict(found)}\n\n",
-            *([to_console(places), "\n"] if (places := _places(found)) else []),
-            *(f"{line}\n" for line in _remarks(found)),
-            f"{summary(found)}\n",
+            f"{verdict(result)}\n\n",
+            *([to_console(places), "\n"] if (places := _places(result)) else []),
+            *(f"{line}\n" for line in _remarks(result)),
+            f"{summary(result)}\n",
         ]
     )
 
 
-def markdown(found: Comparison) -> str:
+def markdown(result: Comparison) -> str:
     """In GitHub's Markdown."""
-    places = [
-        Place(title=place.title, tables=[_escaped(table) for table in place.tables])
-        for place in _places(found)
-    ]
+    places = _places(result)
     return "\n\n".join(
         [
-            f"## {verdict(found)}",
+            f"## {verdict(result)}",
             *([to_markdown(places).rstrip()] if places else []),
-            *_remarks(found),
-            f"{summary(found)}\n",
+            *_remarks(result),
+            f"{summary(result)}\n",
         ]
     )
 
 
-def _escaped(table: Table) -> Table:
-    """Reasons are anybody's words: a bar in one would end its column."""
-    body = [[cell.replace("|", "\\|") for cell in line] for line in table.body]
-    return dataclasses.replace(table, body=body)
-
-
-def github(found: Comparison) -> str:
+def github(result: Comparison) -> str:
     """Workflow commands, which GitHub shows as annotations, and the verdict."""
     levels = {"regression": "error", "accepted": "notice", "improvement": "notice"}
     lines = [
         _command(levels[row["verdict"]], f"{row['verdict']} in {row['metric']}", _sentence(row))
         for name in SHOWN
-        for row in found.rows
+        for row in result.rows
         if row["verdict"] == name
     ]
-    lines += [_command("notice", "sophon-bench compare", line) for line in _remarks(found)]
-    lines += [_command("warning", "unused acceptance", each.label) for each in found.unused]
-    return "\n".join([*lines, verdict(found), summary(found)]) + "\n"
+    lines += [_command("notice", "sophon-bench compare", line) for line in _remarks(result)]
+    lines += [_command("warning", "unused acceptance", each.label) for each in result.unused]
+    return "\n".join([*lines, verdict(result), summary(result)]) + "\n"
 
 
 def _sentence(row: Row) -> str:
     where = f"{_subject(row)} ({row['scenario']}, {row['backbone']})"
-    metric, base, new, change, allowed = _columns(row)
-    told = f"{where}: {metric} {base} -> {new}"
+    columns = pick(CHANGES, "metric", "base", "new", "difference", "threshold")
+    metric, base, new, changed, allowed = (column.text(row) for column in columns)
+    sentence = f"{where}: {metric} {base} -> {new}"
     if row["difference"] is not None:
-        told += f", {change} over {span([row['seeds']])}, allowed {allowed}"
-    return f"{told}; {row['reason']}" if row["reason"] else told
+        sentence += f", {changed} over {span([row['seeds']])}, allowed {allowed}"
+    return f"{sentence}; {row['reason']}" if row["reason"] else sentence
 
 
 def _command(level: str, title: str, message: str) -> str:
@@ -328,6 +299,6 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
     "text": text,
     "md": markdown,
     "github": github,
-    "json": lambda found: to_json(found.rows),
+    "json": lambda result: to_json(Flat(frames=[result.changes], columns=CHANGES)),
 }
 """How to say it; json is all flat rows, with stable keys."""

@@ -17,6 +17,7 @@ import msgspec
 from sophon_bench import metrics
 from sophon_bench.files import write_atomic
 from sophon_bench.leaderboard import tables
+from sophon_bench.leaderboard.columns import records
 from sophon_bench.records import SCHEMA, Cell, Point, Record, digest
 from sophon_bench.registry import NAME, NAME_LENGTH
 from sophon_bench.store import checked
@@ -185,7 +186,7 @@ def report(entries: Sequence[Entry], frozen: Sequence[metrics.Frozen]) -> tables
     owners = Counter(
         label
         for _, found in reports
-        for label in {row["defense"] for row in found.scores if not row["control"]}
+        for label in {row["defense"] for row in records(found.scores) if not row["control"]}
     )
     return tables.united(
         tables.renamed(found, {n: f"{n} ({entry.name})" for n in owners if owners[n] > 1})

@@ -7,31 +7,56 @@ only the pixels do, encoded anew.
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
 
 from sophon_bench import metrics
 from sophon_bench.files import write_atomic
-from sophon_bench.leaderboard import cards, charts, gallery, overhead, tables
+from sophon_bench.leaderboard import analysis_seam as analysis
+from sophon_bench.leaderboard import (
+    attack_tables,
+    cards,
+    charts,
+    columns,
+    gallery,
+    overhead,
+    score_tables,
+    tables,
+)
+from sophon_bench.leaderboard.columns import (
+    NOTHING,
+    Column,
+    Row,
+    frame,
+    percent,
+    records,
+    shown_in,
+    span,
+)
+from sophon_bench.leaderboard.names import Attacks, Legend, is_envelope
 from sophon_bench.leaderboard.plots import in_steps, short_count
-from sophon_bench.leaderboard.tables import NOTHING, Key, Row, Table
+from sophon_bench.leaderboard.render import Table
+from sophon_bench.leaderboard.tables import Gaps, Key
 from sophon_bench.pictures import data_uri
 from sophon_bench.protocol import REFERENCE_BATCH
 from sophon_bench.records import Cell
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 TEMPLATES = Path(__file__).parent / "site"
 ASSETS = ("style.css", "page.js")
 LIBRARY = "plotly.min.js"
 
 Label = Literal["self-reported", "spot-checked", "reproduced"]
-Gaps = metrics.Frozen | Sequence[metrics.Frozen] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +148,12 @@ def site(
     html = environment.get_template("index.html").render(
         sections=sections,
         utilities=" or ".join(utilities),
-        plurals=" or ".join(map(tables.plural, utilities)),
-        meanings=[(name, tables.MEANINGS[name]) for name in utilities if name in tables.MEANINGS],
+        plurals=" or ".join(map(score_tables.plural, utilities)),
+        meanings=[
+            (name, attack_tables.MEANINGS[name])
+            for name in utilities
+            if name in attack_tables.MEANINGS
+        ],
         labels=sorted({s.label for s in submissions if s.label is not None}),
         figures={"figures": figures.found, "themes": charts.themes()},
         versions=cards.distinct(
@@ -139,18 +168,21 @@ def site(
     }
 
 
-KINDS: Mapping[str, Callable[[Any, Gaps], list[dict[str, Any]]]] = {
-    "releases": lambda places, _: metrics.releases(places),
-    "scores": metrics.scores,
-    "attacks": lambda places, _: metrics.rows(places),
-    "winners": lambda places, _: metrics.winners(places),
-    "curves": metrics.curves,
-    "sweeps": lambda places, _: metrics.sweeps(places),
-    "protection": lambda places, _: metrics.protection(places),
-    "half_costs": metrics.half_costs,
-    "images": lambda places, _: metrics.images(places),
+KINDS: Mapping[str, Callable[[Any, Gaps], DataFrame]] = {
+    "releases": lambda places, _: analysis.releases(places),
+    "scores": analysis.scores,
+    "attacks": lambda places, _: analysis.trials(places),
+    "winners": lambda places, _: analysis.winners(places),
+    "curves": analysis.curves,
+    "sweeps": lambda places, _: analysis.sweeps(places),
+    "protection": lambda places, _: analysis.protection(places),
+    "half_costs": analysis.half_costs,
+    "images": lambda places, _: analysis.images(places),
 }
-"""Flat rows that the page shows, by name."""
+"""Frames that the page shows, by name."""
+
+UNCHANGED = Legend({}, {})
+"""Calls defenses by their labels: what heads a card has room for them."""
 
 Rows = Mapping[str, Sequence[Row]]
 """Rows by their kind."""
@@ -200,7 +232,7 @@ def _parts(submission: Submission, frozen: Gaps) -> Iterator[tuple[Key, Part]]:
             defense: [cell for here in own.values() for cell in here]
             for defense, own in sides.models.items()
         }
-        own_rows = {kind: by_place.get(key, []) for kind, by_place in rows.items()}
+        own_rows = {kind: records(known.get(key, frame([]))) for kind, known in rows.items()}
         made = gallery.of_one_seed(metrics.makers(metrics.Places([sides])))
         yield key, Part(submission=submission, rows=own_rows, cells=cells, made=made)
 
@@ -245,7 +277,7 @@ class Card:
         submission: Whose it is.
         control: Whether it is pinned.
         row: Its row of scores.
-        line: Texts of that by column.
+        line: Texts of that by the key of the column.
         marks: Words that a reader must not miss, and what each means.
         fidelity: Terms and texts of what the code says of it.
         facts: Those of where its numbers come from.
@@ -286,30 +318,6 @@ class Card:
         low, high = max(0.0, score - (half or 0)), min(100.0, score + (half or 0))
         return round(low, 2), round(high, 2)
 
-    def sort_value(self, column: str) -> float | str | None:
-        """What the column is sorted by; None comes last."""
-        if column == "flags":
-            return len(self.row["flags"])
-        if column not in SORTED_BY:
-            return self.line[column]
-        value: float | None = self.row[SORTED_BY[column]]
-        return None if value is None else round(value, 6)
-
-
-SORTED_BY: Mapping[str, str] = {
-    "rank": "rank",
-    "score": "score",
-    "resistance": "resistance",
-    "worst n": "worst_resistance",
-    "intact": "intactness",
-    "trainable": "trainability",
-    "B50 (search)": "b50",
-    "original (was)": "original_after",
-    "restricted": "restricted_after",
-    "cost": "protect_cost",
-}
-"""Keys of rows of scores by column."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class HeatCell:
@@ -327,6 +335,7 @@ class HeatMap:
     defenses: Sequence[str]
     envelopes: Sequence[tuple[str, Sequence[HeatCell]]]
     attacks: Sequence[tuple[str, Sequence[HeatCell]]]
+    notes: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,7 +348,7 @@ class Section:
     utility: str
     heading: str
     tiles: Sequence[tuple[str, str]]
-    columns: Sequence[str]
+    columns: Sequence[Column]
     scratch: Sequence[Mapping[str, str]]
     notes: Sequence[str]
     cards: Sequence[Card]
@@ -375,12 +384,17 @@ def _section(
     origin = {name: (parts[i], defense) for (i, defense), name in names.items()}
     merged = _merged(parts, names)
     rows = {**merged, "scores": metrics.ranked(merged["scores"])}
-    trials = tables.Trials(rows["attacks"])
-    table = tables.score_table(rows["scores"])
+    trials, scores, images = (frame(rows[kind]) for kind in ("attacks", "scores", "images"))
+    called = Attacks(trials, {})
+    legend = Legend.of([scores, trials], {}, "defense")
+    table = score_tables.score_table(scores, UNCHANGED)
+    shown = shown_in("page", table.columns)
     at = dict(zip(tables.WHERE, key, strict=True))
     scored = {row["defense"]: row for row in rows["scores"]}
-    lines = {line[0]: dict(zip(table.columns[1:], line[1:], strict=True))
-             for line in [*table.quiet, *table.body]}  # fmt: skip
+    lines = {
+        row["defense"]: {column.key: column.text(row) for column in shown}
+        for row in [*records(table.quiet), *records(table.body)]
+    }
     found = [
         _card(
             f"place-{number}-defense-{i}",
@@ -388,39 +402,40 @@ def _section(
             _of(name, rows),
             scored[name],
             lines[name],
-            trials,
+            called,
             subjects,
             figures,
         )
         for i, name in enumerate((name for name in lines if name in scored), 1)
     ]
-    costs = overhead.Overhead(protection=rows["protection"], half_costs=rows["half_costs"])
-    records = {cell.key for part, defense in origin.values() for cell in part.cells[defense]}
+    made_of = {cell.key for part, defense in origin.values() for cell in part.cells[defense]}
     controls = [row for row in rows["scores"] if row["control"]]
     return Section(
         id=f"place-{number}",
         scenario=at["scenario"],
         backbone=at["backbone"],
         utility=rows["releases"][0]["utility"],
-        heading=tables.heading(key, rows["attacks"]),
+        heading=tables.heading(key, trials),
         tiles=[
             *_bars(controls),
             ("defenses", str(sum(not card.control for card in found))),
-            ("seeds", tables.span(row["seeds"] for row in rows["scores"]).split()[0])
+            ("seeds", span(row["seeds"] for row in rows["scores"]).split()[0])
             if rows["scores"]
             else ("seeds", NOTHING),
-            ("records", str(len(records))),
+            ("records", str(len(made_of))),
         ],
-        columns=table.columns[1:],
+        columns=shown[1:],
         scratch=[lines["scratch"]] if "scratch" in lines and "scratch" not in scored else [],
         notes=table.notes,
         cards=found,
-        heat_maps=_heat_maps(rows["attacks"], [card.name for card in found], trials),
+        heat_maps=_heat_maps(rows["attacks"], [card.name for card in found], called, legend),
         quality=[
-            *tables.loss_tables(rows["attacks"], trials),
-            *([tables.image_table(rows["images"], trials)] if rows["images"] else []),
+            *attack_tables.loss_tables(trials, called, legend),
+            *([attack_tables.image_table(images, called, legend)] if len(images) else []),
         ],
-        costs=[table for place in overhead.places(costs) for table in place.tables],
+        costs=overhead.cost_tables(
+            frame(rows["protection"]), frame(rows["half_costs"]), legend, {}
+        ),
         cost_figures=[
             *figures.add("Protecting", charts.protection(rows["protection"])),
             *figures.add("A tuned attacker's cost to half", charts.half_costs(rows["half_costs"])),
@@ -441,7 +456,7 @@ def _section(
 def _bars(controls: Sequence[Row]) -> list[tuple[str, str]]:
     """What a tuned attacker reaches without a defense, and without pre-training."""
     return [
-        (words, f"{tables.percent(row[key])} %")
+        (words, f"{percent(row[key])} %")
         for row in controls[:1]
         for words, key in (
             ("undefended, tuned attacker", "undefended_after"),
@@ -497,7 +512,7 @@ def _card(
     rows: Rows,
     row: Row,
     line: Mapping[str, str],
-    trials: tables.Trials,
+    called: Attacks,
     subjects: Mapping[str, cards.Subject],
     figures: Figures,
 ) -> Card:
@@ -526,15 +541,17 @@ def _card(
         fidelity=_fidelity(subjects.get(made["plugin"])),
         facts=_facts(cells, made, subjects.get(made["plugin"])),
         spent=[
-            (title, overhead.spent(found, unit))
+            (column.title, column.text(found))
             for found in rows["protection"]
-            for unit, (title, _) in overhead.UNITS.items()
+            for column in columns.SPENT
         ],
         trouble=_trouble(cells),
         command=reproduction(cells),
         curves=curves,
         sweeps=sweeps,
-        winners=tables.winner_table(rows["winners"], trials) if rows["winners"] else None,
+        winners=attack_tables.winner_table(frame(rows["winners"]), called, UNCHANGED)
+        if rows["winners"]
+        else None,
         levels=[_levels(curve) for curve in rows["curves"]],
         makes=any(made.defense == defense for made in part.made),
     )
@@ -553,9 +570,9 @@ def _marks(row: Row) -> list[tuple[str, str]]:
     if row["unscored"]:
         found.append(("no score", row["unscored"]))
     if row["provisional"]:
-        found.append(("provisional", tables.WHY_PROVISIONAL))
+        found.append(("provisional", score_tables.WHY_PROVISIONAL))
     if row["rolled_back"]:
-        often = f"{row['rolled_back']} of {tables.span([row['released_seeds']])}"
+        often = f"{row['rolled_back']} of {span([row['released_seeds']])}"
         found.append(("rolled back", f"protection went back to its last good state on {often}"))
     found += [
         (status, f"some trials are {status}: they protect nothing")
@@ -628,25 +645,28 @@ def _levels(curve: Row) -> Table:
     sides = ("undefended", "scratch") if curve["control"] else SIDES
     levels = {
         side: {
-            steps: tables.with_half_width(mean, half_width, 1)
+            steps: columns.number(mean, half_width, ".1f")
             for steps, mean, half_width in in_steps(curve[side], 100)
         }
         for side in sides
     }
     if not curve["control"]:
         levels["resistance"] = {
-            steps: tables.with_half_width(value, None, 2)
+            steps: columns.number(value, None, ".2f")
             for steps, value, _ in in_steps(curve["resistance"])
         }
     budgets = sorted({steps for found in levels.values() for steps in found})
     return Table(
         title=f"n = {curve['samples']}: restricted {curve['utility']} of the envelopes in %, and "
         f"resistance, by budget in steps of {REFERENCE_BATCH} examples",
-        columns=["", *map(short_count, budgets)],
-        body=[
-            [name, *(found.get(steps, NOTHING) for steps in budgets)]
-            for name, found in levels.items()
+        columns=[
+            attack_tables.HEAD,
+            *(Column(key=str(steps), header=short_count(steps)) for steps in budgets),
         ],
+        body=frame(
+            {"": name, **{str(steps): text for steps, text in found.items()}}
+            for name, found in levels.items()
+        ),
     )
 
 
@@ -697,7 +717,9 @@ def _ranges(numbers: Iterable[int]) -> str:
     return ",".join(f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _heat_maps(rows: Sequence[Row], order: Sequence[str], trials: tables.Trials) -> list[HeatMap]:
+def _heat_maps(
+    rows: Sequence[Row], order: Sequence[str], called: Attacks, legend: Legend
+) -> list[HeatMap]:
     """One per n: what every attack reached against every defense."""
     found = []
     for samples in dict.fromkeys(row["samples"] for row in rows):
@@ -707,34 +729,38 @@ def _heat_maps(rows: Sequence[Row], order: Sequence[str], trials: tables.Trials)
                 lines.setdefault((row["attack"], row["stretch"]), {})[row["defense"]] = row
         seeds = {name: row["seeds"] for name, row in lines[metrics.ENVELOPE, 1].items()}
         names = [name for name in order if name in seeds]
+        tried = {key: line for key, line in lines.items() if not is_envelope(_first(line))}
+        order_of = functools.partial(_order, tried, called)
         found.append(
             HeatMap(
-                title=f"n = {samples}, {tables.span(seeds.values())}",
-                defenses=names,
+                title=f"n = {samples}, {span(seeds.values())}",
+                defenses=[legend(name) for name in names],
                 envelopes=[
-                    (f"tuned envelope{_longer(key)}", _heat(lines[key], names, seeds))
-                    for key in sorted(lines, key=lambda key: key[1])
-                    if key[0].startswith(metrics.ENVELOPE)
+                    (f"tuned envelope{attack_tables.longer(key)}", _heat(lines[key], names, seeds))
+                    for key in sorted(lines.keys() - tried.keys(), key=lambda key: key[1])
                 ],
                 attacks=[
-                    (trials.name(key[0]) + _longer(key), _heat(lines[key], names, seeds))
-                    for key in sorted(lines, key=lambda key: _order(key, lines[key], trials))
-                    if not key[0].startswith(metrics.ENVELOPE)
+                    (
+                        called.name(key[0]) + attack_tables.longer(key),
+                        _heat(tried[key], names, seeds),
+                    )
+                    for key in sorted(tried, key=order_of)
                 ],
+                notes=[*legend.notes(names), *called.notes(attack for attack, _ in lines)],
             )
         )
     return found
 
 
-def _longer(key: tuple[str, int]) -> str:
-    return f" ×{key[1]}" if key[1] > 1 else ""
+def _first(line: Mapping[str, Row]) -> Row:
+    return next(iter(line.values()))
 
 
 def _order(
-    key: tuple[str, int], found: Mapping[str, Row], trials: tables.Trials
-) -> tuple[Any, ...]:
+    lines: Mapping[tuple[str, int], Mapping[str, Row]], called: Attacks, key: tuple[str, int]
+) -> Key:
     """Fresh weights last."""
-    return (next(iter(found.values()))["control"], trials.order(key[0]), key[1])
+    return (_first(lines[key])["control"], called.order(key[0]), key[1])
 
 
 def _heat(
@@ -743,7 +769,7 @@ def _heat(
     rows = [found.get(name) for name in names]
     return [
         HeatCell(
-            text=tables.attack_cell(row, seeds[name]),
+            text=attack_tables.attack_cell(row, seeds[name]),
             value=None if row is None else row["restricted_after"],
         )
         for name, row in zip(names, rows, strict=True)

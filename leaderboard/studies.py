@@ -7,15 +7,28 @@ picture are derived from the records.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from sophon_bench import metrics
 from sophon_bench.files import write_atomic
-from sophon_bench.leaderboard import cards, plots, tables
+from sophon_bench.leaderboard import analysis_seam as analysis
+from sophon_bench.leaderboard import cards, columns, plots
+from sophon_bench.leaderboard.columns import Column, frame, records
+from sophon_bench.leaderboard.names import Legend
+from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows, to_markdown
+from sophon_bench.leaderboard.score_tables import (
+    flag_notes,
+    footnotes,
+    over,
+    plural,
+    score_notes,
+    scratch_rows,
+)
+from sophon_bench.leaderboard.tables import by_place, heading
 from sophon_bench.records import Cell
 from sophon_bench.registry import Registry, unknown
 from sophon_bench.selectors import (
@@ -26,6 +39,9 @@ from sophon_bench.selectors import (
     read_document,
     trials,
 )
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 STUDIES = Path(__file__).parent / "studies"
 
@@ -105,8 +121,8 @@ def findings(
     *,
     command: str,
     attacks: Sequence[str],
-) -> tuple[list[dict[str, Any]], list[tables.Place]]:
-    """What the records of a study say: rows of `metrics.ablation`, and their table.
+) -> tuple[DataFrame, list[Place]]:
+    """What the records of a study say: rows of `analysis.ablation`, and their table.
 
     Args:
         study: What was run.
@@ -115,7 +131,7 @@ def findings(
         command: What made them; stands below the table, with suite, seeds, n and machine.
         attacks: Selectors of what was attacked with.
     """
-    rows = metrics.ablation(cells, study.axis, frozen)
+    found = analysis.ablation(cells, study.axis, frozen)
     samples = ", ".join(
         str(n) for n in sorted({c.samples for c in cells if c.role == "restricted"})
     )
@@ -127,11 +143,52 @@ def findings(
         f"records: {'; '.join(sorted({cards.made_on(cell) for cell in cells}))}",
         *(
             f"{study.axis} {metrics.shown(row['value'])}: {row['defense']}"
-            for row in rows
+            for row in records(found)
             if not row["control"]
         ),
     ]
-    return rows, tables.ablation(rows, notes)
+    return found, ablation(found, notes)
+
+
+def ablation(found: DataFrame, notes: Sequence[str]) -> list[Place]:
+    """Scores by the value of a hyperparameter, one table per place.
+
+    Args:
+        found: Rows of `analysis.ablation`, at least one.
+        notes: Lines that go below each table.
+    """
+    return [
+        Place(title=heading(where, own), tables=[_ablation_table(own, notes)])
+        for where, own in by_place(found).items()
+    ]
+
+
+def _ablation_table(found: DataFrame, notes: Sequence[str]) -> Table:
+    rows, reasons = footnotes(records(found))
+    plugins = {row["family"]: row["defense_name"] for row in rows}
+    legend = Legend.shortening(plugins, {})
+    named = [
+        {**row, "name": row["defense"] if row["control"] else metrics.shown(row["value"]),
+         "family": None if row["control"] else legend(row["family"])}
+        for row in rows
+    ]  # fmt: skip
+    several = len({row["family"] for row in rows if not row["control"]}) > 1
+    family = [Column(key="family", header="defense")] if several else []
+    axis = rows[0]["axis"]
+    return Table(
+        title=f"Scores{over(rows)}, by {axis}: {plural(rows[0]['utility'])} in %, "
+        "restricted after the tuned attack and after the best of the listed trials alone; "
+        "cost of protection as a multiple of pre-training",
+        columns=[Column(key="name", header=axis), *family, *columns.ABLATION],
+        quiet=frame([row for row in named if row["control"]] + scratch_rows(rows, "name")),
+        body=frame(row for row in named if not row["control"]),
+        notes=[
+            *score_notes(rows, reasons),
+            *flag_notes(rows, Legend({}, {})),
+            *notes,
+            *(legend.notes(plugins) if several else []),
+        ],
+    )
 
 
 def seeds_of(cells: Sequence[Cell]) -> list[int]:
@@ -141,8 +198,8 @@ def seeds_of(cells: Sequence[Cell]) -> list[int]:
 
 def write(
     study: Study,
-    rows: Sequence[Mapping[str, Any]],
-    places: Sequence[tables.Place],
+    found: DataFrame,
+    places: Sequence[Place],
     out: Path,
     *,
     command: str,
@@ -155,9 +212,10 @@ def write(
         OSError: ``out`` cannot be made or written.
     """
     out.mkdir(parents=True, exist_ok=True)
+    rows = flat_rows(Flat(frames=[found], columns=columns.ABLATION_ROWS))
     document = {"study": study.model_dump(), "command": command, "rows": rows}
     files = {
-        "md": f"# {study.name}: {study.question}\n\n{tables.to_markdown(places)}".encode(),
+        "md": f"# {study.name}: {study.question}\n\n{to_markdown(places)}".encode(),
         "json": (json.dumps(document, indent=1) + "\n").encode(),
     }
     with plots.drawing():

@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sophon_bench import metrics
 from sophon_bench.files import write_atomic
+from sophon_bench.leaderboard import analysis_seam as analysis
+from sophon_bench.leaderboard import columns
+from sophon_bench.leaderboard.columns import frame, records
+from sophon_bench.leaderboard.names import Legend
+from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows
+from sophon_bench.leaderboard.score_tables import called_by, footnotes, over, plural
+from sophon_bench.leaderboard.tables import WHERE, heading
 from sophon_bench.records import Cell
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 CRITERION = (
     "100 x resistance x intactness; resistance from utilities on the selection split, clipped to "
@@ -24,20 +34,52 @@ class Occupied(ValueError):
     """A document is there that another search made, or the same one with other results."""
 
 
-def rows_of(cells: Sequence[Cell], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of `metrics.criteria` of one defense's configurations, in the order of ``labels``.
+def rows_of(cells: Sequence[Cell], labels: Sequence[str]) -> DataFrame:
+    """Rows of `analysis.criteria` of one defense's configurations, in the order of ``labels``.
 
     Args:
         cells: Records of one place: of all configurations, and of the controls.
         labels: The configurations' selectors.
     """
-    mine = [c for c in cells if c.defense.control or c.defense.label in labels]
-    return sorted(metrics.criteria(mine), key=lambda row: labels.index(row["defense"]))
+    own = [c for c in cells if c.defense.control or c.defense.label in labels]
+    rows = analysis.criteria(own)
+    return rows.sort_values("defense", key=lambda known: known.map(labels.index), kind="stable")
+
+
+def chosen(rows: DataFrame) -> Mapping[str, Any] | None:
+    """The configuration with the highest criterion, if any has one."""
+    return metrics.chosen(records(rows))
+
+
+def table(rows: DataFrame, notes: Sequence[str]) -> Place:
+    """All configurations of one defense by what they are chosen by, the chosen one last.
+
+    Args:
+        rows: Rows of `analysis.criteria` of one place, in the order drawn, at least one.
+        notes: Lines that go below the table.
+    """
+    legend = Legend.of([rows], {}, "defense")
+    marked, reasons = footnotes(records(rows))
+    best = metrics.chosen(marked)
+    first = marked[0]
+    bars = {"undefended": first["undefended_after"], "scratch": first["scratch_after"]}
+    loud = [] if best is None else [{**best, "defense": f"chosen: {legend(best['defense'])}"}]
+    configurations = Table(
+        title=f"Configurations{over(marked)}: criterion = 100 · resistance · intactness on "
+        f"validation data alone; {plural(first['utility'])} in % of the selection and "
+        "validation splits",
+        columns=columns.CRITERIA,
+        quiet=frame({"defense": name, "restricted_after": level} for name, level in bars.items()),
+        body=frame(called_by(legend, marked)),
+        loud=frame(loud),
+        notes=[*reasons, *notes, *legend.notes(rows["defense"])],
+    )
+    return Place(title=heading(tuple(first[key] for key in WHERE), rows), tables=[configurations])
 
 
 def document(
     cells: Sequence[Cell],
-    rows: Sequence[Mapping[str, Any]],
+    rows: DataFrame,
     *,
     defense: str,
     grid: Mapping[str, Sequence[Any]],
@@ -45,7 +87,7 @@ def document(
     command: str,
 ) -> bytes:
     """Everything about one defense's search, as JSON: the same for the same records."""
-    best = metrics.chosen(rows)
+    best = chosen(rows)
     of_defense = [c for c in cells if c.defense.control or c.defense.name == defense]
     content = {
         "defense": defense,
@@ -58,7 +100,7 @@ def document(
         "drawn_with": drawn_with,
         "seeds": sorted({cell.seed for cell in of_defense}),
         "versions": _versions(of_defense),
-        "rows": rows,
+        "rows": flat_rows(Flat(frames=[rows], columns=columns.CRITERIA)),
     }
     return (json.dumps(content, indent=1) + "\n").encode()
 

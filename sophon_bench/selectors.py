@@ -2,13 +2,15 @@
 
 Grammar::
 
+    named    = [ given "=" ] selector
     selector = name [ "[" [ pair { "," pair } ] "]" ]
     pair     = parameter "=" value
     value    = token | quoted text | "[" [ value { "," value } ] "]"
 
 A list where the parameter takes one value is a grid: one trial per value, crossed over all such
 parameters. Where the parameter itself is a list, a list is one value and a list of lists a grid.
-``preset=NAME`` starts from a named set of hyperparameters instead of the defaults.
+``preset=NAME`` starts from a named set of hyperparameters instead of the defaults. A name that is
+given to a trial is what tables call it, and no part of what it is.
 """
 
 from __future__ import annotations
@@ -32,9 +34,12 @@ from sophon_bench.registry import (
     Entry,
     Registry,
     UnknownName,
+    attacks,
+    defenses,
     entry_roots,
     find_spec,
     name_problem,
+    scenarios,
     unknown,
 )
 
@@ -58,11 +63,19 @@ class Selector:
 
 @dataclass(frozen=True)
 class Trial:
-    """A plugin with all its hyperparameters fixed; ``suites`` are those that asked for it."""
+    """A plugin with all its hyperparameters fixed.
+
+    Attributes:
+        entry: The plugin's.
+        plugin: The plugin itself.
+        suites: Labels of the suites that asked for it.
+        given_name: What the user calls it; empty if nothing.
+    """
 
     entry: Entry
     plugin: Any
     suites: tuple[str, ...] = ()
+    given_name: str = dataclasses.field(default="", compare=False)
 
     @property
     def name(self) -> str:
@@ -159,6 +172,47 @@ def parse(text: str) -> Selector:
         SelectorError: Naming the place, what was expected there, and the selector.
     """
     return _Parser(text).selector()
+
+
+LONGEST_NAME = 40
+"""Letters of the longest name that a trial may be given: tables have to hold it."""
+
+
+def split_name(text: str) -> tuple[str, str]:
+    """The name that ``text`` gives to a trial, empty if it gives none, and the selector.
+
+    Raises:
+        SelectorError: If that cannot be a name.
+    """
+    name, equals, selector = text.partition("=")
+    if not equals or "[" in name:
+        return "", text
+    name = name.strip()
+    if not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", name) or len(name) > LONGEST_NAME:
+        raise SelectorError(
+            f"{text!r} gives the name {name!r}; a name has lower-case letters, digits and single "
+            f"hyphens, {LONGEST_NAME} at most, and the form is "
+            f"'my-name=NAME[parameter=value]'"
+        )
+    return name, selector.strip()
+
+
+def names_of(trials: Iterable[Trial]) -> dict[str, str]:
+    """The names that were given to trials, by label.
+
+    Raises:
+        SelectorError: If two have the same.
+    """
+    found: dict[str, Trial] = {}
+    for trial in trials:
+        if trial.given_name:
+            other = found.setdefault(trial.given_name, trial)
+            if other != trial:
+                raise SelectorError(
+                    f"the name {trial.given_name!r} is given twice: to {other.label} and to "
+                    f"{trial.label}"
+                )
+    return {trial.label: name for name, trial in found.items()}
 
 
 class _Parser:
@@ -261,12 +315,41 @@ def _trials(registry: Registry, listed: Iterable[tuple[str, str | None]]) -> lis
     """All trials of plain selectors, each with the labels of its suites."""
     found: dict[str, Trial] = {}
     for text, suite in listed:
-        for trial in _expand(registry, parse(text)):
+        for trial in _named(registry, text):
             known = found.setdefault(f"{trial.name}{trial.parameters}", trial)
-            if suite is not None and suite not in known.suites:
-                suites = (*known.suites, suite)
-                found[f"{trial.name}{trial.parameters}"] = dataclasses.replace(known, suites=suites)
+            names = [name for name in (known.given_name, trial.given_name) if name]
+            if len({*names}) > 1:
+                raise SelectorError(f"{' and '.join(map(repr, names))} name one: {trial.label}")
+            suites = known.suites
+            if suite is not None and suite not in suites:
+                suites = (*suites, suite)
+            found[f"{trial.name}{trial.parameters}"] = dataclasses.replace(
+                known, suites=suites, given_name="".join(names[:1])
+            )
+    names_of(found.values())
     return list(found.values())
+
+
+def _named(registry: Registry, text: str) -> list[Trial]:
+    """The trials of one selector, or the one that it gives a name to."""
+    name, selector = split_name(text)
+    if not name:
+        return _expand(registry, parse(selector))
+    if registry is scenarios:
+        raise SelectorError(f"{text!r}: attacks and defenses take a name of their own, no scenario")
+    for known in (registry, attacks, defenses, scenarios):
+        if name in known.names(hidden=True):
+            raise SelectorError(
+                f"{text!r} gives a name that is taken: {name!r} is registered as {known.kind}"
+            )
+    if selector.startswith("@"):
+        raise SelectorError(f"{text!r}: a name is for one {registry.kind}, not for a list of them")
+    found = _expand(registry, parse(selector))
+    if len(found) > 1:
+        raise SelectorError(
+            f"{text!r}: a name is for one {registry.kind}, and the selector stands for {len(found)}"
+        )
+    return [dataclasses.replace(trial, given_name=name) for trial in found]
 
 
 def arsenal(registry: Registry, selectors: Sequence[str]) -> Arsenal:
@@ -298,7 +381,7 @@ def vary(trial: Trial, changes: Mapping[str, Any]) -> Trial:
         SelectorError: If the plugin does not take a value.
     """
     plugin = construct(trial.entry, {**trial.parameters, **changes})
-    return dataclasses.replace(trial, plugin=plugin)
+    return dataclasses.replace(trial, plugin=plugin, given_name="")
 
 
 def _expand(registry: Registry, selector: Selector) -> list[Trial]:

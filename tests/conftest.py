@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from pandas import DataFrame
 
 from sophon_bench import registry, stages
 from sophon_bench.backbones import Backbone
+from sophon_bench.leaderboard.render import Table
 from sophon_bench.records import (
     Cell,
     Cost,
@@ -27,6 +29,14 @@ from sophon_bench.records import (
 from sophon_bench.selectors import parse, scalar
 
 TINY = Path(__file__).with_name("tiny_scenario.py")
+
+
+def drawn(table: Table) -> SimpleNamespace:
+    """A table's texts, as the console has them."""
+    groups = {name: table.lines(name, "console") for name in ("quiet", "body", "loud")}
+    return SimpleNamespace(
+        title=table.title, columns=table.headers("console"), notes=[*table.notes], **groups
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sophon_bench.leaderboard import cards, entries, frozen, page, tables
-from sophon_bench.leaderboard.tables import Place, Report
+from sophon_bench.leaderboard.render import Place, to_markdown
+from sophon_bench.leaderboard.tables import Report
 from sophon_bench.records import Cell
 
 ROOT = Path(__file__).parent.parent
@@ -51,7 +52,7 @@ def _leaderboard(found: list[entries.Entry], report: Report) -> str:
             "",
             *(listed or ["Nothing is published yet."]),
             "",
-            tables.markdown(report),
+            tables.show("md", report),
         ]
     )
 
@@ -82,7 +83,7 @@ def _plain(text: str) -> str:
 def _scores(report: Report) -> str:
     """The tables of scores alone."""
     alone = [Place(title=at.title, tables=at.tables[:1]) for at in tables.places(report)]
-    return tables.to_markdown(alone) if alone else ""
+    return to_markdown(alone) if alone else ""
 
 
 if __name__ == "__main__":

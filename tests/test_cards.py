@@ -197,7 +197,7 @@ def test_endings_are_counted_by_seed(make_cell: MakeCell) -> None:
 
 def test_a_roll_back_is_marked_in_the_score_table_and_on_the_card(make_cell: MakeCell) -> None:
     cells = protected(make_cell)
-    table = tables.markdown(tables.report(cells))
+    table = tables.show("md", tables.report(cells))
     assert "‡ d: protection was rolled back on 1 of 3 seeds" in table
     assert lines(table)["d"][0].endswith("‡")
     assert "‡" not in lines(table)["none"][0]

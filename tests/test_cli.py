@@ -11,7 +11,7 @@ from conftest import TINY
 
 from sophon_bench import __version__
 from sophon_bench.cli import main
-from sophon_bench.leaderboard.tables import from_csv
+from sophon_bench.leaderboard.render import from_csv
 from sophon_bench.registry import attacks, declared_names, defenses
 
 FAST = ["--scenario", "tiny", "--steps", "2", "--samples", "20"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import MakeCell, records
+from conftest import MakeCell, drawn
 from matplotlib.axes import Axes
 from msgspec.structs import replace
 
@@ -19,7 +19,8 @@ from sophon_bench.analysis.envelope import ENVELOPE
 from sophon_bench.analysis.score import scores
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import overhead, plots, tables
-from sophon_bench.leaderboard.tables import Table
+from sophon_bench.leaderboard.columns import records
+from sophon_bench.leaderboard.render import from_csv
 from sophon_bench.records import Cell
 from sophon_bench.results import Results
 
@@ -271,10 +272,10 @@ def whole(make_cell: MakeCell) -> list[Cell]:
     ]
 
 
-def tables_of(cells: list[Cell]) -> list[Table]:
+def tables_of(cells: list[Cell]) -> list[Any]:
     (place,) = overhead.places(overhead.overhead(cells))
     assert place.title.startswith("s (data r), b, fp32, protocol 1, 25 steps")
-    return place.tables
+    return [drawn(table) for table in place.tables]
 
 
 def test_tables_show_costs_multiples_and_bounds(whole: list[Cell]) -> None:
@@ -301,8 +302,8 @@ def test_no_half_says_why(make_cell: MakeCell) -> None:
 
 def test_every_format_has_the_same_rows(whole: list[Cell]) -> None:
     found = overhead.overhead(whole)
-    rows = json.loads(overhead.FORMATS["json"](found))
-    lines = tables.from_csv(overhead.FORMATS["csv"](found))
+    rows = json.loads(overhead.show("json", found))
+    lines = from_csv(overhead.show("csv", found))
     assert len(rows) == len(lines) == 2 + 6
     assert "attack" not in rows[0]
     assert "parameters" not in lines[0]
@@ -310,14 +311,13 @@ def test_every_format_has_the_same_rows(whole: list[Cell]) -> None:
         for key in ("protect_seconds_times", "half_cost", "times_scratch"):
             value = row.get(key)
             assert line[key] == ("" if value is None else str(value))
-    assert overhead.FORMATS.keys() == tables.FORMATS.keys()
     for form in ("console", "md"):
-        assert "17.7 (11×, <0.71×)" in overhead.FORMATS[form](found)
+        assert "17.7 (11×, <0.71×)" in overhead.show(form, found)
 
 
 def panels(cells: list[Cell]) -> list[Axes]:
     found = overhead.overhead(cells)
-    figure = plots.overhead(found.protection, found.half_costs)
+    figure = plots.overhead(records(found.protection), records(found.half_costs))
     assert figure is not None
     return figure.axes
 

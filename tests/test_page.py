@@ -14,7 +14,7 @@ import browser
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
-from conftest import MakeCell
+from conftest import MakeCell, drawn
 from msgspec.structs import replace
 from test_scores import BUDGET, controls, defended, run
 from toy import generated, generation
@@ -111,7 +111,7 @@ def test_everything_that_the_page_asks_for_is_beside_it(cells: list[Cell]) -> No
 def test_scores_are_the_texts_of_the_tables(cells: list[Cell]) -> None:
     text = document(submission(cells)).text()
     (place,) = tables.places(tables.report(cells))
-    scores, *_ = place.tables
+    scores, *_ = map(drawn, place.tables)
     for line in [*scores.quiet, *scores.body]:
         assert " ".join(line[1:]) in text
     for note in scores.notes:

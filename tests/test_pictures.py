@@ -10,12 +10,13 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import MakeCell, records
+from conftest import MakeCell, drawn
 from msgspec.structs import replace
 from toy import SKILL, drawing, generated, generation
 
@@ -28,7 +29,10 @@ from sophon_bench.analysis.series import curves, sweeps
 from sophon_bench.analysis.trials import trials
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import entries, gallery, plots, tables
+from sophon_bench.leaderboard.columns import frame, loss, records
 from sophon_bench.leaderboard.entries import Entry, EntryError
+from sophon_bench.leaderboard.render import flat_rows
+from sophon_bench.leaderboard.score_tables import plural
 from sophon_bench.pictures import PictureError
 from sophon_bench.records import Cell
 from sophon_bench.results import Results
@@ -37,13 +41,13 @@ from sophon_bench.store import Store, StoreError, read_cells
 T1 = 12.706204736
 
 
-def the_tables(cells: Sequence[Cell]) -> dict[str, tables.Table]:
+def the_tables(cells: Sequence[Cell]) -> dict[str, Any]:
     """Tables of one place by the first words of their titles."""
     (place,) = tables.places(tables.report(cells))
-    return {table.title.split(",")[0].split(":")[0]: table for table in place.tables}
+    return {table.title.split(",")[0].split(":")[0]: drawn(table) for table in place.tables}
 
 
-def line(table: tables.Table, name: str) -> list[str]:
+def line(table: Any, name: str) -> Any:
     (found,) = (x for x in [*table.quiet, *table.body, *table.loud] if x[0] == name)
     return found[1:]
 
@@ -86,17 +90,17 @@ def test_the_table_of_losses_is_arranged_as_that_of_utilities(make_cell: MakeCel
 
 
 def test_a_loss_has_four_decimals_and_no_zero_before_them() -> None:
-    assert [tables.loss(v) for v in (0.0372, 0.0, 1.5, 10.25, None)] == [
+    assert [loss(v) for v in (0.0372, 0.0, 1.5, 10.25, None)] == [
         ".0372", ".0000", "1.5000", "10.2500", "·",
     ]  # fmt: skip
-    assert tables.loss(0.0372, 0.0011) == ".0372 ± .0011"
-    assert tables.loss(10.0, 0.5) == "10.0000 ± .5000"
+    assert loss(0.0372, 0.0011) == ".0372 ± .0011"
+    assert loss(10.0, 0.5) == "10.0000 ± .5000"
 
 
 def test_every_table_and_plot_says_the_name_of_the_utility(make_cell: MakeCell) -> None:
     cells = generation(make_cell)
     report = tables.report(cells)
-    shown = tables.markdown(report) + tables.meaning(report)
+    shown = tables.show("md", report) + tables.meaning(report)
     assert "accurac" not in shown
     for words in (
         "trainability; denoising skills in % after the tuned attack",
@@ -117,8 +121,8 @@ def test_every_table_and_plot_says_the_name_of_the_utility(make_cell: MakeCell) 
 
 
 def test_plurals() -> None:
-    assert tables.plural("accuracy") == "accuracies"
-    assert tables.plural(SKILL) == "denoising skills"
+    assert plural("accuracy") == "accuracies"
+    assert plural(SKILL) == "denoising skills"
 
 
 def test_classification_has_none_of_it(make_cell: MakeCell) -> None:
@@ -127,11 +131,11 @@ def test_classification_has_none_of_it(make_cell: MakeCell) -> None:
         for defense, attack in (("none", "scratch"), ("none", "finetune"), ("ice", "finetune"))
     ]
     report = tables.report(cells)
-    assert report.images == []
-    for row in tables.flat_rows(report):
+    assert report.images.empty
+    for row in flat_rows(report.flat):
         assert row["utility"] == "accuracy"
         assert row["restricted_loss"] is row["original_loss"] is None
-    shown = tables.markdown(report)
+    shown = tables.show("md", report)
     assert "accuracy" in shown
     for words in ("skill", "MSE", "lower is better", "Images"):
         assert words not in shown
@@ -214,7 +218,7 @@ def test_the_table_of_images(make_cell: MakeCell) -> None:
 def test_reports_of_images_are_united_and_renamed(make_cell: MakeCell) -> None:
     report = tables.report(generation(make_cell))
     both = tables.united([report, tables.renamed(report, {"dos": "dos (other)"})])
-    assert [row["defense"] for row in both.images] == [
+    assert [row["defense"] for row in records(both.images)] == [
         "none", "dos", "none", "dos", "none", "dos (other)", "dos (other)",
     ]  # fmt: skip
 
@@ -226,7 +230,8 @@ def test_work_done_again_may_differ_a_little(make_cell: MakeCell) -> None:
         (row,) = records(agreements(Results.of([cell]), Results.of([again])))
         assert row["agreement"] == verdict
         assert row["reported_low"] is None
-        title = tables.agreements("x", [row]).title
+        named = {**row, "attack_name": "a", "defense_name": "d"}
+        title = tables.agreements("x", frame([named])).title
         assert title == "x: test denoising skill in %"
 
 

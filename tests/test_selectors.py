@@ -19,9 +19,12 @@ from sophon_bench.selectors import (
     arsenal,
     format_selector,
     load_suite,
+    names_of,
     parse,
+    split_name,
     suite_files,
     trials,
+    vary,
 )
 
 things = Registry("thing")
@@ -234,3 +237,48 @@ def test_whatever_a_plugins_own_checks_raise_is_one_line(tmp_path: Path, raised:
         SelectorError, match=rf"attack own\[lr=2\] cannot be made: {name}.*own.py:8"
     ):
         trials(registry.attacks, ["own[lr=2]"])
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "selector"),
+    [
+        ("mine=thing", "mine", "thing"),
+        (" a-1 = thing[lr=0.2] ", "a-1", "thing[lr=0.2]"),
+        ("thing[lr=0.2]", "", "thing[lr=0.2]"),
+        ("@suite", "", "@suite"),
+        ("a=b=c", "a", "b=c"),
+    ],
+)
+def test_a_name_stands_before_the_selector(text: str, name: str, selector: str) -> None:
+    assert split_name(text) == (name, selector)
+
+
+def test_a_given_name_is_no_part_of_what_a_trial_is() -> None:
+    (named,), (plain,) = trials(things, ["mine=thing[lr=0.2]"]), trials(things, ["thing[lr=0.2]"])
+    assert (named.given_name, plain.given_name) == ("mine", "")
+    assert named == plain
+    assert (named.label, named.name, named.parameters) == (
+        plain.label, plain.name, plain.parameters,
+    )  # fmt: skip
+    assert names_of([named]) == {"thing[lr=0.2]": "mine"}
+    assert names_of([plain]) == {}
+    assert vary(named, {"lr": 0.3}).given_name == ""
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [("thing", "mine=thing"), ("mine=thing", "thing"), ("mine=thing", "mine=thing[lr=0.1]")],
+)
+def test_one_trial_may_be_listed_with_and_without_its_name(texts: tuple[str, str]) -> None:
+    (found,) = trials(things, texts)
+    assert found.given_name == "mine"
+
+
+@given(st.text(alphabet="ab-=[],@ '1Z\n", max_size=12))
+def test_no_text_before_an_equals_sign_is_more_than_an_error(text: str) -> None:
+    try:
+        found = trials(things, [text])
+    except (SelectorError, UnknownName) as error:
+        assert str(error)
+    else:
+        assert all(not t.given_name or text.strip().startswith(t.given_name) for t in found)

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import MakeCell, records
+from conftest import MakeCell, drawn, records
 
 from sophon_bench import protocol
 from sophon_bench.analysis.series import ablation, magnitude, shown
 from sophon_bench.cli import main
-from sophon_bench.leaderboard import plots, tables
+from sophon_bench.leaderboard import plots, studies
+from sophon_bench.leaderboard.columns import frame
 from sophon_bench.leaderboard.studies import Study, load_study, study_files, varied
 from sophon_bench.records import Cell
 from sophon_bench.registry import attacks, defenses
@@ -251,8 +252,9 @@ def test_listed_trials_are_a_mean_over_seeds_and_n(make_cell: MakeCell) -> None:
 
 
 def test_a_table_names_defenses_where_there_are_several(rows: list[dict[str, Any]]) -> None:
-    (place,) = tables.ablation(rows, ["a note"])
-    (table,) = place.tables
+    named = [{**row, "defense_name": row["family"]} for row in rows]
+    (place,) = studies.ablation(frame(named), ["a note"])
+    (table,) = map(drawn, place.tables)
     assert table.columns[:2] == ["k", "defense"]
     assert [line[:2] for line in table.body] == [["5", "d"], ["20", "d"], ["5", "e"]]
     assert [line[0] for line in table.quiet] == ["none", "scratch"]
@@ -260,9 +262,10 @@ def test_a_table_names_defenses_where_there_are_several(rows: list[dict[str, Any
     assert [line[listed] for line in table.body] == ["20.0", "40.0", "70.0"]
     assert table.quiet[1][table.columns.index("restricted")] == "30.0"
     assert table.notes[-1] == "a note"
-    (alone,) = tables.ablation([row for row in rows if row["family"] != "e"], [])
-    assert alone.tables[0].columns[:2] == ["k", "score"]
-    assert {len(line) for line in (*alone.tables[0].body, *alone.tables[0].quiet)} == {8}
+    (place,) = studies.ablation(frame(row for row in named if row["family"] != "e"), [])
+    (alone,) = map(drawn, place.tables)
+    assert alone.columns[:2] == ["k", "score"]
+    assert {len(line) for line in (*alone.body, *alone.quiet)} == {8}
 
 
 @pytest.fixture

@@ -4,16 +4,20 @@ import csv
 import io
 import itertools
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import drawn
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sophon_bench import metrics
 from sophon_bench.leaderboard import tables
-from sophon_bench.leaderboard.tables import Report, Table
+from sophon_bench.leaderboard.columns import DIFFERENCES, frame, records
+from sophon_bench.leaderboard.render import FORMATS, Flat, from_csv, printed
+from sophon_bench.leaderboard.tables import Report
 from sophon_bench.store import Store
 
 BUDGET = 12800
@@ -21,10 +25,26 @@ PLACE = {
     "scenario": "glyphs", "revision": "0123456789", "backbone": "b", "precision": "fp32",
     "protocol": "1", "budget": BUDGET, "suite": "@standard v1", "utility": "accuracy",
 }  # fmt: skip
+PLUGINS = ("defense_name", "attack_name", "attack_label")
 UNDEFENDED = {
     "score": 0.0, "resistance": 0.0, "worst_resistance": 0.0, "intactness": 1.0, "b50": 1.0,
     "original_after": 0.985, "restricted_after": 0.843, "protect_cost": 0.0,
 }  # fmt: skip
+
+
+def report(
+    rows: Sequence[dict[str, Any]] = (),
+    scores: Sequence[dict[str, Any]] = (),
+    winners: Sequence[dict[str, Any]] = (),
+    names: Mapping[str, str] | None = None,
+) -> Report:
+    return Report(
+        trials=frame(rows),
+        scores=frame(scores),
+        winners=frame(winners),
+        images=frame([]),
+        names=names or {},
+    )
 
 
 def score(defense: str, **changes: Any) -> dict[str, Any]:
@@ -38,7 +58,7 @@ def score(defense: str, **changes: Any) -> dict[str, Any]:
         "b50_search_censored": False, "counted": 10, "frozen": True, "provisional": False,
         "unscored": None, "flags": [], "protect_cost": 5.78, "peak_memory": 1e9, "seconds": 3.0,
         "status": "ok",
-        "rolled_back": 0, "released_seeds": 5, "rank": None,
+        "rolled_back": 0, "released_seeds": 5, "rank": None, "defense_name": plugin(defense),
     }  # fmt: skip
     return {**made, **(UNDEFENDED if defense == "none" else {}), **changes}
 
@@ -53,8 +73,13 @@ def trial(defense: str, attack: str, **changes: Any) -> dict[str, Any]:
         "score": None,
         "resistance": None, "intactness": 0.86, "trainability": None, "flags": [],
         "protect_cost": 5.78, "peak_memory": 1e9, "seconds": 3.0, "status": "ok",
+        "defense_name": plugin(defense), "attack_name": plugin(attack), "attack_label": attack,
     }  # fmt: skip
     return {**made, **changes}
+
+
+def plugin(label: str) -> str:
+    return label.partition("[")[0]
 
 
 def finetune(defense: str, optimizer: str, lr: float, **changes: Any) -> dict[str, Any]:
@@ -90,7 +115,7 @@ def rows(defense: str) -> list[dict[str, Any]]:
 @pytest.fixture
 def whole() -> Report:
     fresh = trial("none", "scratch", control=True, restricted_after=0.435)
-    return Report(
+    return report(
         rows=[fresh, *rows("none"), *rows("ice"), *rows("klu")],
         scores=[
             score("none"),
@@ -106,12 +131,12 @@ def whole() -> Report:
     )
 
 
-def the_tables(report: Report) -> list[Table]:
+def the_tables(report: Report) -> list[Any]:
     (place,) = tables.places(report)
-    return place.tables
+    return [drawn(table) for table in place.tables]
 
 
-def line(table: Table, name: str) -> dict[str, str]:
+def line(table: Any, name: str) -> dict[str, str]:
     (found,) = (x for x in [*table.quiet, *table.body, *table.loud] if x[0] == name)
     return dict(zip(table.columns, found, strict=True))
 
@@ -146,7 +171,7 @@ def test_provisional_and_censored_are_marked(whole: Report) -> None:
 
 def test_ranks_stand_where_there_are_several() -> None:
     scores = [score("none"), score("ice", rank=1), score("klu", rank=2), score("a", score=1.0)]
-    (table,) = the_tables(Report(rows=[], scores=scores, winners=[]))
+    (table,) = the_tables(report(scores=scores))
     assert table.columns[:3] == ["", "rank", "score"]
     assert [x[:2] for x in table.body] == [["ice", "1"], ["klu", "2"], ["a", "·"]]
     assert all(x[1] == "·" for x in table.quiet)
@@ -155,7 +180,7 @@ def test_ranks_stand_where_there_are_several() -> None:
 
 def test_reports_are_united_with_controls_told_once_and_ranks_of_all() -> None:
     one, two = (
-        Report(
+        report(
             rows=[trial("none", "finetune"), trial(name, "finetune")],
             scores=[score("none"), score(name, score=value, score_half_width=1.0)],
             winners=[winner("none", 1, ("finetune", 5)), winner(name, 1, ("finetune", 5))],
@@ -163,22 +188,24 @@ def test_reports_are_united_with_controls_told_once_and_ranks_of_all() -> None:
         for name, value in (("ice", 12.0), ("klu", 30.0))
     )
     both = tables.united([one, two])
-    assert [row["defense"] for row in both.scores] == ["none", "ice", "klu"]
-    assert [row["rank"] for row in both.scores] == [None, 2, 1]
-    assert [row["defense"] for row in both.rows] == ["none", "ice", "klu"]
-    assert [row["defense"] for row in both.winners] == ["none", "ice", "klu"]
+    assert [row["defense"] for row in records(both.scores)] == ["none", "ice", "klu"]
+    assert [row["rank"] for row in records(both.scores)] == [None, 2, 1]
+    assert [row["defense"] for row in records(both.trials)] == ["none", "ice", "klu"]
+    assert [row["defense"] for row in records(both.winners)] == ["none", "ice", "klu"]
 
 
 def test_differences_say_which_are_clear_and_why_there_is_no_score() -> None:
     made = {**PLACE, "other": "ice", "seeds": 5, "unscored": None, "clear": False,
             "resistance_difference": 0.034, "resistance_difference_half_width": 0.05,
-            "score_difference": 3.2, "score_difference_half_width": 4.0}  # fmt: skip
+            "score_difference": 3.2, "score_difference_half_width": 4.0,
+            "defense_name": "d"}  # fmt: skip
     rows = [
         {**made, "defense": "a"},
         {**made, "defense": "b", "clear": True, "resistance_difference": -0.2},
         {**made, "defense": "c", "unscored": "no trainability runs", "score_difference": None},
     ]
-    ((table,),) = [place.tables for place in tables.differences(rows)]
+    (place,) = tables.differences(frame(rows))
+    (table,) = map(drawn, place.tables)
     assert table.body == [
         ["a", "5", "0.03 ± 0.05", "3.2 ± 4.0", "·"],
         ["b", "5", "-0.20 ± 0.05", "3.2 ± 4.0", "clear of zero"],
@@ -186,14 +213,15 @@ def test_differences_say_which_are_clear_and_why_there_is_no_score() -> None:
     ]
     assert table.notes == ["¹ no trainability runs"]
     assert "More than ice has" in table.title
-    assert tables.FORMATS.keys() == {"console", "md", "latex", "csv", "json"}
-    for form in tables.FORMATS:
-        assert "0.05" in tables.printed(form, tables.differences(rows), rows)
+    assert FORMATS == ("console", "md", "latex", "csv", "json")
+    flat = Flat(frames=[frame(rows)], columns=DIFFERENCES)
+    for form in FORMATS:
+        assert "0.05" in printed(form, lambda: [place], flat)
 
 
 def test_latex_escapes_and_sets_the_best_in_bold() -> None:
     scores = [score("none"), score("a_b"), score("c&d", score=31.0, flags=["10 % <x>"])]
-    text = tables.latex(Report(rows=[], scores=scores, winners=[]))
+    text = " ".join(tables.show("latex", report(scores=scores)).split())
     assert r"a\_b & 12.3 $\pm$ 4.1 & \textbf{0.14 $\pm$ 0.04}" in text
     assert r"c\&d & \textbf{31.0 $\pm$ 4.1} & \textbf{0.14 $\pm$ 0.04}" in text
     assert r"10 \% $<$x$>$" in text
@@ -214,7 +242,7 @@ def test_without_a_score_there_is_a_dot_and_the_reason_once() -> None:
         score("b", **nothing, unscored=few),
         score("c", scratch_after=None),
     ]
-    (table,) = the_tables(Report(rows=[], scores=scores, winners=[]))
+    (table,) = the_tables(report(scores=scores))
     assert table.notes == [f"¹ {few}", "² no trainability runs"]
     assert [x[0] for x in table.quiet] == ["none"]
     assert [x[0] for x in table.body] == ["c", "a", "b"]
@@ -228,11 +256,11 @@ def test_without_a_score_there_is_a_dot_and_the_reason_once() -> None:
 def test_a_defense_with_other_seeds_says_what_its_controls_reach() -> None:
     other = {"seeds": 3, "undefended_after": 0.9, "scratch_after": 0.4}
     scores = [score("none"), score("dos"), score("ice", **other)]
-    (table,) = the_tables(Report(rows=[], scores=scores, winners=[]))
+    (table,) = the_tables(report(scores=scores))
     assert "3–5 seeds" in table.title
     assert table.notes == ["ice: on its seeds the undefended model reaches 90.0, scratch 40.0"]
     several = [*scores, score("klu", **other), score("seam", **{**other, "scratch_after": 0.3})]
-    (table,) = the_tables(Report(rows=[], scores=several, winners=[]))
+    (table,) = the_tables(report(scores=several))
     assert table.notes == [
         "ice, klu: on their seeds the undefended model reaches 90.0, scratch 40.0",
         "seam: on its seeds the undefended model reaches 90.0, scratch 30.0",
@@ -241,7 +269,7 @@ def test_a_defense_with_other_seeds_says_what_its_controls_reach() -> None:
 
 def test_one_seed_has_no_interval() -> None:
     alone = score("ice", seeds=1, score_half_width=None, resistance_half_width=None)
-    (table,) = the_tables(Report(rows=[], scores=[score("none", seeds=1), alone], winners=[]))
+    (table,) = the_tables(report(scores=[score("none", seeds=1), alone]))
     assert line(table, "ice")["score"] == "12.3"
     assert line(table, "ice")["resistance"] == "0.14"
     assert "1 seed:" in table.title
@@ -254,7 +282,7 @@ def test_names_leave_out_what_is_not_set_and_defaults_that_most_have() -> None:
     ]
     found += [trial("none", "finetune[by=adam]", parameters={"lr": 1, "steps": None, "by": "adam"})]
     won = winner("none", 1, ("finetune[lr=0.1]", 1))
-    who, matrix = the_tables(Report(rows=[*found, envelope("none")], scores=[], winners=[won]))
+    who, matrix = the_tables(report(rows=[*found, envelope("none")], winners=[won]))
     assert who.body == [["none", "200", "62.3 finetune lr=0.1"]]
     assert [x[0] for x in matrix.body] == [
         "finetune[lr=0.1]",
@@ -265,7 +293,7 @@ def test_names_leave_out_what_is_not_set_and_defaults_that_most_have() -> None:
 
 def test_no_seed_at_all_is_no_number() -> None:
     nothing = score("ice", samples="", seeds=0, score=None, unscored="no controls")
-    (table,) = the_tables(Report(rows=[], scores=[nothing], winners=[]))
+    (table,) = the_tables(report(scores=[nothing]))
     assert table.title.startswith("Scores: 100")
 
 
@@ -298,8 +326,7 @@ def test_the_matrix_has_stretched_trials_on_lines_of_their_own(whole: Report) ->
 
 def test_what_a_score_row_said_is_not_said_again() -> None:
     found = [envelope("none"), envelope("ice", flags=["non-finite", "rolled back"])]
-    report = Report(rows=found, scores=[score("ice", flags=["non-finite"])], winners=[])
-    scored, matrix = the_tables(report)
+    scored, matrix = the_tables(report(rows=found, scores=[score("ice", flags=["non-finite"])]))
     assert scored.notes[-1] == "ice: non-finite"
     assert matrix.notes == ["ice: rolled back"]
 
@@ -311,7 +338,7 @@ def test_cells_that_did_not_end_well_say_so() -> None:
         trial("none", "b", status="diverged", seeds_reached=3),
         trial("none", "c", seeds=1, seeds_reached=1, restricted_after_half_width=None),
     ]
-    (matrix,) = the_tables(Report(rows=found, scores=[], winners=[]))
+    (matrix,) = the_tables(report(rows=found))
     assert line(matrix, "a")["none"] == "skipped"
     assert line(matrix, "b")["none"] == "50.0 ± 2.0 (diverged, 3 of 5 seeds)"
     assert line(matrix, "c")["none"] == "50.0 (1 of 5 seeds)"
@@ -322,7 +349,7 @@ def test_the_console_never_breaks_a_number(
     columns: int, whole: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    shown = tables.console(whole)
+    shown = tables.show("console", whole)
     for text in (
         "12.3 ± 4.1",
         "31.0 ± 4.1†",
@@ -340,7 +367,7 @@ def test_console_and_markdown_show_the_same_cells(
     whole: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    console, markdown = tables.console(whole), tables.markdown(whole)
+    console, markdown = tables.show("console", whole), tables.show("md", whole)
     for text in ("12.3 ± 4.1", "tuned envelope ×10", "finetune[optimizer=adam,lr=0.01] ×10"):
         assert text in console
         assert text in markdown
@@ -349,10 +376,11 @@ def test_console_and_markdown_show_the_same_cells(
 
 
 def test_flat_rows_have_the_scores_first_and_no_attack(whole: Report) -> None:
-    found = json.loads(tables.as_json(whole))
-    assert found == [dict(row) for row in (*whole.scores, *whole.rows)]
+    found = json.loads(tables.show("json", whole))
+    rows = [*records(whole.scores), *records(whole.trials)]
+    assert found == [{k: v for k, v in row.items() if k not in PLUGINS} for row in rows]
     assert [("attack" in row) for row in found] == [False] * 3 + [True] * 19
-    lines = tables.from_csv(tables.csv(whole))
+    lines = from_csv(tables.show("csv", whole))
     assert [x["attack"] for x in lines[:4]] == ["", "", "", "scratch"]
     assert lines[1]["score"] == "12.34"
     assert lines[1]["flags"] == "lr cliff (31 points); non-finite"
@@ -360,32 +388,6 @@ def test_flat_rows_have_the_scores_first_and_no_attack(whole: Report) -> None:
     assert lines[4]["trials"] == "1"
     assert lines[4]["score"] == ""
     assert json.loads(tables.document([], whole))["summary"] == found
-
-
-DANGEROUS = tuple("=+-@\t\r\n＝＋－＠")
-TEXTS = st.text() | st.builds(
-    str.__add__, st.sampled_from([*DANGEROUS, "'", '"', ",", ";"]), st.text()
-)
-
-
-@given(st.dictionaries(TEXTS, TEXTS, min_size=1))
-@example({"=1+1": "@standard v2", "'": "''", "a\rb": "\r\n", "": ""})
-def test_text_comes_back_from_csv_and_none_of_it_is_a_formula(row: dict[str, str]) -> None:
-    row.pop("parameters", None)
-    row.pop("flags", None)
-    text = tables.to_csv([row, row], [row])
-    assert tables.from_csv(text) == ([row, row] if row else [])
-    for line in csv.reader(io.StringIO(text, newline="")):
-        assert not any(cell.startswith(DANGEROUS) for cell in line)
-
-
-def test_numbers_in_csv_are_as_they_are_and_flags_are_text() -> None:
-    row = {"a": -1, "b": -0.5, "c": None, "d": True, "e": "-1", "flags": ["=x", "y"]}
-    text = tables.to_csv([row, {"a": 2}], [row])
-    assert text == "a,b,c,d,e,flags\n-1,-0.5,,True,'-1,'=x; y\n2,,,,,\n"
-    assert tables.from_csv(text)[0] == {
-        "a": "-1", "b": "-0.5", "c": "", "d": "True", "e": "-1", "flags": "=x; y",
-    }  # fmt: skip
 
 
 def test_the_meaning_of_scores_is_two_sentences(whole: Report) -> None:
@@ -403,11 +405,11 @@ def test_without_a_score_the_meaning_is_the_envelopes() -> None:
     fresh = trial("none", "scratch", control=True, restricted_after=0.435)
     found = [fresh, envelope("none", best="finetune"), envelope("ice", best="finetune")]
     scores = [score("none"), score("ice", score=None, unscored="no trainability runs")]
-    said = tables.meaning(Report(rows=found, scores=scores, winners=[]))
+    said = tables.meaning(report(rows=found, scores=scores))
     assert "reaches 50.0 % against none (best of 4 trials: finetune) and 50.0 %" in said
     assert "the 43.5 % of fresh weights" in said
     failed = [envelope("none", restricted_after=None)]
-    nothing = tables.meaning(Report(rows=failed, scores=[], winners=[]))
+    nothing = tables.meaning(report(rows=failed))
     assert nothing.startswith("No attack produced a predictor")
 
 
@@ -422,8 +424,8 @@ def test_a_report_is_made_of_records(make_cell: Any) -> None:
         )
     ]
     made = tables.report(cells)
-    assert {row["defense"] for row in made.scores} == {"none", "ice"}
-    shown = tables.console(made)
+    assert {row["defense"] for row in records(made.scores)} == {"none", "ice"}
+    shown = tables.show("console", made)
     assert "50.0 ± 0.0" in shown
     assert "·¹†" in shown
     assert "Who won" in shown
@@ -439,4 +441,6 @@ def test_several_processes_report_what_one_does(
             key = f"{backbone}-{defense}-{attack}-{seed}"
             own = {"defense": defense, "attack": attack, "seed": seed, "backbone": backbone}
             store.put_cell(make_cell(key=key, **own))
-    assert tables.report_of(store, None, 2) == tables.report(list(store.cells()))
+    several, one = tables.report_of(store, None, 2), tables.report(list(store.cells()))
+    for key in tables.FRAMES:
+        assert records(getattr(several, key)) == records(getattr(one, key))

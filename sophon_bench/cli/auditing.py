@@ -112,10 +112,11 @@ def _audit(
     from sophon_bench.backbones import Backbone
     from sophon_bench.files import write_atomic
     from sophon_bench.leaderboard import audits, tables
+    from sophon_bench.leaderboard.columns import records
     from sophon_bench.leaderboard.frozen import published
     from sophon_bench.plan import setting_of
     from sophon_bench.registry import attacks
-    from sophon_bench.selectors import arsenal
+    from sophon_bench.selectors import arsenal, names_of
 
     load_plugins(options["plugin"])
     if json_file is not None:
@@ -153,10 +154,10 @@ def _audit(
     if dry_run:
         return print_plan(job)
     cells = job.run()
-    report = tables.report(cells, published())
-    click.echo(tables.console(report))
+    report = tables.report(cells, published(), names_of(against.trials))
+    click.echo(tables.show("console", report))
     click.echo(tables.meaning(report))
-    (row,) = (row for row in report.scores if not row["control"])
+    (row,) = (row for row in records(report.scores) if not row["control"])
     part = "" if prefix is None else f", prefix {weight_files.dotted(prefix)!r}"
     click.echo(f"\nAudit of {file}{part}, SHA-256 {content.sha256}, above as {trial.label}.")
     for words in (*CAVEATS, *told, audits.verdict(row)):

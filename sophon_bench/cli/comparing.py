@@ -78,6 +78,7 @@ def compare(
     data, suite, precision or budget differ, a record is damaged, nothing is in common.
     """
     from sophon_bench import metrics
+    from sophon_bench.leaderboard import analysis_seam as analysis
     from sophon_bench.leaderboard.compare import FORMATS, comparison, load_accepted, markdown
     from sophon_bench.leaderboard.frozen import published
 
@@ -89,10 +90,10 @@ def compare(
     with no_collector():
         sides = [read_records(file, None) for file in (base, new)]
         try:
-            rows = metrics.compare(sides[0], sides[1], thresholds, published())
+            changes = analysis.compare(sides[0], sides[1], thresholds, published())
         except metrics.Incomparable as error:
             raise Refused(f"{str(base)!r} and {str(new)!r} cannot be compared: {error}") from error
-    found = comparison(rows, accepted)
+    found = comparison(changes, accepted)
     for each in found.unused:
         click.echo(f"warning: --accept: nothing to accept in {each.label}", err=True)
     click.echo(FORMATS[form](found), nl=False)

@@ -186,6 +186,7 @@ def _overhead(
     *, source: Path | None, form: str, plot_file: Path | None, store: Path | None
 ) -> None:
     from sophon_bench.leaderboard import overhead, plots
+    from sophon_bench.leaderboard.columns import records
     from sophon_bench.leaderboard.frozen import published
 
     if plot_file is not None:
@@ -193,10 +194,10 @@ def _overhead(
     with no_collector():
         found = overhead.overhead(read_records(source, store), published())
     if plot_file is not None and not plots.write_overhead(
-        found.protection, found.half_costs, plot_file
+        records(found.protection), records(found.half_costs), plot_file
     ):
         raise Refused("no record of a defense to draw; 'sophon-bench run --defense' makes some")
-    click.echo(overhead.FORMATS[form](found), nl=False)
+    click.echo(overhead.show(form, found), nl=False)
 
 
 def _check_picture(file: Path) -> None:
@@ -328,7 +329,7 @@ def _growth(
     from sophon_bench.leaderboard import overhead, plots
     from sophon_bench.registry import defenses
     from sophon_bench.runs import find_settings
-    from sophon_bench.selectors import trials
+    from sophon_bench.selectors import names_of, trials
     from sophon_bench.stages import Bench
     from sophon_bench.store import Store, default_root
 
@@ -341,7 +342,8 @@ def _growth(
         check_writable("--json", json_file)
     if plot_file is not None:
         _check_picture(plot_file)
-    chosen = [(trial.label, trial.plugin) for trial in trials(defenses, defense)]
+    protecting = trials(defenses, defense)
+    chosen = [(trial.label, trial.plugin) for trial in protecting]
     cache = Store(store or default_root()).data
     settings = find_settings(
         [scenario], backbone or GROWN, image_size=image_size, precision=precision, cache=cache
@@ -365,7 +367,8 @@ def _growth(
     size = settings[0].data.image_size
     title = f"{settings[0].scenario.label}, {size}x{size}, {precision}"
     title += "" if compiled == "off" else f", compiled ({compiled})"
-    click.echo(overhead.growth(f"{title}; {where}; {updates} updates", rows, fits), nl=False)
+    heading = f"{title}; {where}; {updates} updates"
+    click.echo(overhead.growth(heading, rows, fits, names_of(protecting)), nl=False)
     if plot_file is not None:
         plots.write_growth(rows, fits, title, plot_file)
     if json_file is not None:

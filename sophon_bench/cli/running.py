@@ -84,8 +84,8 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     multiple=True,
     metavar="SELECTOR",
     shell_complete=complete("defense"),
-    help="Defense, with parameters in brackets, or @all. Repeatable. The control is always run "
-    "too.",
+    help="Defense, with parameters in brackets, or @all; MY-NAME=SELECTOR is what tables call it. "
+    "Repeatable. The control is always run too.",
 )
 @click.option(
     "--attack",
@@ -94,7 +94,8 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     show_default=True,
     metavar="SELECTOR",
     shell_complete=complete("attack"),
-    help="Attack or @suite; a list of values is a grid. Repeatable. The control is always run too.",
+    help="Attack or @suite; a list of values is a grid; MY-NAME=SELECTOR is what tables call it. "
+    "Repeatable. The control is always run too.",
 )
 @click.option(
     "--scenario",
@@ -149,21 +150,23 @@ def _run(
     from sophon_bench.leaderboard import tables
     from sophon_bench.leaderboard.frozen import published
     from sophon_bench.registry import attacks, defenses
-    from sophon_bench.selectors import arsenal, trials
+    from sophon_bench.selectors import arsenal, names_of, trials
 
     load_plugins(options["plugin"])
     if json_file is not None:
         check_writable("--json", json_file)
+    protecting, attacking = trials(defenses, defense), arsenal(attacks, attack)
+    names = names_of([*protecting, *attacking.trials])
     job = runs.prepare(
         runs.Options(command=command_of(click.get_current_context()), **options),
-        defenses=trials(defenses, defense),
-        attacks=arsenal(attacks, attack),
+        defenses=protecting,
+        attacks=attacking,
     )
     if dry_run:
         return print_plan(job)
     cells = job.run()
-    report = tables.report(cells, published())
-    click.echo(tables.console(report))
+    report = tables.report(cells, published(), names)
+    click.echo(tables.show("console", report))
     click.echo(tables.meaning(report))
     if json_file is not None:
         write_atomic(json_file.absolute(), tables.document(cells, report).encode())
@@ -286,8 +289,9 @@ def _study(
     **options: Any,
 ) -> int:
     from sophon_bench import runs
-    from sophon_bench.leaderboard import studies, tables
+    from sophon_bench.leaderboard import studies
     from sophon_bench.leaderboard.frozen import published
+    from sophon_bench.leaderboard.render import to_console
     from sophon_bench.registry import attacks, defenses
     from sophon_bench.selectors import arsenal
 
@@ -310,9 +314,9 @@ def _study(
         return print_plan(job)
     make_directory(out)
     cells = job.run()
-    rows, places = studies.findings(chosen, cells, published(), command=command, attacks=against)
-    click.echo(tables.to_console(places))
-    for file in studies.write(chosen, rows, places, out, command=command):
+    found, places = studies.findings(chosen, cells, published(), command=command, attacks=against)
+    click.echo(to_console(places))
+    for file in studies.write(chosen, found, places, out, command=command):
         click.echo(file)
     return conclude(job, cells)
 
@@ -377,8 +381,9 @@ def _tune(
     dry_run: bool,
     **options: Any,
 ) -> int:
-    from sophon_bench import grids, metrics, runs
-    from sophon_bench.leaderboard import tables, tuning
+    from sophon_bench import grids, runs
+    from sophon_bench.leaderboard import tuning
+    from sophon_bench.leaderboard.render import to_console
     from sophon_bench.registry import attacks, defenses
     from sophon_bench.selectors import arsenal
 
@@ -408,11 +413,11 @@ def _tune(
     cells = job.run()
     code = 0
     for name, trials in drawn.items():
-        rows = tuning.rows_of(cells, [trial.label for trial in trials])
-        click.echo(tables.to_console([tables.tuning(rows, [f"command: {commands[name]}"])]))
+        found = tuning.rows_of(cells, [trial.label for trial in trials])
+        click.echo(to_console([tuning.table(found, [f"command: {commands[name]}"])]))
         content = tuning.document(
             cells,
-            rows,
+            found,
             defense=name,
             grid=defenses.get(name).tuning,
             drawn_with=grids.DRAWN_WITH,
@@ -420,7 +425,7 @@ def _tune(
         )
         tuning.write(content, files[name], force=force)
         click.echo(files[name])
-        if metrics.chosen(rows) is None:
+        if tuning.chosen(found) is None:
             click.echo(f"failed: no configuration of {name} can be chosen", err=True)
             code = 1
     return max(conclude(job, cells), code)

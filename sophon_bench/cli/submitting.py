@@ -204,8 +204,11 @@ def _verify(
     store: Path | None,
     json_file: Path | None,
 ) -> int:
-    from sophon_bench import metrics, runs
+    from sophon_bench import runs
+    from sophon_bench.leaderboard import analysis_seam as analysis
     from sophon_bench.leaderboard import entries, tables
+    from sophon_bench.leaderboard.columns import AGREEMENTS
+    from sophon_bench.leaderboard.render import Flat, flat_rows, to_console
     from sophon_bench.records import digest
 
     load_plugins(plugin)
@@ -240,8 +243,9 @@ def _verify(
         if dry_run:
             return 0
         made = {cell.key: cell for cell in job.run()}
-    rows = metrics.agreements([(cell, made[cell.key]) for cell in cells])
-    click.echo(tables.to_console([tables.agreements(entry.name, rows)]), nl=False)
+    found = analysis.agreements([(cell, made[cell.key]) for cell in cells])
+    rows = flat_rows(Flat(frames=[found], columns=AGREEMENTS))
+    click.echo(to_console([tables.agreements(entry.name, found)]), nl=False)
     if json_file is not None:
         write_json(json_file, {"entry": entry.name, "draw": drawn, "cells": rows})
     differing = sum(row["agreement"] == "differs" for row in rows)

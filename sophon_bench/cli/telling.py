@@ -60,8 +60,10 @@ def table(
       sophon-bench table --published --format latex
       sophon-bench table --from out.json --against sophon-ice
     """
-    from sophon_bench import metrics
+    from sophon_bench.leaderboard import analysis_seam as analysis
     from sophon_bench.leaderboard import entries, frozen, tables
+    from sophon_bench.leaderboard.columns import DIFFERENCES
+    from sophon_bench.leaderboard.render import Flat, printed
     from sophon_bench.registry import unknown
 
     if published and (source or store):
@@ -71,12 +73,13 @@ def table(
     with no_collector():
         if against is not None:
             cells = read_records(source, store)
-            rows = metrics.differences(cells, against, frozen.published())
+            found = analysis.differences(cells, against, frozen.published())
             if against not in (known := {cell.defense.label for cell in cells}):
                 raise Refused(unknown("defense", against, known))
-            if not rows:
+            if found.empty:
                 raise Refused(f"no other defense was attacked beside {against!r}")
-            click.echo(tables.printed(form, tables.differences(rows), rows), nl=False)
+            flat = Flat(frames=[found], columns=DIFFERENCES)
+            click.echo(printed(form, lambda: tables.differences(found), flat), nl=False)
             return
         if published:
             report = entries.report(entries.published(), frozen.published())
@@ -86,7 +89,7 @@ def table(
             report = tables.report_of(
                 open_store(store), frozen.published(), processes=os.cpu_count() or 1
             )
-        click.echo(tables.FORMATS[form](report), nl=False)
+        click.echo(tables.show(form, report), nl=False)
 
 
 def _formats(_context: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
