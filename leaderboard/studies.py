@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sophon_bench import metrics
 from sophon_bench.files import write_atomic
-from sophon_bench.leaderboard import cards, plots, tables
+from sophon_bench.leaderboard import cards, figures, tables, vega
+from sophon_bench.leaderboard.frames import frame
 from sophon_bench.records import Cell
 from sophon_bench.registry import Registry, unknown
 from sophon_bench.selectors import SelectorError, Trial, check_parameters, read_document, trials
@@ -153,9 +154,8 @@ def write(
         "md": f"# {study.name}: {study.question}\n\n{tables.to_markdown(places)}".encode(),
         "json": (json.dumps(document, indent=1) + "\n").encode(),
     }
-    with plots.drawing():
-        if (figure := plots.ablation(rows)) is not None:
-            files["png"] = plots.encode(figure, "png")
+    if (figure := figures.ablation(frame(rows))) is not None:
+        files["png"] = vega.encode(figure, "png")
     written = []
     for suffix, content in files.items():
         written.append(out / f"{study.name}.{suffix}")
