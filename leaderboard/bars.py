@@ -18,6 +18,8 @@ SPENT = {"flops": "FLOPs", "seconds": "seconds", "peak_memory": "peak memory"}
 """What protecting takes, and the word for it."""
 
 TIMES = "times_undefended"
+PROTECTING = "protecting, × pre-training"
+ATTACKING = "tuned attacker to half of U − S, × undefended"
 
 
 def overhead(protection: DataFrame, half_costs: DataFrame) -> Figure | None:
@@ -34,13 +36,16 @@ def overhead(protection: DataFrame, half_costs: DataFrame) -> Figure | None:
     lines = []
     for place, rows in by_place(vega.records(protection)).items():
         if names := [row["defense"] for row in rows if not row["control"]]:
-            panels = [_protection(rows, names), _half_costs(attacking.get(place, []), names)]
+            panels = [
+                _bars(_protection(rows), names, PROTECTING),
+                _bars(_half_costs(attacking.get(place, [])), names, ATTACKING),
+            ]
             height = max(panel["height"] for panel in panels)
             aligned = [{**panel, "height": height} for panel in panels]
             where = vega.folded(f"{rows[0]['scenario']}, {rows[0]['backbone']}", 90)
             lines.append({"title": where, "hconcat": aligned, **apart})
     title = "What protecting costs, and what it makes attacking cost"
-    return vega.whole({"vconcat": lines, **apart}, title) if lines else None
+    return vega.titled({"vconcat": lines, **apart}, title) if lines else None
 
 
 def protection(found: DataFrame) -> Figure | None:
@@ -49,8 +54,7 @@ def protection(found: DataFrame) -> Figure | None:
     Args:
         found: Rows of `metrics.protection` of one place.
     """
-    rows = vega.records(found)
-    return _one(_protection(rows, [row["defense"] for row in rows if not row["control"]]))
+    return _alone(_protection(vega.records(found)), PROTECTING)
 
 
 def half_costs(found: DataFrame) -> Figure | None:
@@ -59,28 +63,26 @@ def half_costs(found: DataFrame) -> Figure | None:
     Args:
         found: Rows of `metrics.half_costs` of one place, of which the envelope's are drawn.
     """
-    rows = vega.records(found)
-    known = [row for row in rows if vega.number(row[TIMES]) is not None and not row["control"]]
-    return _one(_half_costs(known, list(dict.fromkeys(row["defense"] for row in known))))
+    return _alone(_half_costs(vega.records(found)), ATTACKING)
 
 
-def _one(panel: Figure) -> Figure | None:
-    return vega.whole(panel) if panel["data"]["values"] else None
+def _alone(bars: Sequence[Point], title: str) -> Figure | None:
+    names = list(dict.fromkeys(bar["defense"] for bar in bars))
+    return _bars(bars, names, title) if bars else None
 
 
-def _protection(rows: Iterable[Row], names: Sequence[str]) -> Figure:
-    bars = [
+def _protection(rows: Iterable[Row]) -> list[Point]:
+    return [
         _bar(row, word, times, multiple(times))
         for key, word in SPENT.items()
         for row in rows
         if not row["control"] and (times := vega.number(row[f"protect_{key}_times"])) is not None
     ]
-    return _bars(bars, names, "protecting, × pre-training")
 
 
-def _half_costs(rows: Iterable[Row], names: Sequence[str]) -> Figure:
+def _half_costs(rows: Iterable[Row]) -> list[Point]:
     best = [row for row in rows if row["attack"] == metrics.ENVELOPE and not row["control"]]
-    bars = [
+    return [
         {
             **_bar(row, f"n = {row['samples']}", times, bounded(row, TIMES)),
             "open": row[f"{TIMES}_bound"] in ("<", ">"),
@@ -88,7 +90,6 @@ def _half_costs(rows: Iterable[Row], names: Sequence[str]) -> Figure:
         for row in sorted(best, key=lambda row: int(row["samples"]))
         if (times := vega.number(row[TIMES])) is not None
     ]
-    return _bars(bars, names, "tuned attacker to half of U − S, × undefended")
 
 
 def _bar(row: Row, series: str, times: float, text: str) -> Point:

@@ -125,7 +125,7 @@ def sweeps(found: DataFrame, styles: Styles) -> Figure | None:
     title = f"{utility[0].upper()}{utility[1:]} by learning rate at the regular budget"
     parts = {"concat": drawn, "columns": 3, "resolve": {"scale": looks}}
     width = 50 * min(3, len(drawn))
-    return vega.whole(parts, title, _place(rows, points, width))
+    return vega.titled(parts, title, _place(rows, points, width))
 
 
 def sweep(found: DataFrame, styles: Styles) -> Figure | None:
@@ -137,7 +137,7 @@ def sweep(found: DataFrame, styles: Styles) -> Figure | None:
     """
     points = _swept(vega.records(found))
     y = _utility_axis(points, "%", top=100) if points else {}
-    return vega.whole(_sweep(points, styles, y, named=False)) if points else None
+    return _sweep(points, styles, y, named=False) if points else None
 
 
 def _swept(rows: Iterable[Row]) -> list[Point]:
@@ -174,7 +174,7 @@ def _points(
     known = [
         (x, y, vega.number(half))
         for x, y, half in levels
-        if math.isfinite(x) and math.isfinite(y) and x > above
+        if vega.number(x) is not None and vega.number(y) is not None and x > above
     ]
     banded = all(half is not None for _, _, half in known)
     points = []
@@ -229,7 +229,7 @@ def _by_budget(
         {**only, "mark": words, "encoding": top},
     ]
     drawn = vega.lines(points, styles, x=x, y=y, under=under)
-    return vega.whole(drawn, title, _place(rows, points))
+    return vega.titled(drawn, title, _place(rows, points))
 
 
 def _place(rows: Sequence[Row], points: Iterable[Point], width: int = 60) -> list[str]:
@@ -257,7 +257,7 @@ def ablation(found: DataFrame) -> Figure | None:
         found: Rows of `metrics.ablation` of one place, at least one of a defense.
     """
     tried = [row for row in vega.records(found) if not row["control"]]
-    if all(row["protect_cost"] is None for row in tried):
+    if all(vega.number(row["protect_cost"]) is None for row in tried):
         return None
     looks = vega.styles(row["family"] for row in tried)
     numbers = {metrics.shown(row["value"]): metrics.magnitude(row["value"]) for row in tried}
@@ -286,7 +286,7 @@ def ablation(found: DataFrame) -> Figure | None:
         drawn += points
     shared = {"resolve": {"scale": {"color": "shared", "shape": "shared", "strokeDash": "shared"}}}
     title = f"Resistance and cost by {name}"
-    return vega.whole({"vconcat": panels, **shared}, title, _place(tried, drawn))
+    return vega.titled({"vconcat": panels, **shared}, title, _place(tried, drawn))
 
 
 def _ablated(name: str, rows: Iterable[Row], key: str, where: Mapping[str, float]) -> list[Point]:
@@ -341,7 +341,7 @@ def growth(updates: DataFrame, exponents: DataFrame, title: str) -> Figure:
         ]
         panels.append(vega.lines(points, looks, x=x, y=y, joined=False, under=fitted))
     where = vega.folded(title, 110)
-    return vega.whole({"hconcat": panels}, "Protecting by size of the model", where)
+    return vega.titled({"hconcat": panels}, "Protecting by size of the model", where)
 
 
 def _fitted(name: str, points: Sequence[Level], slope: float) -> list[Point]:

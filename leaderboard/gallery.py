@@ -72,7 +72,7 @@ def images(found: Sequence[Made]) -> Figure:
             rows[places.index(where)]["title"] = vega.folded(where, 100)
     heading = f"Images made from noise, seed {found[0].seed}"
     lines = [] if several else vega.folded(places[0], 100)
-    return vega.whole({"vconcat": rows, "spacing": 6}, heading, lines)
+    return vega.titled({"vconcat": rows, "spacing": 6}, heading, lines)
 
 
 def _row(made: Made) -> Figure:

@@ -120,8 +120,8 @@ def encode(figure: Figure, form: str, theme: Theme = "light") -> bytes:
 
     painted = {**config(theme), "background": THEMES[theme]}
     if form == "svg":
-        return vl_convert.vegalite_to_svg(figure, VERSION, config=painted).encode()
-    return vl_convert.vegalite_to_png(figure, VERSION, scale=RESOLUTION, config=painted)
+        return vl_convert.vegalite_to_svg(whole(figure), VERSION, config=painted).encode()
+    return vl_convert.vegalite_to_png(whole(figure), VERSION, scale=RESOLUTION, config=painted)
 
 
 def write(figure: Figure, file: Path, theme: Theme = "light") -> None:
@@ -142,13 +142,18 @@ def library() -> bytes:
 def on_page(figure: Figure) -> Figure:
     """The figure under a caption of the page's: without its title, as wide as its column."""
     bare = {key: value for key, value in figure.items() if key != "title"}
-    return {**bare, "width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
+    fitted = {"width": "container", "autosize": {"type": "fit-x", "contains": "padding"}}
+    return whole({**bare, **fitted})
 
 
-def whole(parts: Figure, title: str = "", lines: Sequence[str] = ()) -> Figure:
-    """A specification of ``parts``, under a title and more lines of it if there is one."""
-    heading = {"title": {"text": title, "subtitle": lines}} if title else {}
-    found: Figure = _printable({"$schema": SCHEMA, **heading, **parts})
+def titled(figure: Figure, title: str, lines: Sequence[str] = ()) -> Figure:
+    """The figure under a title, and more lines of it."""
+    return {"title": {"text": title, "subtitle": lines}, **figure}
+
+
+def whole(figure: Figure) -> Figure:
+    """The figure as Vega takes it: names its schema, and holds no text that a file could not."""
+    found: Figure = _printable({"$schema": SCHEMA, **figure})
     return found
 
 

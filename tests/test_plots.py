@@ -231,7 +231,7 @@ def test_where_skill_falls_below_zero_equal_heights_are_equal_ratios_of_error() 
     y = panel["encoding"]["y"]
     assert (y["scale"]["type"], y["scale"]["reverse"]) == ("log", True)
     assert y["axis"]["values"] == [1000, 400, 200, 100, 70, 50, 30, 20, 10]
-    shown = texts(vega.whole(panel))
+    shown = texts(panel)
     assert {"\N{MINUS SIGN}900", "\N{MINUS SIGN}100", "0", "50", "90"} <= set(shown)
 
 
@@ -345,7 +345,7 @@ def test_what_strangers_write_is_text_in_every_figure() -> None:
     found = hostile()
     assert len(found) == 6
     for figure in found.values():
-        expressions = list(evaluated(vl_convert.vegalite_to_vega(figure, vega.VERSION)))
+        expressions = list(evaluated(vl_convert.vegalite_to_vega(vega.whole(figure), vega.VERSION)))
         assert expressions
         assert not [text for text in expressions if "alert" in text or "[a]" in text]
         assert any(
@@ -367,9 +367,17 @@ def test_figures_are_what_vega_lite_takes() -> None:
 
     validator = Draft7Validator(altair.load_schema())
     for figure in [*hostile().values(), *pictures(curve_rows(), sweep_rows(("a", "b"))).values()]:
-        assert not list(validator.iter_errors(figure))
+        assert not list(validator.iter_errors(vega.whole(figure)))
         if "layer" in figure:
             assert not list(validator.iter_errors(vega.on_page(figure)))
+
+
+def test_frames_with_types_of_their_own_give_the_same_figures() -> None:
+    curves, sweeps = frame(curve_rows()), frame(sweep_rows(("a", "b")))
+    typed = [found.infer_objects() for found in (curves, sweeps)]
+    assert typed[0]["control"].dtype == bool
+    assert typed[0]["budget"].dtype == "int64"
+    assert list(plots.pictures(*typed)) == list(plots.pictures(curves, sweeps))
 
 
 def test_file_names_are_safe_and_tell_places_apart() -> None:

@@ -291,6 +291,20 @@ def test_words_stand_side_by_side(rows: list[dict[str, Any]]) -> None:
         assert [point["x"] for point in panel["data"]["values"]] == ["w1", "w2"]
 
 
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_what_a_defense_does_not_have_is_left_out(
+    rows: list[dict[str, Any]], missing: float | None
+) -> None:
+    tried = [row for row in rows if row["family"] == "d"]
+    figure = figures.ablation(frame([{**tried[0], "resistance": missing}, *tried[1:]]))
+    assert figure is not None
+    above, below = figure["vconcat"]
+    assert [len(panel["data"]["values"]) for panel in (above, below)] == [1, 2]
+    unscored = figures.ablation(frame([{**row, "resistance": missing} for row in tried]))
+    assert unscored is not None
+    assert len(unscored["vconcat"]) == 1
+
+
 def test_without_a_single_cost_there_is_no_picture(rows: list[dict[str, Any]]) -> None:
     failed = [{**row, "protect_cost": None} for row in rows]
     assert figures.ablation(frame(failed)) is None

@@ -290,15 +290,11 @@ def _card(
         own = frame([{**curve, "defense": PROTECTED}])
         curves += drawn.add(f"What a tuned attacker reaches{at}", figures.envelopes(own, STYLES))
         curves += drawn.add(f"Resistance by budget{at}", figures.resistance(own, STYLES))
+    usual = {(row["samples"], row["family"]): [row] for row in rows["usual"]}
     for found in rows["sweeps"]:
         at = f", n = {found['samples']}" if several else ""
-        beside = [
-            other
-            for other in rows["usual"]
-            if (other["samples"], other["family"]) == (found["samples"], found["family"])
-            and not found["control"]
-        ]
-        own = frame([{**found, "defense": PROTECTED}, *beside])
+        beside = usual.get((found["samples"], found["family"]), [])
+        own = frame([{**found, "defense": PROTECTED}, *(beside if not found["control"] else [])])
         sweeps += drawn.add(f"{found['family']}{at}", figures.sweep(own, STYLES))
     return Card(
         id=element,
@@ -335,7 +331,7 @@ def _picture(made: metrics.Made) -> Picture:
 
 def _levels(curve: Row) -> Table:
     """What the curves show, in numbers."""
-    sides = SIDES[curve["control"] :]
+    sides = SIDES[1:] if curve["control"] else SIDES
     levels = {
         side: {
             steps: tables.with_half_width(mean, half_width, 1)
