@@ -90,14 +90,15 @@ def resistance(curves: DataFrame, styles: Styles) -> Figure | None:
             points += [{**point, "part": part} for point in own]
     if not points:
         return None
-    title = "Resistance by budget"
-    return _by_budget(points, rows, styles, _resistance_axis(points, "resistance R(b)"), title)
+    both = (f"n = {rows[0]['samples']}", "all n") if "all n" in (p["part"] for p in points) else ()
+    y, title = _resistance_axis(points, "resistance R(b)"), "Resistance by budget"
+    return _by_budget(points, rows, styles, y, title, both)
 
 
 def _resistance_axis(points: Sequence[Point], title: str) -> Figure:
     """All of [0, 1], and what lies beyond."""
     values = [point[end] for point in points for end in ("y", "low", "high") if end in point]
-    ends = [min(-0.05, *values), max(1.05, *values)]
+    ends = [min([-0.05, *values]), max([1.05, *values])]
     return {"scale": {"domain": ends}, "axis": {"title": title}}
 
 
@@ -116,14 +117,13 @@ def sweeps(found: DataFrame, styles: Styles) -> Figure | None:
         return None
     points = [point for own in panels.values() for point in own]
     utility = f"restricted {rows[0]['utility']}"
-    y = _utility_axis(points, f"{utility} (%)", top=100)
+    y, looks = _utility_axis(points, f"{utility} (%)", top=100), vega.present(styles, points)
     drawn = [
-        {**_sweep(own, styles, y), "title": vega.folded(family, 38)}
+        {**_sweep(own, looks, y), "title": vega.folded(family, 38)}
         for family, own in panels.items()
     ]
-    looks = dict.fromkeys(("color", "shape", "strokeDash"), "shared")
     title = f"{utility[0].upper()}{utility[1:]} by learning rate at the regular budget"
-    parts = {"concat": drawn, "columns": 3, "resolve": {"scale": looks}}
+    parts = {"concat": drawn, "columns": 3}
     width = 50 * min(3, len(drawn))
     return vega.titled(parts, title, _place(rows, points, width))
 
@@ -136,8 +136,10 @@ def sweep(found: DataFrame, styles: Styles) -> Figure | None:
         styles: As for `envelopes`.
     """
     points = _swept(vega.records(found))
-    y = _utility_axis(points, "%", top=100) if points else {}
-    return _sweep(points, styles, y, named=False) if points else None
+    if not points:
+        return None
+    looks, y = vega.present(styles, points), _utility_axis(points, "%", top=100)
+    return _sweep(points, looks, y, named=False)
 
 
 def _swept(rows: Iterable[Row]) -> list[Point]:
@@ -161,7 +163,7 @@ def _defended(rows: Iterable[Row]) -> list[Row]:
 
 def _points(
     name: str,
-    levels: Iterable[Level],
+    levels: Iterable[tuple[Any, Any, Any]],
     unit: str = "",
     *,
     digits: int = 1,
@@ -213,7 +215,12 @@ def _utility_axis(points: Sequence[Point], title: str, top: float | None = None)
 
 
 def _by_budget(
-    points: Sequence[Point], rows: Sequence[Row], styles: Styles, y: Figure, title: str
+    points: Sequence[Point],
+    rows: Sequence[Row],
+    styles: Styles,
+    y: Figure,
+    title: str,
+    parts: Sequence[str] = (),
 ) -> Figure:
     """Lines over the budget, and a mark at the regular one."""
     regular = rows[0]["budget"] / REFERENCE_BATCH
@@ -228,7 +235,8 @@ def _by_budget(
         {**only, "mark": {"type": "rule", "strokeDash": [2, 2]}, "encoding": tall},
         {**only, "mark": words, "encoding": top},
     ]
-    drawn = vega.lines(points, styles, x=x, y=y, under=under)
+    looks = vega.present(styles, points)
+    drawn = vega.lines(points, looks, x=x, y=y, parts=parts, under=under)
     return vega.titled(drawn, title, _place(rows, points))
 
 
@@ -259,42 +267,45 @@ def ablation(found: DataFrame) -> Figure | None:
     tried = [row for row in vega.records(found) if not row["control"]]
     if all(vega.number(row["protect_cost"]) is None for row in tried):
         return None
-    looks = vega.styles(row["family"] for row in tried)
     numbers = {metrics.shown(row["value"]): metrics.magnitude(row["value"]) for row in tried}
-    texts, name = list(numbers), str(tried[0]["axis"])
-    if None in numbers.values():  # words stand side by side, numbers beside them
-        where = {text: float(i) for i, text in enumerate(numbers)}
-        x: Figure = {"type": "ordinal", "scale": {"domain": texts}, "axis": {"title": name}}
+    name, texts = str(tried[0]["axis"]), list(numbers)
+    words = None in numbers.values()
+    where = {text: float(i) if words else level for i, (text, level) in enumerate(numbers.items())}
+    found_by = {key: _ablated(tried, key, where) for key in ("resistance", "protect_cost")}
+    drawn = [point for points in found_by.values() for point in points]
+    x: Figure
+    if words:  # side by side, and numbers among them too
+        x = {"type": "ordinal", "scale": {"domain": texts}, "axis": {"title": name}}
+        for point in drawn:
+            point["x"] = texts[int(point["x"])]
     else:
-        where = {text: float(level) for text, level in numbers.items() if level is not None}
-        values = list(where.values())
+        values = [level for level in where.values() if level is not None]
         scale = vega.logarithmic(values) if min(values) > 0 else {"type": "linear"}
         x = {"scale": scale, "axis": {"title": name, "values": values, "format": "~g"}}
-    panels, drawn = [], []
-    for key in ("resistance", "protect_cost"):
-        points = [
-            point
-            for family, rows in _by("family", tried).items()
-            for point in _ablated(vega.label(family), rows, key, where)
-        ]
-        if "type" in x:
-            points = [{**point, "x": texts[int(point["x"])]} for point in points]
-        cost = {"scale": {"domainMin": 0}, "axis": {"title": "cost of protection (× pre-training)"}}
-        y = cost if key == "protect_cost" else _resistance_axis(points, "resistance R")
-        if points:
-            panels.append(vega.lines(points, looks, x=x, y=y, height=130))
-        drawn += points
-    shared = {"resolve": {"scale": {"color": "shared", "shape": "shared", "strokeDash": "shared"}}}
-    title = f"Resistance and cost by {name}"
-    return vega.titled({"vconcat": panels, **shared}, title, _place(tried, drawn))
-
-
-def _ablated(name: str, rows: Iterable[Row], key: str, where: Mapping[str, float]) -> list[Point]:
-    """What a family shows of a column, at the values of its rows."""
-    levels = [
-        (where[metrics.shown(row["value"])], row[key], row.get(f"{key}_half_width")) for row in rows
+    ys = {
+        "resistance": _resistance_axis(found_by["resistance"], "resistance R"),
+        "protect_cost": {"scale": {"domainMin": 0}, "axis": {"title": "cost (× pre-training)"}},
+    }
+    looks = vega.present(vega.styles(row["family"] for row in tried), drawn)
+    panels = [
+        vega.lines(points, looks, x=x, y=ys[key], height=130)
+        for key, points in found_by.items()
+        if points
     ]
-    return _points(name, levels, digits=2, above=-math.inf)
+    title = f"Resistance and cost of protection by {name}"
+    return vega.titled({"vconcat": panels}, title, _place(tried, drawn))
+
+
+def _ablated(rows: Iterable[Row], key: str, where: Mapping[str, float | None]) -> list[Point]:
+    """What each family shows of a column, at the values of its rows."""
+    points = []
+    for family, own in _by("family", rows).items():
+        levels = [
+            (where[metrics.shown(row["value"])], row[key], row.get(f"{key}_half_width"))
+            for row in own
+        ]
+        points += _points(vega.label(family), levels, digits=2, above=-math.inf)
+    return points
 
 
 def _by(key: str, rows: Iterable[Row]) -> dict[Any, list[Row]]:
@@ -314,7 +325,8 @@ def growth(updates: DataFrame, exponents: DataFrame, title: str) -> Figure:
     """
     measured, fits = vega.records(updates), vega.records(exponents)
     looks = vega.styles(fit["defense"] for fit in fits)
-    looks[metrics.PRETRAINING] = looks[UNDEFENDED]
+    looks[metrics.PRETRAINING] = looks.pop(UNDEFENDED)
+    del looks[SCRATCH]
     lines = [(metrics.PRETRAINING, fits[0], "pretrain_")]
     lines += [(vega.label(fit["defense"]), fit, "") for fit in fits]
     panels = []

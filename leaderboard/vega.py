@@ -37,6 +37,9 @@ VERSION = "6.4"
 WIDTH, HEIGHT = 300, 200
 """Pixels of a panel in a picture; on a page it is as wide as its column."""
 
+LONGEST = 500
+"""Pixels of a name in a legend, which may come from anybody."""
+
 RESOLUTION = 2
 """Pixels of a PNG per pixel of a specification."""
 
@@ -69,6 +72,12 @@ def styles(defenses: Iterable[str]) -> dict[str, Style]:
     names = sorted(set(map(label, defenses)))
     looks = [Style(COLOURS[i % len(COLOURS)], SHAPES[i % len(SHAPES)]) for i in range(len(names))]
     return {**dict(zip(names, looks, strict=True)), **CONTROLS}
+
+
+def present(looks: Mapping[str, Style], points: Iterable[Point]) -> dict[str, Style]:
+    """Styles of the names that points have."""
+    names = {point["name"] for point in points}
+    return {name: look for name, look in looks.items() if name in names}
 
 
 def label(defense: str) -> str:
@@ -193,7 +202,7 @@ def decades(values: Iterable[float], title: str, form: str = "~g") -> Figure:
 def legend(names: Iterable[str], width: int = WIDTH) -> Figure:
     """Below the figure, in as many columns as fit."""
     columns = max(1, width // (30 + 6 * max(map(len, names))))
-    return {"orient": "bottom", "title": None, "columns": columns, "labelLimit": 0}
+    return {"orient": "bottom", "title": None, "columns": columns, "labelLimit": LONGEST}
 
 
 def nominal(field: str, values: Iterable[Any], looks: Iterable[Any], **more: Any) -> Figure:
@@ -211,6 +220,7 @@ def lines(
     y: Figure,
     width: int = WIDTH,
     height: int = HEIGHT,
+    parts: Sequence[str] = (),
     named: bool = True,
     joined: bool = True,
     under: Sequence[Figure] = (),
@@ -219,24 +229,22 @@ def lines(
 
     Args:
         points: Of all lines, in order: ``name``, ``x``, ``y`` and ``tip``, what a pointer over it
-            shows; ``low`` and ``high`` of a band; and ``part`` where names have several lines, the
-            first of them solid.
-        looks: Styles by name, of others too; their order is that of the legend.
+            shows; ``low`` and ``high`` of a band.
+        looks: Styles by name, in the order of the legend; panels that share one share all of these.
         x: Its scale and axis.
         y: The same.
         width: In pixels, of the legend too.
         height: In pixels.
+        parts: Values of ``part``, if points have it: of two lines with one name, solid and dotted.
         named: Whether there is a legend.
         joined: Whether there are lines between markers.
         under: Other layers, below.
     """
-    names = [name for name in looks if any(point["name"] == name for point in points)]
-    below = {"legend": legend(names, width) if named else None}
+    below = {"legend": legend(looks, width) if named else None}
     colour, shape, dash = (
-        nominal("name", names, of, **below) for of in zip(*(looks[n] for n in names), strict=True)
+        nominal("name", looks, of, **below) for of in zip(*looks.values(), strict=True)
     )
-    parts = list(dict.fromkeys(point["part"] for point in points if "part" in point))
-    if len(parts) > 1:
+    if parts:
         dash = nominal("part", parts, [[1, 0], [2, 2]], legend=legend(parts))
     band = {
         "transform": [{"filter": {"field": "low", "valid": True}}],

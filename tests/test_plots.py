@@ -251,6 +251,32 @@ def test_a_sweep_has_one_panel_per_family(count: int) -> None:
     assert [shown.count(name) for name in lines] == [1, 1, 1]
 
 
+def test_panels_share_styles_where_the_first_has_the_fewest_lines() -> None:
+    rows = sweep_rows(("b",))
+    alone = {**rows[0], "family": "a"}
+    first, second = (panel["encoding"] for panel in only_sweep(alone, *rows))
+    assert first["color"] == second["color"]
+    assert first["color"]["scale"]["domain"] == ["ice", "klu[alpha=0.1]", "undefended"]
+    (figure,) = pictures([], [alone, *rows]).values()
+    root = xml.etree.ElementTree.fromstring(vega.encode(figure, "svg"))
+    drawn = [
+        path.get("stroke")
+        for group in root.iter("{http://www.w3.org/2000/svg}g")
+        if "mark-line role-mark" in group.get("class", "")
+        for path in group.iter("{http://www.w3.org/2000/svg}path")
+    ]
+    assert drawn == ["#D55E00", "#0072B2", "#009E73", "#D55E00"]
+
+
+def test_what_is_of_all_n_is_dotted_even_alone() -> None:
+    rows = curve_rows(resistance=[])
+    (line,) = (
+        layer for layer in only(rows, "resistance")["layer"] if layer["mark"]["type"] == "line"
+    )
+    scale = line["encoding"]["strokeDash"]["scale"]
+    assert dict(zip(scale["domain"], scale["range"], strict=True))["all n"] == [2, 2]
+
+
 @pytest.mark.parametrize("bad", [(0.0, 0.5), (float("inf"), 0.5), (0.01, float("nan"))])
 def test_what_has_no_place_on_an_axis_is_left_out(bad: tuple[float, float]) -> None:
     row = sweep_rows(("finetune",))[0]

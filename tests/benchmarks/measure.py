@@ -306,7 +306,7 @@ def draw(found: dict[str, Any], file: Path) -> None:
         ]
         x = vega.decades((point["x"] for point in points), "simulated updates K")
         y = vega.decades((point["y"] for point in points), title)
-        panels.append(vega.lines(points, looks, x=x, y=y))
+        panels.append(vega.lines(points, vega.present(looks, points), x=x, y=y))
     vega.write(vega.titled({"hconcat": panels}, "One suppression step"), file)
 
 
