@@ -38,7 +38,7 @@ WIDTH, HEIGHT = 300, 200
 """Pixels of a panel in a picture; on a page it is as wide as its column."""
 
 LONGEST = 500
-"""Pixels of a name in a legend, which may come from anybody."""
+"""Pixels of a name in a legend or beside an axis, which may come from anybody."""
 
 RESOLUTION = 2
 """Pixels of a PNG per pixel of a specification."""
@@ -86,8 +86,9 @@ def label(defense: str) -> str:
 
 
 def folded(text: str, width: int) -> list[str]:
-    """Lines of a text from records, broken after commas too."""
-    return textwrap.wrap(re.sub(",(?! )", ", ", text), width)
+    """Lines of a text from records, broken after commas too, and not too many of them."""
+    spaced = re.sub(",(?! )", ", ", text)
+    return textwrap.wrap(spaced, width, max_lines=8, placeholder=" …")
 
 
 def number(value: Any) -> float | None:
@@ -111,9 +112,9 @@ def config(theme: Theme) -> Figure:
         "font": FONT,
         "padding": 8,
         "view": {"stroke": None},
-        "axis": {**axis, **text},
+        "axis": {**axis, **text, "titleLimit": LONGEST},
         "legend": {"symbolOpacity": 1, **text},
-        "title": {**title, "fontSize": 12, "subtitleFontSize": 11, "offset": 12},
+        "title": {**title, "fontSize": 12, "subtitleFontSize": 11, "offset": 12, "limit": 800},
         "text": {"color": ink},
         "rule": {"color": GREY},
     }

@@ -380,6 +380,17 @@ def test_what_strangers_write_is_text_in_every_figure() -> None:
         assert vega.encode(figure, "png").startswith(b"\x89PNG")
 
 
+def test_names_of_any_length_leave_a_picture_its_size() -> None:
+    name = "d" * 20_000
+    place = {"scenario": name, "backbone": name, "utility": name}
+    rows = [{**found, **place, "defense": name} for found in curve_rows()[1:2]]
+    sweeps = [{**found, **place, "family": name} for found in sweep_rows(("a",))[:1]]
+    for figure in pictures(rows, sweeps).values():
+        root = xml.etree.ElementTree.fromstring(vega.encode(figure, "svg"))
+        assert float(root.attrib["width"]) < 1000
+        assert float(root.attrib["height"]) < 1000
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.text(min_size=1, max_size=12))
 def test_any_name_is_drawn(name: str) -> None:
