@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -207,7 +206,7 @@ def test_a_control_is_shown_once_and_is_the_one_with_most_seeds(make_cell: MakeC
 
 def sections(*submissions: Submission) -> list[view.Section]:
     return [
-        view.section(number, key, parts, {}, view.Figures(), {})
+        view.section(number, key, parts, {}, {})
         for number, (key, parts) in enumerate(data.by_place(submissions, None), 1)
     ]
 
@@ -280,9 +279,11 @@ def test_what_strangers_write_is_text(cells: list[Cell]) -> None:
     assert not [name for _, attributes in found.elements for name in attributes if name[:2] == "on"]
     assert HOSTILE.split("'")[0] in found.text()
     (text,) = (text for tag, text in found.texts if tag == "script" and text)
-    content = json.loads(text)
-    assert content["figures"]
-    assert content["themes"].keys() == vega.THEMES.keys()
+    assert json.loads(text).keys() == vega.THEMES.keys()
+    drawings = [a for a in found.of("div") if a.get("class") == "figure"]
+    assert drawings
+    for drawing in drawings:
+        assert json.loads(str(drawing["data-figure"]))["$schema"] == vega.SCHEMA
 
 
 def test_images_that_models_made_are_shown_side_by_side(make_cell: MakeCell) -> None:
@@ -343,11 +344,11 @@ def test_a_picture_that_is_none_never_gets_into_a_page(make_cell: MakeCell, text
 
 def shown(submission: Submission) -> dict[str, list[vega.Figure]]:
     """Figures of a page by their captions."""
-    text = html(submission)
-    (content,) = (t for tag, t in Document(text).texts if tag == "script" and t)
     found: dict[str, list[vega.Figure]] = {}
-    for key, title in re.findall(r'data-figure="(f\d+)" role="img" aria-label="([^"]*)"', text):
-        found.setdefault(title, []).append(json.loads(content)["figures"][key])
+    for drawing in document(submission).of("div"):
+        if "data-figure" in drawing:
+            figure = json.loads(str(drawing["data-figure"]))
+            found.setdefault(str(drawing["aria-label"]), []).append(figure)
     return found
 
 

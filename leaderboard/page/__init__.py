@@ -65,13 +65,12 @@ def site(
     Arguments are those of `write`.
     """
     known = {subject.name: subject for subject in subjects}
-    drawn = view.Figures()
     pictures = {
         scenario: (f"scenario-{number}.png", content)
         for number, (scenario, content) in enumerate(sorted((sheets or {}).items()), 1)
     }
     sections = [
-        view.section(number, key, parts, known, drawn, pictures)
+        view.section(number, key, parts, known, pictures)
         for number, (key, parts) in enumerate(data.by_place(submissions, frozen), 1)
     ]
     environment = jinja2.Environment(
@@ -89,10 +88,7 @@ def site(
         plurals=" or ".join(map(tables.plural, utilities)),
         meanings=[(name, tables.MEANINGS[name]) for name in utilities if name in tables.MEANINGS],
         labels=sorted({s.label for s in submissions if s.label is not None}),
-        figures={
-            "figures": drawn.found,
-            "themes": {name: vega.config(name) for name in vega.THEMES},
-        },
+        themes={name: vega.config(name) for name in vega.THEMES},
         versions=cards.distinct(
             cell.provenance.version for submission in submissions for cell in submission.cells
         ),

@@ -23,19 +23,12 @@ SIDES = (PROTECTED, vega.UNDEFENDED, vega.SCRATCH)
 STYLES = vega.styles([PROTECTED])
 
 
-class Figures:
-    """Figures of a page by their keys."""
+@dataclass(frozen=True)
+class Drawing:
+    """A figure under its caption."""
 
-    def __init__(self) -> None:
-        self.found: dict[str, vega.Figure] = {}
-
-    def add(self, title: str, figure: vega.Figure | None) -> list[dict[str, str]]:
-        """What a template needs to place a figure; nothing if there is none."""
-        if figure is None:
-            return []
-        key = f"f{len(self.found) + 1}"
-        self.found[key] = vega.on_page(figure)
-        return [{"key": key, "title": title}]
+    title: str
+    figure: vega.Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +82,8 @@ class Card:
     spent: Sequence[tuple[str, str]]
     trouble: Sequence[str]
     command: str
-    curves: Sequence[Mapping[str, str]]
-    sweeps: Sequence[Mapping[str, str]]
+    curves: Sequence[Drawing]
+    sweeps: Sequence[Drawing]
     winners: Table | None
     levels: Sequence[Table]
     makes: bool
@@ -164,7 +157,7 @@ class Section:
     heat_maps: Sequence[HeatMap]
     quality: Sequence[Table]
     costs: Sequence[Table]
-    cost_figures: Sequence[Mapping[str, str]]
+    cost_figures: Sequence[Drawing]
     made: Sequence[Picture]
     picture: str | None = field(default=None)
 
@@ -184,7 +177,6 @@ def section(
     key: Key,
     parts: Sequence[Part],
     subjects: Mapping[str, cards.Subject],
-    drawn: Figures,
     pictures: Mapping[str, tuple[str, bytes]],
 ) -> Section:
     """One place: the defenses of all parts, and the controls of the one that has most seeds."""
@@ -208,7 +200,6 @@ def section(
             lines[name],
             trials,
             subjects,
-            drawn,
         )
         for i, name in enumerate((name for name in lines if name in scored), 1)
     ]
@@ -239,10 +230,10 @@ def section(
             *([tables.image_table(rows["images"], trials)] if rows["images"] else []),
         ],
         costs=[table for place in overhead.places(costs) for table in place.tables],
-        cost_figures=[
-            *drawn.add("Protecting", bars.protection(frame(costs.protection))),
-            *drawn.add("A tuned attacker's cost to half", bars.half_costs(frame(costs.half_costs))),
-        ],
+        cost_figures=_drawings(
+            ("Protecting", bars.protection(frame(costs.protection))),
+            ("A tuned attacker's cost to half", bars.half_costs(frame(costs.half_costs))),
+        ),
         made=[
             _picture(made)
             for made in gallery.ordered(
@@ -278,24 +269,23 @@ def _card(
     line: Mapping[str, str],
     trials: tables.Trials,
     subjects: Mapping[str, cards.Subject],
-    drawn: Figures,
 ) -> Card:
     (made,) = rows["releases"]
     cells = part.cells[defense]
     subject = subjects.get(made["plugin"])
-    several = len(rows["curves"]) > 1
-    curves, sweeps = [], []
+    curves: list[tuple[str, vega.Figure | None]] = []
+    sweeps: list[tuple[str, vega.Figure | None]] = []
+    of_n = ", n = {}" if len(rows["curves"]) > 1 else ""
     for curve in rows["curves"]:
-        at = f", n = {curve['samples']}" if several else ""
-        own = frame([{**curve, "defense": PROTECTED}])
-        curves += drawn.add(f"What a tuned attacker reaches{at}", figures.envelopes(own, STYLES))
-        curves += drawn.add(f"Resistance by budget{at}", figures.resistance(own, STYLES))
+        own, at = frame([{**curve, "defense": PROTECTED}]), of_n.format(curve["samples"])
+        curves.append((f"What a tuned attacker reaches{at}", figures.envelopes(own, STYLES)))
+        curves.append((f"Resistance by budget{at}", figures.resistance(own, STYLES)))
     usual = {(row["samples"], row["family"]): [row] for row in rows["usual"]}
     for found in rows["sweeps"]:
-        at = f", n = {found['samples']}" if several else ""
         beside = usual.get((found["samples"], found["family"]), [])
         own = frame([{**found, "defense": PROTECTED}, *(beside if not found["control"] else [])])
-        sweeps += drawn.add(f"{found['family']}{at}", figures.sweep(own, STYLES))
+        title = found["family"] + of_n.format(found["samples"])
+        sweeps.append((title, figures.sweep(own, STYLES)))
     return Card(
         id=element,
         name=row["defense"],
@@ -313,12 +303,17 @@ def _card(
         ],
         trouble=provenance.trouble(cells),
         command=provenance.reproduction(cells),
-        curves=curves,
-        sweeps=sweeps,
+        curves=_drawings(*curves),
+        sweeps=_drawings(*sweeps),
         winners=tables.winner_table(rows["winners"], trials) if rows["winners"] else None,
         levels=[_levels(curve) for curve in rows["curves"]],
         makes=any(made.defense == defense for made in part.made),
     )
+
+
+def _drawings(*figures: tuple[str, vega.Figure | None]) -> list[Drawing]:
+    """Those of titles and figures that there is something in."""
+    return [Drawing(title, vega.on_page(figure)) for title, figure in figures if figure is not None]
 
 
 def _picture(made: metrics.Made) -> Picture:

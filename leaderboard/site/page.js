@@ -15,14 +15,14 @@ if (["light", "dark"].includes(storage.read())) root.dataset.theme = storage.rea
 
 document.addEventListener("DOMContentLoaded", () => {
   const drawn = new Map();
-  const { figures, themes } = JSON.parse(document.getElementById("figures").textContent);
+  const themes = JSON.parse(document.getElementById("themes").textContent);
 
   // An interpreter evaluates Vega's expressions, so that the page needs no leave to run text as code.
   async function draw(element) {
     const before = drawn.get(element);
-    const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true };
     const config = themes[dark() ? "dark" : "light"];
-    const after = vegaEmbed(element, figures[element.dataset.figure], { ...options, config });
+    const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, config };
+    const after = vegaEmbed(element, JSON.parse(element.dataset.figure), options);
     drawn.set(element, after);
     (await before)?.finalize();
     await after;
