@@ -84,7 +84,7 @@ def _row(made: Made) -> Figure:
     text = {"type": "text", "align": "right", "baseline": "middle", "lineBreak": "\n"}
     picture = {"type": "image", "align": "left", "baseline": "middle", "smooth": False}
     size = {"width": STRIP, "height": STRIP * height / width}
-    middle = {"y": {"value": tall / 2}}
+    first = tall / 2 - LINE * (len(words) - 1) / 2  # Vega puts the first line there, not the block
     return {
         "width": CAPTION + STRIP,
         "height": tall,
@@ -92,11 +92,19 @@ def _row(made: Made) -> Figure:
         "layer": [
             {
                 "mark": {**text, "lineHeight": LINE},
-                "encoding": {**middle, "x": {"value": CAPTION - 10}, "text": {"field": "words"}},
+                "encoding": {
+                    "x": {"value": CAPTION - 10},
+                    "y": {"value": first},
+                    "text": {"field": "words"},
+                },
             },
             {
                 "mark": {**picture, **size},
-                "encoding": {**middle, "x": {"value": CAPTION}, "url": {"field": "picture"}},
+                "encoding": {
+                    "x": {"value": CAPTION},
+                    "y": {"value": tall / 2},
+                    "url": {"field": "picture"},
+                },
             },
         ],
     }

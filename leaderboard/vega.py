@@ -105,7 +105,8 @@ def config(theme: Theme) -> Figure:
     """Vega-Lite's configuration on light or dark paper, which stays unpainted."""
     ink, rule = {"light": ("#3b4048", "#dfe2e6"), "dark": ("#c3c8d0", "#343a43")}[theme]
     axis = {"domainColor": rule, "gridColor": rule, "tickColor": rule}
-    text = {"labelColor": ink, "titleColor": ink, "titleFontWeight": "normal"}
+    sizes = {"labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": "normal"}
+    text = {"labelColor": ink, "titleColor": ink, **sizes}
     title = {"color": ink, "subtitleColor": ink, "anchor": "start", "frame": "group"}
     return {
         "background": "transparent",
