@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sophon_bench import metrics
-from sophon_bench.leaderboard import analysis_seam as analysis
+from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard.attack_tables import HEAD
 from sophon_bench.leaderboard.columns import (
     NOTHING,

@@ -1,13 +1,18 @@
-"""Images that models made from noise, in the order and the words that they are shown in."""
+"""Images that models made from noise: their order, the words for them, and their figure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sophon_bench.leaderboard import vega
+from sophon_bench.leaderboard.vega import Figure
 from sophon_bench.metrics import Made
+from sophon_bench.pictures import data_uri, pixels_of
 
 STEPS = ("released", "attacked", "scratch")
+STRIP, CAPTION, LINE = 430, 270, 13
+"""Pixels: width of a row of images and of the words beside it, height of a line of these."""
 
 
 def of_one_seed(found: Iterable[Made], seed: int | None = None) -> list[Made]:
@@ -48,3 +53,58 @@ def title(made: Made) -> str:
 def place(made: Made) -> str:
     """Where they were made."""
     return f"{made.place['scenario']}, {made.place['backbone']}, {made.place['precision']}"
+
+
+def images(found: Sequence[Made]) -> Figure:
+    """Images that models made, a row per model, beside what made them.
+
+    Args:
+        found: At least one, in the order of `of_one_seed`.
+
+    Raises:
+        PictureError: If one has a picture that is none.
+    """
+    places = [place(made) for made in found]
+    several = len(set(places)) > 1
+    rows = [_row(made) for made in found]
+    if several:
+        for where in set(places):
+            rows[places.index(where)]["title"] = vega.folded(where, 100)
+    heading = f"Images made from noise, seed {found[0].seed}"
+    lines = [] if several else vega.folded(places[0], 100)
+    return vega.titled({"vconcat": rows, "spacing": 6}, heading, lines)
+
+
+def _row(made: Made) -> Figure:
+    """Images of one model, each picture as wide, so that the same noise stands in one column."""
+    height, width, _ = pixels_of(made.generated.picture).shape
+    words = [*vega.folded(title(made), 40), f"Fréchet distance {made.generated.frechet:.1f}"]
+    tall = max(STRIP * height / width, LINE * len(words))
+    cell = {"words": "\n".join(words), "picture": data_uri(made.generated.picture)}
+    text = {"type": "text", "align": "right", "baseline": "middle", "lineBreak": "\n"}
+    picture = {"type": "image", "align": "left", "baseline": "middle", "smooth": False}
+    size = {"width": STRIP, "height": STRIP * height / width}
+    first = tall / 2 - LINE * (len(words) - 1) / 2  # Vega puts the first line there, not the block
+    return {
+        "width": CAPTION + STRIP,
+        "height": tall,
+        "data": {"values": [cell]},
+        "layer": [
+            {
+                "mark": {**text, "lineHeight": LINE},
+                "encoding": {
+                    "x": {"value": CAPTION - 10},
+                    "y": {"value": first},
+                    "text": {"field": "words"},
+                },
+            },
+            {
+                "mark": {**picture, **size},
+                "encoding": {
+                    "x": {"value": CAPTION},
+                    "y": {"value": tall / 2},
+                    "url": {"field": "picture"},
+                },
+            },
+        ],
+    }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sophon_bench import metrics
-from sophon_bench.leaderboard import analysis_seam as analysis
+from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import columns
 from sophon_bench.leaderboard.attack_tables import by_samples, cross, envelopes
 from sophon_bench.leaderboard.columns import (

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sophon_bench import metrics
 from sophon_bench.files import write_atomic
-from sophon_bench.leaderboard import analysis_seam as analysis
-from sophon_bench.leaderboard import cards, columns, plots
+from sophon_bench.leaderboard import answers as analysis
+from sophon_bench.leaderboard import cards, columns, figures, vega
 from sophon_bench.leaderboard.columns import Column, frame, records
 from sophon_bench.leaderboard.names import Legend
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows, to_markdown
@@ -218,9 +218,8 @@ def write(
         "md": f"# {study.name}: {study.question}\n\n{to_markdown(places)}".encode(),
         "json": (json.dumps(document, indent=1) + "\n").encode(),
     }
-    with plots.drawing():
-        if (figure := plots.ablation(rows)) is not None:
-            files["png"] = plots.encode(figure, "png")
+    if (figure := figures.ablation(frame(rows))) is not None:
+        files["png"] = vega.encode(figure, "png")
     written = []
     for suffix, content in files.items():
         written.append(out / f"{study.name}.{suffix}")

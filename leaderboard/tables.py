@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sophon_bench import metrics
-from sophon_bench.leaderboard import analysis_seam as analysis
+from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import columns
 from sophon_bench.leaderboard.attack_tables import (
     by_samples,

@@ -11,7 +11,7 @@ import msgspec
 
 from sophon_bench import metrics
 from sophon_bench.files import write_atomic
-from sophon_bench.leaderboard import analysis_seam as analysis
+from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import columns
 from sophon_bench.leaderboard.columns import frame, records
 from sophon_bench.leaderboard.names import Legend

@@ -77,7 +77,7 @@ def picture(
     )
     if details:
         found.page.locator("a.open").last.click()
-        found.page.locator("details[open] .main-svg").last.wait_for()
+        found.page.locator("details[open] .figure svg").last.wait_for()
     found.page.screenshot(path=shot, full_page=whole)
     found.page.context.close()
 

@@ -326,7 +326,7 @@ def test_help_and_completion_import_no_torch() -> None:
         "shell = ShellComplete(main, {}, 'sophon-bench', '_X')\n"
         "found = shell.get_completions(['run', '--attack'], 'fine')\n"
         "print([c.value for c in found])\n"
-        "heavy = ('torch', 'timm', 'pandas', 'matplotlib', 'plotly', 'jinja2')\n"
+        "heavy = ('torch', 'timm', 'pandas', 'matplotlib', 'vl_convert', 'jinja2')\n"
         "print([m for m in heavy if m in sys.modules])\n"
     )
     lines = python(code).splitlines()

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import MakeCell, drawn
-from matplotlib.axes import Axes
+from conftest import MakeCell
 from msgspec.structs import replace
 
 from sophon_bench.analysis import cost
@@ -18,8 +17,8 @@ from sophon_bench.analysis.case import Reached, reached
 from sophon_bench.analysis.envelope import ENVELOPE
 from sophon_bench.analysis.score import scores
 from sophon_bench.cli import main
-from sophon_bench.leaderboard import overhead, plots, tables
-from sophon_bench.leaderboard.columns import records
+from sophon_bench.leaderboard import bars, overhead, tables, vega
+from sophon_bench.leaderboard.columns import frame, records
 from sophon_bench.leaderboard.render import from_csv
 from sophon_bench.records import Cell
 from sophon_bench.results import Results
@@ -315,11 +314,16 @@ def test_every_format_has_the_same_rows(whole: list[Cell]) -> None:
         assert "17.7 (11×, <0.71×)" in overhead.show(form, found)
 
 
-def panels(cells: list[Cell]) -> list[Axes]:
+def panels(cells: list[Cell]) -> list[vega.Figure]:
     found = overhead.overhead(cells)
-    figure = plots.overhead(records(found.protection), records(found.half_costs))
+    figure = bars.overhead(found.protection, found.half_costs)
     assert figure is not None
-    return figure.axes
+    return [panel for line in figure["vconcat"] for panel in line["hconcat"]]
+
+
+def drawn(panel: vega.Figure) -> list[tuple[str, str, float, str]]:
+    keys = ("defense", "series", "times", "text")
+    return [tuple(bar[key] for key in keys) for bar in panel["data"]["values"]]
 
 
 def test_bars_are_the_rows_from_one_on(make_cell: MakeCell) -> None:
@@ -330,20 +334,44 @@ def test_bars_are_the_rows_from_one_on(make_cell: MakeCell) -> None:
         trial(make_cell, "d", 0.4, 0.4, 0.4, 0.5, 0.7, released=costs),
     )
     left, right = panels(cells)
-    assert [label.get_text() for label in left.get_yticklabels()] == ["c", "d"]
-    ends = [bar.get_x() + bar.get_width() for bar in left.patches]
-    assert ends == pytest.approx([1, 4, 1, 5])
-    assert left.get_xscale() == right.get_xscale() == "log"
-    censored, known = right.patches
-    assert (censored.get_hatch(), known.get_hatch()) == ("////", None)
-    assert known.get_x() + known.get_width() == pytest.approx(4)
-    assert [text.get_text().strip() for text in right.texts] == [">5.66×", "4×"]
+    for panel in (left, right):
+        assert panel["encoding"]["y"]["scale"]["domain"] == ["c", "d"]
+        (bar, _) = panel["layer"]
+        assert bar["encoding"]["x"]["scale"]["type"] == "log"
+        assert bar["encoding"]["x2"] == {"datum": 1}
+    assert left["height"] == right["height"]
+    assert drawn(left) == [
+        ("c", "FLOPs", 1, "1×"),
+        ("d", "FLOPs", 4, "4×"),
+        ("c", "seconds", 1, "1×"),
+        ("d", "seconds", 5, "5×"),
+        ("c", "peak memory", 1, "1×"),
+        ("d", "peak memory", 1, "1×"),
+    ]
+    assert drawn(right) == [
+        ("c", "n = 200", pytest.approx(4 * math.sqrt(2)), ">5.7×"),
+        ("d", "n = 200", pytest.approx(4), "4×"),
+    ]
+    assert [bar["open"] for bar in right["data"]["values"]] == [True, False]
+
+
+@pytest.mark.parametrize(("times", "end"), [(0.0, 0.76), (0.5, 0.5), (3.0, 3.0)])
+def test_a_bar_of_no_cost_ends_at_the_edge(times: float, end: float) -> None:
+    keys = ("flops", "seconds", "peak_memory")
+    costs = dict.fromkeys((f"protect_{key}_times" for key in keys), times)
+    figure = bars.protection(frame([{"defense": "d", "control": False, **costs}]))
+    assert figure is not None
+    low, high = figure["layer"][0]["encoding"]["x"]["scale"]["domain"]
+    for bar in figure["data"]["values"]:
+        assert bar["end"] == pytest.approx(end, rel=0.1)
+        assert low <= bar["end"] <= high
+        assert bar["right"] == max(1, times)
 
 
 def test_every_place_has_its_panels_and_the_control_alone_none(make_cell: MakeCell) -> None:
     cells = [make_cell(defense="d"), make_cell(defense="d", backbone="other")]
     assert len(panels(cells)) == 4
-    assert plots.overhead(protection([make_cell()]), []) is None
+    assert bars.overhead(cost.protection(Results.of([make_cell()])), frame([])) is None
 
 
 def call(*arguments: object) -> Result:
@@ -363,7 +391,7 @@ def test_the_command_prints_and_draws(file: Path, form: str) -> None:
     result = call("--from", file, "--plot", picture)
     assert result.exit_code == 0, result.output
     assert "tuned envelope" in result.output
-    assert picture.read_bytes()[:5] == {"png": b"\x89PNG\r", "svg": b"<?xml"}[form]
+    assert picture.read_bytes()[:5] == {"png": b"\x89PNG\r", "svg": b"<svg "}[form]
     assert json.loads(call("--from", file, "--format", "json").output)[1]["defense"] == "d"
 
 

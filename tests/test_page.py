@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import sys
@@ -21,8 +22,9 @@ from toy import generated, generation
 
 from sophon_bench import metrics
 from sophon_bench.cli import main
-from sophon_bench.leaderboard import cards, charts, entries, page, tables
-from sophon_bench.leaderboard.page import Submission
+from sophon_bench.leaderboard import bars, cards, entries, figures, page, tables, vega
+from sophon_bench.leaderboard.columns import frame
+from sophon_bench.leaderboard.page import Submission, data, view
 from sophon_bench.pictures import PictureError, data_uri
 from sophon_bench.records import Cell
 
@@ -104,7 +106,8 @@ def test_everything_that_the_page_asks_for_is_beside_it(cells: list[Cell]) -> No
     asked += [a["href"] for a in found.of("link") if a["href"] != "data:,"]
     assert sorted(map(str, asked)) == sorted(set(files) - {"index.html"})
     assert files["scenario-1.png"] == b"png"
-    assert b"plotly.js" in files[page.LIBRARY][:100]
+    assert b"window.vegaEmbed=" in files[page.LIBRARY].replace(b" ", b"")
+    assert "unsafe-eval" not in files["index.html"].decode()
     assert "http" not in files["style.css"].decode() + files["page.js"].decode()
 
 
@@ -201,10 +204,10 @@ def test_a_control_is_shown_once_and_is_the_one_with_most_seeds(make_cell: MakeC
     assert [cell.value for cell in dict(map_.envelopes)["tuned envelope"]] == [0.8, 0.4, 0.5]
 
 
-def sections(*submissions: Submission) -> list[page.Section]:
+def sections(*submissions: Submission) -> list[view.Section]:
     return [
-        page._section(number, key, parts, {}, page.Figures(), {})
-        for number, (key, parts) in enumerate(page._by_place(submissions, None), 1)
+        view.section(number, key, parts, {}, {})
+        for number, (key, parts) in enumerate(data.by_place(submissions, None), 1)
     ]
 
 
@@ -269,14 +272,18 @@ def test_what_strangers_write_is_text(cells: list[Cell]) -> None:
     found = document(hostile(cells))
     assert [a for a in found.of("script") if a.get("type") != "application/json"] == [
         {"src": "page.js"},
-        {"src": "plotly.min.js", "defer": None},
+        {"src": "vega.min.js", "defer": None},
     ]
     assert len(found.of("script")) == 3
     assert not found.of("img")
     assert not [name for _, attributes in found.elements for name in attributes if name[:2] == "on"]
     assert HOSTILE.split("'")[0] in found.text()
-    (data,) = (text for tag, text in found.texts if tag == "script" and text)
-    assert json.loads(data)["figures"]
+    (text,) = (text for tag, text in found.texts if tag == "script" and text)
+    assert json.loads(text).keys() == vega.THEMES.keys()
+    drawings = [a for a in found.of("div") if a.get("class") == "figure"]
+    assert drawings
+    for drawing in drawings:
+        assert json.loads(str(drawing["data-figure"]))["$schema"] == vega.SCHEMA
 
 
 def test_images_that_models_made_are_shown_side_by_side(make_cell: MakeCell) -> None:
@@ -335,80 +342,101 @@ def test_a_picture_that_is_none_never_gets_into_a_page(make_cell: MakeCell, text
         page.site([submission(cells)])
 
 
-def test_figures_are_the_rows(cells: list[Cell]) -> None:
-    curve = next(row for row in metrics.curves(cells) if row["defense"] == "ice")
-    figure = charts.envelopes(curve)
-    assert figure is not None
-    lines = {t["name"]: t for t in figure["data"] if t.get("showlegend", True)}
+def shown(submission: Submission) -> dict[str, list[vega.Figure]]:
+    """Figures of a page by their captions."""
+    found: dict[str, list[vega.Figure]] = {}
+    for drawing in document(submission).of("div"):
+        if "data-figure" in drawing:
+            figure = json.loads(str(drawing["data-figure"]))
+            found.setdefault(str(drawing["aria-label"]), []).append(figure)
+    return found
+
+
+def test_figures_are_the_rows_under_the_pages_own_captions(cells: list[Cell]) -> None:
+    found = shown(submission(cells))
+    none, _, ice = found["What a tuned attacker reaches"]
+    assert list(lines_of(none)) == ["undefended", "scratch"]
+    lines = lines_of(ice)
     assert list(lines) == ["protected", "undefended", "scratch"]
     steps = [BUDGET / 64 * at for at in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)]
-    assert lines["undefended"]["x"] == steps
-    assert lines["undefended"]["y"] == pytest.approx([80] * 5)
-    assert lines["protected"]["y"] == pytest.approx([50, 50, 50, 50, 60])
-    assert figure["layout"]["shapes"][0]["x0"] == 25
-    resistance = charts.resistance(curve)
-    assert resistance is not None
-    assert resistance["data"][0]["y"] == pytest.approx([0.6, 0.6, 0.6, 0.6, 0.4])
-    control = next(row for row in metrics.curves(cells) if row["control"])
-    assert charts.resistance(control) is None
+    assert lines["undefended"] == (steps, pytest.approx([80] * 5))
+    assert lines["protected"][1] == pytest.approx([50, 50, 50, 50, 60])
+    (regular,) = (layer for layer in ice["layer"] if layer["mark"]["type"] == "rule")
+    assert regular["data"]["values"] == [{"x": 25}]
+    colour = ice["encoding"]["color"]["scale"]
+    assert dict(zip(colour["domain"], colour["range"], strict=True)) == {
+        "protected": "#0072B2", "undefended": "#D55E00", "scratch": "#808080"
+    }  # fmt: skip
+    _, resistance = found["Resistance by budget"]
+    assert lines_of(resistance)["protected"][1] == pytest.approx([0.6, 0.6, 0.6, 0.6, 0.4])
+    for figure in itertools.chain.from_iterable(found.values()):
+        assert "title" not in figure
+        assert figure["width"] == "container"
 
 
 def test_a_band_is_the_half_width(cells: list[Cell]) -> None:
     curve = next(row for row in metrics.curves(cells) if row["defense"] == "ice")
     curve["protected"] = [(64.0, 0.5, 0.1), (128.0, 0.6, 0.2)]
-    figure = charts.envelopes(curve)
+    styles = vega.styles(["ice"])
+    figure = figures.envelopes(frame([curve]), styles)
     assert figure is not None
-    band, line, *_ = figure["data"]
-    assert band["x"] == [1, 2, 2, 1]
-    assert band["y"] == pytest.approx([60, 80, 40, 40])
-    assert line["customdata"] == pytest.approx([10, 20])
-    curve["protected"] = [(64.0, 0.5, None)]
-    figure = charts.envelopes(curve)
-    assert figure is not None
-    assert figure["data"][0]["name"] == "protected"
+    own = [point for point in figure["data"]["values"] if point["name"] == "ice"]
+    assert [point["x"] for point in own] == [1, 2]
+    assert [point["low"] for point in own] == pytest.approx([40, 40])
+    assert [point["high"] for point in own] == pytest.approx([60, 80])
     empty = {**curve, "protected": [], "undefended": [], "scratch": []}
-    assert charts.envelopes(empty) is None
+    assert figures.envelopes(frame([empty]), styles) is None
+
+
+def lines_of(figure: vega.Figure) -> dict[str, tuple[list[float], list[float]]]:
+    """Data by name, in the order of the legend."""
+    points = figure["data"]["values"]
+    return {
+        name: tuple([p[axis] for p in points if p["name"] == name] for axis in "xy")
+        for name in figure["encoding"]["color"]["scale"]["domain"]
+    }
 
 
 def test_a_sweep_is_drawn_beside_the_undefended_models(cells: list[Cell]) -> None:
-    found = {row["defense"]: row for row in metrics.sweeps(cells) if row["family"] == "finetune"}
-    figure = charts.sweep(found["ice"], found["none"])
-    lines = {t["name"]: (t["x"], t["y"]) for t in figure["data"] if t.get("showlegend", True)}
+    none, _, ice = shown(submission(cells))["finetune"]
+    lines = lines_of(ice)
     assert lines["protected"] == ([0.1, 0.2], pytest.approx([40, 50]))
     assert set(lines) == {"protected", "undefended"}
-    alone = charts.sweep(found["none"], found["none"])
-    assert {t["legendgroup"] for t in alone["data"]} == {"undefended"}
+    assert set(lines_of(none)) == {"undefended"}
 
 
 def test_skill_below_zero_is_drawn_by_its_error_and_told_as_skill(cells: list[Cell]) -> None:
     found = {row["defense"]: row for row in metrics.sweeps(cells) if row["family"] == "finetune"}
     found["ice"]["levels"] = [(0.1, 0.5, 0.2), (0.2, -1.0, 0.4)]
-    figure = charts.sweep(found["ice"], None)
-    band, line = figure["data"]
-    assert line["y"] == pytest.approx([50, 200])
-    assert list(line["text"]) == ["50.0", "-100.0"]
-    assert "%{text} ± %{customdata:.1f} % at" in line["hovertemplate"]
-    assert band["y"] == pytest.approx([30, 160, 240, 70])
-    axis = figure["layout"]["yaxis"]
-    assert (axis["type"], axis["autorange"]) == ("log", "reversed")
-    assert dict(zip(axis["ticktext"], axis["tickvals"], strict=True))["-100"] == 200
+    figure = figures.sweep(frame([found["ice"]]), vega.styles(["ice"]))
+    assert figure is not None
+    first, second = figure["data"]["values"]
+    assert (first["y"], second["y"]) == pytest.approx((50, 200))
+    assert first["tip"] == "ice: 50.0 ± 20.0 % at 0.1"
+    assert second["tip"] == "ice: -100.0 ± 40.0 % at 0.2"
+    assert (first["low"], first["high"]) == pytest.approx((30, 70))
+    assert (second["low"], second["high"]) == pytest.approx((160, 240))
+    y = figure["encoding"]["y"]
+    assert (y["scale"]["type"], y["scale"]["reverse"]) == ("log", True)
+    assert 200 in y["axis"]["values"]
 
 
-def test_costs_are_drawn_with_their_bounds_and_names_escaped() -> None:
+def test_costs_are_drawn_with_their_bounds() -> None:
     rows = [
         {"defense": name, "control": False, "attack": metrics.ENVELOPE, "samples": 200,
          "times_undefended": times, "times_undefended_bound": bound}
         for name, times, bound in (("<b>x", 16.0, ">"), ("y", 2.0, "="), ("z", None, None))
     ]  # fmt: skip
-    figure = charts.half_costs(rows)
+    figure = bars.half_costs(frame(rows))
     assert figure is not None
-    (dots,) = figure["data"]
-    assert dots["x"] == [16, 2]
-    assert dots["text"] == [">16×", "2×"]
-    assert dots["marker"]["symbol"] == ["triangle-right-open", "circle"]
-    assert figure["layout"]["yaxis"]["ticktext"] == ["&lt;b&gt;x", "y"]
-    assert charts.half_costs(rows[2:]) is None
-    assert charts.protection([]) is None
+    found = figure["data"]["values"]
+    assert [bar["defense"] for bar in found] == ["<b>x", "y"]
+    assert [bar["times"] for bar in found] == [16, 2]
+    assert [bar["text"] for bar in found] == [">16×", "2×"]
+    assert [bar["open"] for bar in found] == [True, False]
+    assert figure["encoding"]["y"]["scale"]["domain"] == ["<b>x", "y"]
+    assert bars.half_costs(frame(rows[2:])) is None
+    assert bars.protection(frame([])) is None
 
 
 @pytest.mark.parametrize(
@@ -465,7 +493,7 @@ def test_the_command_writes_the_site_and_says_where(source: Path, tmp_path: Path
     index = Path(result.stdout.strip())
     assert index == tmp_path / "new" / "site" / "index.html"
     names = {file.name for file in index.parent.iterdir()}
-    assert names == {"index.html", "page.js", "style.css", "plotly.min.js"}
+    assert names == {"index.html", "page.js", "style.css", "vega.min.js"}
     assert result.stderr.startswith("no images: ")
     assert "klu[alpha=0.1]" in index.read_text()
 
@@ -516,19 +544,14 @@ def test_a_directory_that_cannot_be_made_is_one_line(source: Path, tmp_path: Pat
     assert "cannot be written" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["jinja2", "vl_convert"])
 def test_a_missing_library_is_one_line_that_says_what_to_install(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    for name in list(sys.modules):
-        if name.split(".")[0] == "plotly" or name.endswith(
-            ("leaderboard.page", "leaderboard.charts")
-        ):
-            monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("sophon_bench.leaderboard.page")
-    monkeypatch.delattr("sophon_bench.leaderboard.charts")
-    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.setitem(sys.modules, name, None)
     result = call("page", "--from", source, "--out", tmp_path / "site")
     assert result.exit_code == 2
+    assert f"a page needs {name}" in result.stderr
     assert "pip install 'sophon-bench[page]'" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "site").exists()
@@ -630,20 +653,21 @@ class TestBrowser:
         else:
             found.page.goto(found.page.url + str(link.get_attribute("href")))
         opened = found.page.locator("details.card[open]")
-        opened.locator(".figure .main-svg").first.wait_for()
+        opened.locator(".figure svg").first.wait_for()
         assert opened.locator(".name").inner_text() == "ice"
-        figures = opened.locator(".figure")
-        assert figures.count() == opened.locator(".figure .js-plotly-plot, .js-plotly-plot").count()
-        legend = opened.locator(".legendtext").all_text_contents()
+        drawn = opened.locator(".figure")
+        drawn.last.locator("svg").wait_for()
+        assert drawn.count() == opened.locator(".figure svg.marks").count()
+        legend = opened.locator(".role-legend-label text").all_text_contents()
         assert legend[:3] == ["protected", "undefended", "scratch"]
-        assert opened.locator(".scatterlayer path.js-line").count() >= 3
+        assert opened.locator(".mark-line.role-mark path").count() >= 3
 
     def test_nothing_is_wider_than_a_phone(self, show: Show) -> None:
         found = show(size=browser.PHONE)
         wide = "[document.documentElement.scrollWidth, innerWidth]"
         for card in found.page.locator("details.card > summary").all():
             card.click()
-        found.page.locator("details[open] .main-svg").last.wait_for()
+        found.page.locator("details[open] .figure svg").last.wait_for()
         width, window = found.page.evaluate(wide)
         assert width == window == browser.PHONE[0]
         scores = found.page.locator(".scroll").first
@@ -656,11 +680,15 @@ class TestBrowser:
         light, dark = (show(color_scheme=scheme) for scheme in ("light", "dark"))
         colours = paper(light), paper(dark)
         assert colours[0] != colours[1]
-        figure = light.page.locator(".figure .xtick text").first
-        before = figure.evaluate("e => e.style.fill")
+        figure = light.page.locator(".figure .role-axis-label text").first
+        before = figure.get_attribute("fill")
         light.page.locator("#theme").click()
         assert paper(light) == colours[1]
-        assert figure.evaluate("e => e.style.fill") != before
+        light.page.wait_for_function(
+            "before => document.querySelector('.figure .role-axis-label text')"
+            "?.getAttribute('fill') !== before",
+            arg=before,
+        )
         light.page.reload()
         assert paper(light) == colours[1]
 
@@ -670,7 +698,7 @@ class TestBrowser:
         found.page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
         for card in found.page.locator("details.card > summary").all():
             card.click()
-        found.page.locator("details[open] .main-svg").last.wait_for()
+        found.page.locator("details[open] .figure svg").last.wait_for()
         assert alerts == []
         assert found.page.locator("script").count() == 3
         assert found.page.locator("img, [onerror], a[href^=java]").count() == 0

@@ -28,7 +28,7 @@ from sophon_bench.analysis.score import scores
 from sophon_bench.analysis.series import curves, sweeps
 from sophon_bench.analysis.trials import trials
 from sophon_bench.cli import main
-from sophon_bench.leaderboard import entries, gallery, plots, tables
+from sophon_bench.leaderboard import entries, gallery, plots, tables, vega
 from sophon_bench.leaderboard.columns import frame, loss, records
 from sophon_bench.leaderboard.entries import Entry, EntryError
 from sophon_bench.leaderboard.render import flat_rows
@@ -110,14 +110,11 @@ def test_every_table_and_plot_says_the_name_of_the_utility(make_cell: MakeCell) 
         "while the original denoising skill stays",
     ):
         assert words in shown
-    with plots.drawing():
-        drawn = {
-            p.name.split("_")[3]: p.figure
-            for p in plots.pictures(*(records(f(Results.of(cells))) for f in (curves, sweeps)))
-        }
-    assert drawn["envelopes"].axes[0].get_ylabel() == "restricted denoising skill (%)"
-    assert drawn["lr-sweep"].get_supylabel() == "restricted denoising skill (%)"
-    assert "Restricted denoising skill" in drawn["lr-sweep"].get_suptitle()
+    found = plots.pictures(curves(Results.of(cells)), sweeps(Results.of(cells)))
+    drawn = {name.split("_")[3]: figure for name, figure in found}
+    for panel in (drawn["envelopes"], *drawn["lr-sweep"]["concat"]):
+        assert panel["encoding"]["y"]["axis"]["title"] == "restricted denoising skill (%)"
+    assert "Restricted denoising skill" in drawn["lr-sweep"]["title"]["text"]
 
 
 def test_plurals() -> None:
@@ -356,17 +353,22 @@ def test_the_gallery_has_every_model_before_and_after(make_cell: MakeCell) -> No
     ]
     assert {made.seed for made in found} == {0}
     assert {made.seed for made in gallery.of_one_seed(makers(Results.of(cells)), 1)} == {1}
-    with plots.drawing():
-        figure = plots.images(found)
-    assert len(figure.axes) == 5
-    for axes, made in zip(figure.axes, found, strict=True):
-        (image,) = axes.images
-        assert image.get_interpolation() == "nearest"
-        assert (image.get_array() == pictures.pixels_of(made.generated.picture)).all()
-        words = axes.get_ylabel().replace("\n", " ").replace("\u00a0", " ")
-        assert words == f"{gallery.title(made)} Fréchet distance {made.generated.frechet:.1f}"
-    assert "seed 0" in figure.get_suptitle()
-    assert "s, b, fp32" in figure.get_suptitle()
+    figure = gallery.images(found)
+    assert len(figure["vconcat"]) == 5
+    for row, made in zip(figure["vconcat"], found, strict=True):
+        (cell,) = row["data"]["values"]
+        address = cell["picture"].removeprefix("data:image/png;base64,")
+        assert (pictures.pixels_of(address) == pictures.pixels_of(made.generated.picture)).all()
+        words = f"{gallery.title(made)} Fréchet distance {made.generated.frechet:.1f}"
+        assert cell["words"].replace("\n", " ") == words.replace(",lr", ", lr")
+        (image,) = (layer["mark"] for layer in row["layer"] if layer["mark"]["type"] == "image")
+        assert image["smooth"] is False
+    assert figure["title"] == {
+        "text": "Images made from noise, seed 0", "subtitle": ["s, b, fp32"]
+    }  # fmt: skip
+    drawn = vega.encode(figure, "svg").decode()
+    assert drawn.count("<image") == 5
+    assert drawn.count("image-rendering: pixelated") == 5
 
 
 def test_the_same_noise_stands_in_one_column_however_long_the_names_are(
@@ -382,22 +384,25 @@ def test_the_same_noise_stands_in_one_column_however_long_the_names_are(
         )
         for one in gallery.of_one_seed(makers(Results.of(generation(make_cell))))
     ]
-    with plots.drawing():
-        figure = plots.images(made * 3)
-        plots.encode(figure, "png")
-    lines = [axes.get_ylabel().count("\n") for axes in figure.axes]
+    rows = gallery.images(made * 3)["vconcat"]
+    lines = [row["data"]["values"][0]["words"].count("\n") + 1 for row in rows]
     assert max(lines) > min(lines) + 1
-    widths = [axes.get_window_extent().width for axes in figure.axes]
-    assert widths == pytest.approx([widths[0]] * len(widths), rel=0.01)
+    assert all(
+        row["height"] >= gallery.LINE * count for row, count in zip(rows, lines, strict=True)
+    )
+    drawn = [layer for row in rows for layer in row["layer"] if layer["mark"]["type"] == "image"]
+    assert {(d["mark"]["width"], d["encoding"]["x"]["value"]) for d in drawn} == {
+        (gallery.STRIP, gallery.CAPTION)
+    }
+    assert {row["width"] for row in rows} == {gallery.STRIP + gallery.CAPTION}
 
 
 def test_several_places_have_titles_of_their_own(make_cell: MakeCell) -> None:
     cells = itertools.chain(*(generation(make_cell, backbone=b) for b in ("b$c$", "a")))
-    with plots.drawing():
-        figure = plots.images(gallery.of_one_seed(makers(Results.of(cells))))
-        plots.encode(figure, "svg")
-    titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles == ["s, a, fp32", *[""] * 4, "s, b$c$, fp32", *[""] * 4]
+    figure = gallery.images(gallery.of_one_seed(makers(Results.of(cells))))
+    assert vega.encode(figure, "svg")
+    titles = [row.get("title") for row in figure["vconcat"]]
+    assert titles == [["s, a, fp32"], *[None] * 4, ["s, b$c$, fp32"], *[None] * 4]
 
 
 def test_the_command_draws_what_is_asked_for(source: Path, tmp_path: Path) -> None:

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import sys
 import xml.etree.ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import vl_convert
 from click.testing import CliRunner, Result
-from matplotlib.axes import Axes
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sophon_bench import metrics
 from sophon_bench.cli import main
-from sophon_bench.leaderboard import plots
+from sophon_bench.leaderboard import bars, figures, plots, vega
+from sophon_bench.leaderboard.columns import frame
 from sophon_bench.leaderboard.tables import document, report
+from sophon_bench.leaderboard.vega import Figure
 from sophon_bench.store import read_cells
 
 BUDGET = 12800
@@ -62,69 +67,111 @@ def sweep_rows(families: tuple[str, ...]) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.fixture(autouse=True)
-def settings() -> Iterator[None]:
-    with plots.drawing():
-        yield
-
-
-def drawn(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
-    """Data of the lines that the legend names."""
+def drawn(figure: Figure) -> dict[str, tuple[list[float], list[float]]]:
+    """Data of the lines of one panel, in the order of its legend."""
     return {
-        str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))
-        for line in axes.lines
-        if not str(line.get_label()).startswith("_")
+        name: tuple(
+            [point[axis] for point in figure["data"]["values"] if point["name"] == name]
+            for axis in "xy"
+        )
+        for name in figure["encoding"]["color"]["scale"]["domain"]
     }
 
 
-def only(curves: list[dict[str, Any]], kind: str) -> Axes:
-    (picture,) = (p for p in plots.pictures(curves, []) if kind in p.name)
-    (axes,) = picture.figure.axes
-    return axes
+def texts(figure: Figure) -> list[str]:
+    """What stands in a picture of it."""
+    root = xml.etree.ElementTree.fromstring(vega.encode(figure, "svg"))
+    return ["".join(found.itertext()) for found in root.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def title(figure: Figure) -> str:
+    return " ".join([figure["title"]["text"], *figure["title"]["subtitle"]])
+
+
+def marks(figure: Figure) -> list[str]:
+    found = [layer["mark"] for layer in figure["layer"]]
+    return [mark if isinstance(mark, str) else mark["type"] for mark in found]
+
+
+def pictures(curves: list[dict[str, Any]], sweeps: list[dict[str, Any]]) -> dict[str, Figure]:
+    return dict(plots.pictures(frame(curves), frame(sweeps)))
+
+
+def only(curves: list[dict[str, Any]], kind: str) -> Figure:
+    (figure,) = (f for name, f in pictures(curves, []).items() if kind in name)
+    return figure
+
+
+def only_sweep(*rows: dict[str, Any]) -> list[Figure]:
+    """Panels of a picture of sweeps."""
+    (figure,) = pictures([], list(rows)).values()
+    return figure["concat"]
 
 
 def test_envelopes_are_the_rows() -> None:
-    axes = only(curve_rows(), "envelopes")
+    figure = only(curve_rows(), "envelopes")
     steps = [12.5, 50, 200, 2000]
-    lines = drawn(axes)
-    assert list(lines) == ["undefended", "scratch", "ice", "klu[alpha=0.1]"]
+    lines = drawn(figure)
+    assert list(lines) == ["ice", "klu[alpha=0.1]", "undefended", "scratch"]
     assert lines["ice"] == (steps, pytest.approx([25, 35, 45, 55]))
     assert lines["undefended"] == (steps, pytest.approx([40, 50, 60, 70]))
     assert lines["scratch"] == (steps, pytest.approx([10, 20, 30, 40]))
-    assert axes.get_xscale() == "log"
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["12.5", "50", "200", "2000"]
-    (vertical,) = (line for line in axes.lines if line.get_label() not in lines)
-    assert list(vertical.get_xdata()) == [200, 200]
-    title = axes.figure.get_suptitle()
+    assert figure["encoding"]["x"]["scale"]["type"] == "log"
+    (regular,) = (layer for layer in figure["layer"] if layer["mark"]["type"] == "rule")
+    assert regular["data"]["values"] == [{"x": 200}]
+    shown = texts(figure)
+    assert [text for text in shown if text[0].isdigit()][:4] == ["12.5", "50", "200", "2000"]
+    for words in ("b max", "restricted accuracy (%)", "What a tuned attacker reaches", *lines):
+        assert words in shown
     for words in ("glyphs-digits[image_size=16]", "hf_hub:a/b c", "n = 200", "5 seeds",
                   "protocol 1", "95 % intervals"):  # fmt: skip
-        assert words in title.replace("\n", " ")
+        assert words in title(figure)
+
+
+def test_ticks_are_short_counts() -> None:
+    units = [64 * steps for steps in (0.5, 12.5, 99.96, 100, 2000, 9999, 10_000, 123_456, 2e6)]
+    row = curve_rows(protected=[(u, 0.5, None) for u in units], undefended=[], scratch=[])[1]
+    figure = only([row], "envelopes")
+    shown = texts(figure)
+    for steps in figure["encoding"]["x"]["axis"]["values"]:
+        assert figures.short_count(steps) in shown
 
 
 def test_bands_are_half_widths_and_one_seed_has_none() -> None:
-    axes = only(curve_rows(), "envelopes")
-    undefended, *others = axes.collections
-    low, high = undefended.get_paths()[0].get_extents().intervaly
-    assert (low, high) == pytest.approx((38, 72))
-    assert len(others) == 3
+    figure = only(curve_rows(), "envelopes")
+    undefended = [p for p in figure["data"]["values"] if p["name"] == "undefended"]
+    assert [p["low"] for p in undefended] == pytest.approx([38, 48, 58, 68])
+    assert [p["high"] for p in undefended] == pytest.approx([42, 52, 62, 72])
+    assert undefended[0]["tip"] == "undefended: 40.0 ± 2.0 % at 12.5"
+    assert "area" in marks(figure)
     single = only(curve_rows(half_width=None, seeds=1), "envelopes")
-    assert not single.collections
-    assert "interval" not in single.figure.get_suptitle()
-    assert "1 seed," in single.figure.get_suptitle().replace("\n", " ")
+    assert "area" not in marks(single)
+    assert "interval" not in title(single)
+    assert "1 seed," in title(single)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_line_has_a_band_if_all_of_it_has_half_widths(missing: float | None) -> None:
+    rows = curve_rows()
+    rows[1]["protected"] = [(64.0, 0.5, 0.1), (128.0, 0.6, missing)]
+    (first, second) = (p for p in only(rows, "envelopes")["data"]["values"] if p["name"] == "ice")
+    assert not {"low", "high"} & {*first, *second}
+    assert (first["tip"], second["tip"]) == ("ice: 50.0 ± 10.0 % at 1", "ice: 60.0 % at 2")
 
 
 def test_a_missing_control_is_left_out() -> None:
     assert list(drawn(only(curve_rows(scratch=[]), "envelopes"))) == [
-        "undefended", "ice", "klu[alpha=0.1]"
+        "ice", "klu[alpha=0.1]", "undefended"
     ]  # fmt: skip
     bare = curve_rows(undefended=[], resistance=[], resistance_all=[])
-    assert next(iter(drawn(only(bare, "envelopes")))) == "scratch"
-    assert not [p.name for p in plots.pictures(bare, []) if "resistance" in p.name]
+    assert list(drawn(only(bare, "envelopes")))[-1] == "scratch"
+    assert not [name for name in pictures(bare, []) if "resistance" in name]
 
 
 def test_nothing_to_draw_is_no_picture() -> None:
     empty = {"protected": [], "undefended": [], "scratch": [], "resistance": []}
-    assert not list(plots.pictures(curve_rows(**empty, resistance_all=[]), []))
+    assert not pictures(curve_rows(**empty, resistance_all=[]), [])
+    assert not pictures([], [])
 
 
 def test_lines_end_where_their_records_do() -> None:
@@ -134,69 +181,245 @@ def test_lines_end_where_their_records_do() -> None:
 
 
 def test_resistance_is_the_rows() -> None:
-    axes = only(curve_rows(), "resistance")
-    lines = drawn(axes)
-    assert list(lines) == ["ice", "klu[alpha=0.1]"]
-    assert lines["ice"][1] == pytest.approx([0.9, 0.8, 0.7, 0.6])
-    (of_all,) = (line for line in axes.lines if line.get_label() == "_ice")
-    assert list(of_all.get_ydata()) == [0.5] * 4
-    assert of_all.get_linestyle() == ":"
+    figure = only(curve_rows(), "resistance")
+    assert figure["encoding"]["color"]["scale"]["domain"] == ["ice", "klu[alpha=0.1]"]
+    lines = {
+        part: [p["y"] for p in figure["data"]["values"] if (p["name"], p["part"]) == ("ice", part)]
+        for part in ("n = 200", "all n")
+    }
+    assert lines["n = 200"] == pytest.approx([0.9, 0.8, 0.7, 0.6])
+    assert lines["all n"] == [0.5] * 4
+    (dash,) = (
+        layer["encoding"]["strokeDash"]
+        for layer in figure["layer"]
+        if "strokeDash" in layer.get("encoding", {})
+    )
+    assert dash["scale"] == {"domain": ["n = 200", "all n"], "range": [[1, 0], [2, 2]]}
+    low, high = figure["encoding"]["y"]["scale"]["domain"]
+    assert low < 0 < 1 < high
 
 
-@pytest.mark.parametrize(("lowest", "shown"), [(0.01, 0.0), (-0.5, -50.0)])
+def test_resistance_of_all_n_is_drawn_where_it_is_another() -> None:
+    rows = curve_rows()
+    for row in rows:
+        row["resistance_all"] = row["resistance"]
+    figure = only(rows, "resistance")
+    assert {point["part"] for point in figure["data"]["values"]} == {"n = 200"}
+    assert "n = 200" not in texts(figure)
+
+
+@pytest.mark.parametrize(("lowest", "ends"), [(0.01, [0, 100]), (-0.5, [40, 170])])
 def test_a_sweep_is_seen_whole_and_an_interval_alone_goes_not_below_zero(
-    lowest: float, shown: float
+    lowest: float, ends: list[float]
 ) -> None:
     row = sweep_rows(("finetune",))[0]
     row["levels"] = [(0.001, 0.6, 0.02), (0.01, lowest, 0.2)]
-    (picture,) = plots.pictures([], [row])
-    low = picture.figure.axes[0].get_ylim()[0]
-    assert low == 0.0 if shown == 0 else low < shown
+    (panel,) = only_sweep(row)
+    scale = panel["encoding"]["y"]["scale"]
+    if lowest > 0:
+        assert (scale["domain"], scale["clamp"]) == (ends, True)
+    else:
+        assert scale["domain"][0] < 38
+        assert scale["domain"][1] > 170
 
 
 def test_where_skill_falls_below_zero_equal_heights_are_equal_ratios_of_error() -> None:
     row = sweep_rows(("finetune",))[0]
     row["levels"] = [(0.001, 0.9, None), (0.01, 0.0, None), (0.1, -9.0, None)]
-    (picture,) = plots.pictures([], [row])
-    axes = picture.figure.axes[0]
-    heights = [float(axes.transData.transform((0.01, skill))[1]) for skill in (90, 0, -900)]
-    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2])
-    assert heights[0] > heights[1]
-    low, high = axes.get_ylim()
-    assert low < -900
-    assert 90 < high < 100
+    (panel,) = only_sweep(row)
+    assert [point["y"] for point in panel["data"]["values"]] == pytest.approx([10, 100, 1000])
+    y = panel["encoding"]["y"]
+    assert (y["scale"]["type"], y["scale"]["reverse"]) == ("log", True)
+    assert y["axis"]["values"] == [1000, 400, 200, 100, 70, 50, 30, 20, 10]
+    shown = texts(panel)
+    assert {"\N{MINUS SIGN}900", "\N{MINUS SIGN}100", "0", "50", "90"} <= set(shown)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 7])
 def test_a_sweep_has_one_panel_per_family(count: int) -> None:
     families = tuple(f"finetune[optimizer=o{i}]" for i in range(count))
-    (picture,) = plots.pictures([], sweep_rows(families))
-    panels = [axes for axes in picture.figure.axes if axes.axison]
-    assert [axes.get_title() for axes in panels] == list(families)
-    for axes in panels:
-        assert axes.get_xscale() == "log"
-        lines = drawn(axes)
-        assert list(lines) == ["undefended", "ice", "klu[alpha=0.1]"]
+    panels = only_sweep(*sweep_rows(families))
+    assert [panel["title"] for panel in panels] == [[family] for family in families]
+    for panel in panels:
+        assert panel["encoding"]["x"]["scale"]["type"] == "log"
+        lines = drawn(panel)
+        assert list(lines) == ["ice", "klu[alpha=0.1]", "undefended"]
         assert lines["ice"] == ([0.001, 0.01, 0.1], pytest.approx([40.1, 41, 50]))
-        assert len(axes.collections) == 3
-    (legend,) = picture.figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == list(lines)
+        assert "area" in marks(panel)
+    (figure,) = pictures([], sweep_rows(families)).values()
+    shown = texts(figure)
+    assert [shown.count(name) for name in lines] == [1, 1, 1]
+
+
+def test_panels_share_styles_where_the_first_has_the_fewest_lines() -> None:
+    rows = sweep_rows(("b",))
+    alone = {**rows[0], "family": "a"}
+    first, second = (panel["encoding"] for panel in only_sweep(alone, *rows))
+    assert first["color"] == second["color"]
+    assert first["color"]["scale"]["domain"] == ["ice", "klu[alpha=0.1]", "undefended"]
+    (figure,) = pictures([], [alone, *rows]).values()
+    root = xml.etree.ElementTree.fromstring(vega.encode(figure, "svg"))
+    drawn = [
+        path.get("stroke")
+        for group in root.iter("{http://www.w3.org/2000/svg}g")
+        if "mark-line role-mark" in group.get("class", "")
+        for path in group.iter("{http://www.w3.org/2000/svg}path")
+    ]
+    assert drawn == ["#D55E00", "#0072B2", "#009E73", "#D55E00"]
+
+
+def test_what_is_of_all_n_is_dotted_even_alone() -> None:
+    rows = curve_rows(resistance=[])
+    (line,) = (
+        layer for layer in only(rows, "resistance")["layer"] if layer["mark"]["type"] == "line"
+    )
+    scale = line["encoding"]["strokeDash"]["scale"]
+    assert dict(zip(scale["domain"], scale["range"], strict=True))["all n"] == [2, 2]
+
+
+@pytest.mark.parametrize("bad", [(0.0, 0.5), (float("inf"), 0.5), (0.01, float("nan"))])
+def test_what_has_no_place_on_an_axis_is_left_out(bad: tuple[float, float]) -> None:
+    row = sweep_rows(("finetune",))[0]
+    row["levels"] = [(*bad, None), (0.1, 0.6, None)]
+    (panel,) = only_sweep(row)
+    assert drawn(panel) == {"undefended": ([0.1], [60])}
+    assert not pictures([], [{**row, "levels": [(*bad, None)]}])
 
 
 def test_a_defense_keeps_its_colour_in_every_picture() -> None:
-    found = plots.pictures(curve_rows(), sweep_rows(("finetune",)))
-    colours = {
-        line.get_color()
-        for picture in found
-        for line in picture.figure.axes[0].lines
-        if line.get_label() == "ice"
-    }
+    rows = [*curve_rows(), {**curve_rows()[1], "defense": "another", "samples": 50}]
+    colours = set()
+    for figure in pictures(rows, sweep_rows(("finetune",))).values():
+        (panel, *_) = figure.get("concat", [figure])
+        scale = panel["encoding"]["color"]["scale"]
+        found = dict(zip(scale["domain"], scale["range"], strict=True))
+        colours |= {found["ice"]} if "ice" in found else set()
+        assert found.get("undefended", "#D55E00") == "#D55E00"
     assert len(colours) == 1
+
+
+def test_many_defenses_have_different_styles() -> None:
+    looks = vega.styles(f"d{i}" for i in range(28))
+    assert len(set(looks.values())) == 30
+    assert looks == vega.styles(f"d{i}" for i in reversed(range(28)))
+    assert looks["d0"].colour == "#0072B2"
+    assert {look.colour for name, look in looks.items() if name[0] == "d"} == set(vega.COLOURS)
+
+
+def test_a_defense_called_like_a_control_is_not_taken_for_it() -> None:
+    rows = [{**row, "defense": "scratch"} for row in curve_rows()[1:2]]
+    lines = drawn(only(rows, "envelopes"))
+    assert list(lines) == ["scratch (defense)", "undefended", "scratch"]
+    assert lines["scratch (defense)"][1] == pytest.approx([25, 35, 45, 55])
+
+
+HOSTILE = "x\"'</text><script>alert(1)</script> ${datum} \x00\x1b\n\ud800 [a]=b"
+
+
+def hostile() -> dict[str, Figure]:
+    """All kinds of figures, with every name from records hostile."""
+    place = {"scenario": HOSTILE, "backbone": HOSTILE, "protocol": HOSTILE, "utility": HOSTILE}
+    curves = [{**row, **place} for row in curve_rows()]
+    sweeps = [{**row, **place} for row in sweep_rows((HOSTILE,))]
+    for found in [*curves, *sweeps]:
+        found["defense"] = "none" if found["control"] else HOSTILE + found["defense"]
+    costs = [
+        {
+            **row(HOSTILE, **place), "attack": metrics.ENVELOPE, "times_undefended": times,
+            "times_undefended_bound": ">",
+            **{f"protect_{key}_times": times for key in ("flops", "seconds", "peak_memory")},
+        }
+        for times in (16.0, 0.0)
+    ]  # fmt: skip
+    tried = [
+        {
+            **row(HOSTILE, **place), "axis": HOSTILE, "value": value, "family": HOSTILE,
+            "resistance": 0.5, "protect_cost": 2.0,
+        }
+        for value in (HOSTILE, 5)
+    ]  # fmt: skip
+    update = {
+        "defense": HOSTILE, "parameters": 2, "flops": 4.0, "seconds": 1.0, "pretrain_seconds": 1.0
+    }  # fmt: skip
+    fit = {
+        "defense": HOSTILE, "by_parameters": 1.0, "by_flops": 1.0,
+        "pretrain_by_parameters": 1.0, "pretrain_by_flops": 1.0,
+    }  # fmt: skip
+    updates = [update, {**update, "parameters": 20, "flops": 40.0}]
+    found = {
+        **pictures(curves, sweeps),
+        "overhead": bars.overhead(frame(costs), frame(costs)),
+        "ablation": figures.ablation(frame(tried)),
+        "growth": figures.growth(frame(updates), frame([fit]), HOSTILE),
+    }
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def evaluated(part: Any, key: str = "") -> Iterator[str]:
+    """Everything in a compiled figure that Vega evaluates."""
+    if isinstance(part, dict):
+        for name, value in part.items():
+            yield from evaluated(value, name)
+    elif isinstance(part, list):
+        for value in part:
+            yield from evaluated(value, key)
+    elif isinstance(part, str) and key in ("signal", "expr", "test", "update", "init"):
+        yield part
+
+
+def test_what_strangers_write_is_text_in_every_figure() -> None:
+    found = hostile()
+    assert len(found) == 6
+    for figure in found.values():
+        expressions = list(evaluated(vl_convert.vegalite_to_vega(vega.whole(figure), vega.VERSION)))
+        assert expressions
+        assert not [text for text in expressions if "alert" in text or "[a]" in text]
+        assert any(
+            "<script>alert(1)</script>" in text.replace("\u00a0", " ") for text in texts(figure)
+        )
+        assert vega.encode(figure, "png").startswith(b"\x89PNG")
+
+
+def test_names_of_any_length_leave_a_picture_its_size() -> None:
+    name = "d" * 20_000
+    place = {"scenario": name, "backbone": name, "utility": name}
+    rows = [{**found, **place, "defense": name} for found in curve_rows()[1:2]]
+    sweeps = [{**found, **place, "family": name} for found in sweep_rows(("a",))[:1]]
+    for figure in pictures(rows, sweeps).values():
+        root = xml.etree.ElementTree.fromstring(vega.encode(figure, "svg"))
+        assert float(root.attrib["width"]) < 1000
+        assert float(root.attrib["height"]) < 1000
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.text(min_size=1, max_size=12))
+def test_any_name_is_drawn(name: str) -> None:
+    figure = only([{**curve_rows()[1], "defense": name}], "envelopes")
+    assert len(texts(figure)) >= len(drawn(figure))
+
+
+def test_figures_are_what_vega_lite_takes() -> None:
+    import altair
+    from jsonschema import Draft7Validator
+
+    validator = Draft7Validator(altair.load_schema())
+    for figure in [*hostile().values(), *pictures(curve_rows(), sweep_rows(("a", "b"))).values()]:
+        assert not list(validator.iter_errors(vega.whole(figure)))
+        if "layer" in figure:
+            assert not list(validator.iter_errors(vega.on_page(figure)))
+
+
+def test_frames_with_types_of_their_own_give_the_same_figures() -> None:
+    curves, sweeps = frame(curve_rows()), frame(sweep_rows(("a", "b")))
+    typed = [found.infer_objects() for found in (curves, sweeps)]
+    assert typed[0]["control"].dtype == bool
+    assert typed[0]["budget"].dtype == "int64"
+    assert list(plots.pictures(*typed)) == list(plots.pictures(curves, sweeps))
 
 
 def test_file_names_are_safe_and_tell_places_apart() -> None:
     rows = [*curve_rows(), *curve_rows(revision="other"), *curve_rows(samples=50)]
-    names = [picture.name for picture in plots.pictures(rows, sweep_rows(("finetune",)))]
+    names = list(pictures(rows, sweep_rows(("finetune",))))
     assert len(set(names)) == len(names) == 3 * 2 + 1
     assert set("".join(names)) <= set(
         "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_"
@@ -204,18 +427,21 @@ def test_file_names_are_safe_and_tell_places_apart() -> None:
     assert names[0].startswith("glyphs-digits-image-size-16_hf-hub-a-b-c_n200_envelopes_")
 
 
-@pytest.mark.parametrize("form", plots.FORMATS)
-def test_pictures_are_the_same_bytes_again(form: str) -> None:
+@pytest.mark.parametrize("theme", vega.THEMES)
+@pytest.mark.parametrize("form", vega.FORMATS)
+def test_pictures_are_the_same_bytes_again(form: str, theme: vega.Theme) -> None:
     first, again = (
-        [plots.encode(p.figure, form) for p in plots.pictures(curve_rows(), sweep_rows(("a", "b")))]
+        [
+            vega.encode(figure, form, theme)
+            for figure in pictures(curve_rows(), sweep_rows(("a", "b"))).values()
+        ]
         for _ in range(2)
     )
     assert first == again
-    start = b"\x89PNG" if form == "png" else b"<?xml"
+    start = b"\x89PNG" if form == "png" else b"<svg"
     assert all(content.startswith(start) for content in first)
     if form == "svg":
-        assert not any(b"<dc:date>" in content for content in first)
-        xml.etree.ElementTree.fromstring(first[0])
+        assert vega.THEMES[theme].encode() in first[0]
 
 
 def call(*arguments: object) -> Result:
@@ -257,9 +483,9 @@ def test_the_command_writes_both_formats_and_says_where(finished: Path, tmp_path
 
 def test_what_is_drawn_is_what_the_metrics_say(finished: Path) -> None:
     cells = read_cells(finished)
-    axes = only(metrics.curves(cells), "envelopes")
-    assert drawn(axes)["ice"][1][-1] == pytest.approx(80)
-    assert drawn(axes)["scratch"][1][-1] == pytest.approx(30)
+    lines = drawn(only(metrics.curves(cells), "envelopes"))
+    assert lines["ice"][1][-1] == pytest.approx(80)
+    assert lines["scratch"][1][-1] == pytest.approx(30)
 
 
 @pytest.mark.parametrize(
@@ -286,3 +512,29 @@ def test_a_directory_that_cannot_be_made_is_one_line(finished: Path, tmp_path: P
     assert result.exit_code == 2
     assert "cannot be written" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["plot", "--out", "out"],
+        ["pictures", "--out", "x.png"],
+        ["overhead", "--plot", "x.svg"],
+        ["overhead", "--growth", "--defense", "none", "--plot", "x.png"],
+        ["page", "--out", "out"],
+        ["study", "horizon", "--out", "out"],
+    ],
+)
+def test_a_missing_renderer_is_one_line_before_any_work(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    records = [] if {"--growth", "study"} & set(command) else ["--from", finished]
+    result = call(*command, *records)
+    assert result.exit_code == 2
+    assert "needs vl_convert, which is not installed: pip install 'sophon-bench[page]'" in (
+        result.stderr
+    )
+    assert result.stderr.count("\n") == 1
+    assert {file.name for file in tmp_path.iterdir()} <= {finished.name, "cache"}

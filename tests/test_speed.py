@@ -15,7 +15,9 @@ from sophon_bench import registry
 from sophon_bench.api import DefenseView, Model
 from sophon_bench.backbones import Backbone
 from sophon_bench.cli import main
-from sophon_bench.leaderboard import plots
+from sophon_bench.leaderboard import figures
+from sophon_bench.leaderboard.columns import frame
+from sophon_bench.leaderboard.vega import Figure
 from sophon_bench.selectors import trials
 from sophon_bench.speed import (
     Size,
@@ -173,17 +175,20 @@ def test_exponents_are_fitted_for_each_defense() -> None:
 
 def test_the_picture_of_growth_has_points_and_fitted_lines() -> None:
     rows, fits = ([asdict(found) for found in group] for group in (updates(), exponents(updates())))
-    figure = plots.growth(rows, fits, "here")
-    by_parameters, by_flops = figure.axes
-    lines = {str(line.get_label()): line for line in by_parameters.lines}
-    assert list(lines["one"].get_xdata()) == [2, 4, 8]
-    assert list(lines["one"].get_ydata()) == [8, 64, 512]
-    assert list(lines["pre-training"].get_ydata()) == [2, 4, 8]
-    fitted = [line for line in by_flops.lines if str(line.get_label()).startswith("_")]
-    assert [list(line.get_ydata()) for line in fitted] == [
-        pytest.approx(ends) for ends in ([2, 8], [8, 512], [4, 64])
-    ]
-    assert [text.get_text() for text in by_parameters.texts] == ["1.00", "3.00", "2.00"]
+    figure = figures.growth(frame(rows), frame(fits), "here")
+    by_parameters, by_flops = figure["hconcat"]
+
+    def points(panel: Figure, name: str) -> list[tuple[float, float]]:
+        return [(p["x"], p["y"]) for p in panel["data"]["values"] if p["name"] == name]
+
+    assert points(by_parameters, "one") == [(2, 8), (4, 64), (8, 512)]
+    assert points(by_parameters, "pre-training") == [(2, 2), (4, 4), (8, 8)]
+    line, text, marker = (layer["mark"]["type"] for layer in by_flops["layer"])
+    assert (line, text, marker) == ("line", "text", "point")
+    fitted = by_flops["layer"][0]["data"]["values"]
+    assert [end["y"] for end in fitted] == pytest.approx([2, 8, 8, 512, 4, 64])
+    slopes = [end["slope"] for end in by_parameters["layer"][1]["data"]["values"]]
+    assert [slope for slope in slopes if slope] == ["1.00", "3.00", "2.00"]
 
 
 def test_the_command_says_writes_and_draws_growth(tmp_path: Path) -> None:
@@ -206,7 +211,7 @@ def test_the_command_says_writes_and_draws_growth(tmp_path: Path) -> None:
     for row in content["measured"]:  # 40 of a simulation, behind a head of another width
         assert row["units"] == pytest.approx((PRETRAIN_BATCH + 40) / 2, rel=0.01)
     assert content["exponents"][0]["defense"] == "sophon-ice[ntr_steps=1,inner_steps=1]"
-    assert picture.read_bytes()[:5] == b"<?xml"
+    assert picture.read_bytes()[:5] == b"<svg "
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from conftest import MakeCell, drawn, records
 from sophon_bench import protocol
 from sophon_bench.analysis.series import ablation, magnitude, shown
 from sophon_bench.cli import main
-from sophon_bench.leaderboard import plots, studies
+from sophon_bench.leaderboard import figures, studies
 from sophon_bench.leaderboard.columns import frame
 from sophon_bench.leaderboard.studies import Study, load_study, study_files, varied
 from sophon_bench.records import Cell
@@ -268,35 +267,61 @@ def test_a_table_names_defenses_where_there_are_several(rows: list[dict[str, Any
     assert {len(line) for line in (*alone.body, *alone.quiet)} == {8}
 
 
-@pytest.fixture
-def settings() -> Iterator[None]:
-    with plots.drawing():
-        yield
-
-
-@pytest.mark.usefixtures("settings")
 def test_the_picture_has_resistance_and_cost_at_the_values(rows: list[dict[str, Any]]) -> None:
-    figure = plots.ablation(rows)
+    figure = figures.ablation(frame(rows))
     assert figure is not None
-    above, below = figure.axes
-    lines = {str(line.get_label()): line for line in above.lines}
-    assert list(lines["d"].get_xdata()) == [5, 20]
-    assert list(lines["d"].get_ydata()) == pytest.approx([1, 0.6])
-    assert list(below.lines[0].get_ydata()) == pytest.approx([2, 2])
-    assert [text.get_text() for text in below.get_xticklabels()] == ["5", "20"]
-    assert below.get_xscale() == "log"
-    assert below.get_xlabel() == "k"
+    above, below = figure["vconcat"]
+
+    def points(panel: Any, name: str) -> list[tuple[float, float]]:
+        return [(p["x"], p["y"]) for p in panel["data"]["values"] if p["name"] == name]
+
+    assert points(above, "d") == [(5, pytest.approx(1)), (20, pytest.approx(0.6))]
+    assert points(below, "d") == [(5, pytest.approx(2)), (20, pytest.approx(2))]
+    for panel in (above, below):
+        x = panel["encoding"]["x"]
+        assert (x["axis"]["title"], x["axis"]["values"]) == ("k", [5, 20])
+        assert (x["type"], x["scale"]["type"]) == ("quantitative", "log")
 
 
-@pytest.mark.usefixtures("settings")
+@pytest.mark.parametrize(("lowest", "scale"), [(0, "linear"), (0.001, "log")])
+def test_numbers_that_begin_at_zero_have_a_linear_axis(
+    rows: list[dict[str, Any]], lowest: float, scale: str
+) -> None:
+    tried = [row for row in rows if row["family"] == "d"]
+    figure = figures.ablation(frame([{**tried[0], "value": lowest}, *tried[1:]]))
+    assert figure is not None
+    above, _ = figure["vconcat"]
+    assert above["encoding"]["x"]["scale"]["type"] == scale
+    assert [point["x"] for point in above["data"]["values"]] == [lowest, 20]
+
+
 def test_words_stand_side_by_side(rows: list[dict[str, Any]]) -> None:
     words = [{**row, "value": f"w{i}"} for i, row in enumerate(rows)]
-    figure = plots.ablation(words[:3])
+    figure = figures.ablation(frame(words[:3]))
     assert figure is not None
-    below = figure.axes[1]
-    assert [text.get_text() for text in below.get_xticklabels()] == ["w1", "w2"]
-    assert list(below.get_xticks()) == [0, 1]
-    assert below.get_xscale() == "linear"
+    for panel in figure["vconcat"]:
+        x = panel["encoding"]["x"]
+        assert (x["type"], x["scale"]["domain"]) == ("ordinal", ["w1", "w2"])
+        assert [point["x"] for point in panel["data"]["values"]] == ["w1", "w2"]
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_what_a_defense_does_not_have_is_left_out(
+    rows: list[dict[str, Any]], missing: float | None
+) -> None:
+    tried = [row for row in rows if row["family"] == "d"]
+    figure = figures.ablation(frame([{**tried[0], "resistance": missing}, *tried[1:]]))
+    assert figure is not None
+    above, below = figure["vconcat"]
+    assert [len(panel["data"]["values"]) for panel in (above, below)] == [1, 2]
+    unscored = figures.ablation(frame([{**row, "resistance": missing} for row in tried]))
+    assert unscored is not None
+    assert len(unscored["vconcat"]) == 1
+
+
+def test_without_a_single_cost_there_is_no_picture(rows: list[dict[str, Any]]) -> None:
+    failed = [{**row, "protect_cost": None} for row in rows]
+    assert figures.ablation(frame(failed)) is None
 
 
 @pytest.mark.parametrize(

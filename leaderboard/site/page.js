@@ -14,19 +14,22 @@ const dark = () => (root.dataset.theme ?? (systemDark.matches ? "dark" : "light"
 if (["light", "dark"].includes(storage.read())) root.dataset.theme = storage.read();
 
 document.addEventListener("DOMContentLoaded", () => {
-  const drawn = new Set();
-  const { figures, themes } = JSON.parse(document.getElementById("figures").textContent);
+  const drawn = new Map();
+  const themes = JSON.parse(document.getElementById("themes").textContent);
 
-  function draw(element) {
-    const { data, layout } = figures[element.dataset.figure];
-    const template = { layout: themes[dark() ? "dark" : "light"].layout };
-    Plotly.react(element, data, { ...layout, template }, { displayModeBar: false, responsive: true });
-    element.style.height = `${layout.height}px`;
-    drawn.add(element);
+  // An interpreter evaluates Vega's expressions, so that the page needs no leave to run text as code.
+  async function draw(element) {
+    const before = drawn.get(element);
+    const config = themes[dark() ? "dark" : "light"];
+    const options = { mode: "vega-lite", renderer: "svg", actions: false, ast: true, config };
+    const after = vegaEmbed(element, JSON.parse(element.dataset.figure), options);
+    drawn.set(element, after);
+    (await before)?.finalize();
+    await after;
   }
   const visible = (element) => !element.closest("details:not([open])");
   function drawVisible(within) {
-    if (!window.Plotly) return;
+    if (!window.vegaEmbed) return;
     for (const element of within.querySelectorAll(".figure")) {
       if (!drawn.has(element) && visible(element)) draw(element);
     }
@@ -35,7 +38,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const button = document.getElementById("theme");
   function themed() {
     button.textContent = dark() ? "Light" : "Dark";
-    for (const element of drawn) draw(element);
+    for (const element of drawn.keys()) draw(element);
   }
   button.addEventListener("click", () => {
     root.dataset.theme = dark() ? "light" : "dark";
@@ -118,13 +121,6 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const details of document.querySelectorAll("details.card")) {
     details.addEventListener("toggle", () => details.open && drawVisible(details));
   }
-
-  // Paper is narrower than the window that figures were drawn for.
-  const pictures = () => document.querySelectorAll(".figure .main-svg");
-  addEventListener("beforeprint", () => pictures().forEach((svg) => {
-    svg.setAttribute("viewBox", `0 0 ${svg.width.baseVal.value} ${svg.height.baseVal.value}`);
-  }));
-  addEventListener("afterprint", () => pictures().forEach((svg) => svg.removeAttribute("viewBox")));
 
   for (const copy of document.querySelectorAll("button.copy")) {
     copy.addEventListener("click", async () => {

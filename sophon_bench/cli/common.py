@@ -194,6 +194,28 @@ def check_writable(option: str, file: Path) -> None:
         raise Refused(f"{option} {str(file)!r} cannot be written: {error.strerror}") from error
 
 
+def need_extra(what: str, *modules: str) -> None:
+    """Refuse what needs modules that only the extra ``page`` brings, where one is missing."""
+    from importlib.util import find_spec
+
+    for name in modules:
+        if find_spec(name) is None:
+            raise Refused(
+                f"{what} needs {name}, which is not installed: pip install 'sophon-bench[page]'"
+            )
+
+
+def check_picture(option: str, file: Path) -> None:
+    """Refuse a picture that an option names and that could not be drawn or written in the end."""
+    from sophon_bench.leaderboard.vega import FORMATS
+
+    if file.suffix.removeprefix(".") not in FORMATS:
+        known = " or ".join(f".{form}" for form in FORMATS)
+        raise Refused(f"{option} draws a file that ends in {known}; got {str(file)!r}")
+    need_extra("a picture", "vl_convert")
+    check_writable(option, file)
+
+
 def load_plugins(files: Iterable[Path]) -> None:
     """Register what is in the files of ``--plugin``."""
     from sophon_bench.registry import load_file

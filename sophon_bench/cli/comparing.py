@@ -78,7 +78,7 @@ def compare(
     data, suite, precision or budget differ, a record is damaged, nothing is in common.
     """
     from sophon_bench import metrics
-    from sophon_bench.leaderboard import analysis_seam as analysis
+    from sophon_bench.leaderboard import answers as analysis
     from sophon_bench.leaderboard.compare import FORMATS, comparison, load_accepted, markdown
     from sophon_bench.leaderboard.frozen import published
 

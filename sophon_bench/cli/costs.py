@@ -13,6 +13,7 @@ import click
 from sophon_bench.cli.common import (
     DEFAULT_BACKBONE,
     Refused,
+    check_picture,
     check_writable,
     compile_option,
     complete,
@@ -185,28 +186,19 @@ def _misplaced(option: str, view: str, views: Sequence[str]) -> str:
 def _overhead(
     *, source: Path | None, form: str, plot_file: Path | None, store: Path | None
 ) -> None:
-    from sophon_bench.leaderboard import overhead, plots
-    from sophon_bench.leaderboard.columns import records
+    from sophon_bench.leaderboard import bars, overhead, vega
     from sophon_bench.leaderboard.frozen import published
 
     if plot_file is not None:
-        _check_picture(plot_file)
+        check_picture("--plot", plot_file)
     with no_collector():
         found = overhead.overhead(read_records(source, store), published())
-    if plot_file is not None and not plots.write_overhead(
-        records(found.protection), records(found.half_costs), plot_file
-    ):
-        raise Refused("no record of a defense to draw; 'sophon-bench run --defense' makes some")
+    if plot_file is not None:
+        figure = bars.overhead(found.protection, found.half_costs)
+        if figure is None:
+            raise Refused("no record of a defense to draw; 'sophon-bench run --defense' makes some")
+        vega.write(figure, plot_file)
     click.echo(overhead.show(form, found), nl=False)
-
-
-def _check_picture(file: Path) -> None:
-    from sophon_bench.leaderboard import plots
-
-    if file.suffix.removeprefix(".") not in plots.FORMATS:
-        known = " or ".join(f".{form}" for form in plots.FORMATS)
-        raise Refused(f"--plot draws a file that ends in {known}; got {str(file)!r}")
-    check_writable("--plot", file)
 
 
 def _advance(progress: Any, task: Any, fraction: float) -> None:
@@ -326,7 +318,8 @@ def _growth(
 
     from sophon_bench import speed
     from sophon_bench.api import Incompatible
-    from sophon_bench.leaderboard import overhead, plots
+    from sophon_bench.leaderboard import figures, overhead, vega
+    from sophon_bench.leaderboard.columns import frame
     from sophon_bench.registry import defenses
     from sophon_bench.runs import find_settings
     from sophon_bench.selectors import names_of, trials
@@ -341,7 +334,7 @@ def _growth(
     if json_file is not None:
         check_writable("--json", json_file)
     if plot_file is not None:
-        _check_picture(plot_file)
+        check_picture("--plot", plot_file)
     protecting = trials(defenses, defense)
     chosen = [(trial.label, trial.plugin) for trial in protecting]
     cache = Store(store or default_root()).data
@@ -370,7 +363,7 @@ def _growth(
     heading = f"{title}; {where}; {updates} updates"
     click.echo(overhead.growth(heading, rows, fits, names_of(protecting)), nl=False)
     if plot_file is not None:
-        plots.write_growth(rows, fits, title, plot_file)
+        vega.write(figures.growth(frame(rows), frame(fits), title), plot_file)
     if json_file is not None:
         content = {"setting": title, "machine": where, "updates": updates}
         write_json(json_file, {**content, "measured": rows, "exponents": fits})

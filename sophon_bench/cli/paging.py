@@ -12,6 +12,7 @@ from sophon_bench.cli.common import (
     Refused,
     load_plugins,
     make_directory,
+    need_extra,
     no_collector,
     plugin_option,
     read_records,
@@ -53,7 +54,8 @@ def page(sources: Sequence[Path], store: Path | None, plugin: Sequence[Path], ou
       sophon-bench page --from out.json --out site
       sophon-bench page --store ~/.cache/sophon-bench --out site
     """
-    leaderboard = _leaderboard()
+    need_extra("a page", "jinja2", "vl_convert")
+    from sophon_bench.leaderboard import page as leaderboard
     from sophon_bench.leaderboard.frozen import published
 
     load_plugins(plugin)
@@ -69,19 +71,6 @@ def page(sources: Sequence[Path], store: Path | None, plugin: Sequence[Path], ou
             frozen=published(),
         )
     click.echo(index)
-
-
-def _leaderboard() -> Any:
-    """The module that makes pages, if what it needs is installed."""
-    try:
-        from sophon_bench.leaderboard import page
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("jinja2", "plotly"):
-            raise
-        raise Refused(
-            f"a page needs {error.name}, which is not installed: pip install 'sophon-bench[page]'"
-        ) from error
-    return page
 
 
 def _records(sources: Sequence[Path], store: Path | None) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from sophon_bench.cli.common import (
     complete,
     load_plugins,
     make_directory,
+    need_extra,
     numbers,
     one_backbone_option,
     one_scenario_option,
@@ -312,6 +313,7 @@ def _study(
     )
     if dry_run:
         return print_plan(job)
+    need_extra("the picture of a study", "vl_convert")
     make_directory(out)
     cells = job.run()
     found, places = studies.findings(chosen, cells, published(), command=command, attacks=against)

@@ -205,7 +205,7 @@ def _verify(
     json_file: Path | None,
 ) -> int:
     from sophon_bench import runs
-    from sophon_bench.leaderboard import analysis_seam as analysis
+    from sophon_bench.leaderboard import answers as analysis
     from sophon_bench.leaderboard import entries, tables
     from sophon_bench.leaderboard.columns import AGREEMENTS
     from sophon_bench.leaderboard.render import Flat, flat_rows, to_console

@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 from sophon_bench.cli.common import (
     Refused,
+    check_picture,
     check_writable,
     complete,
     load_plugins,
     make_directory,
+    need_extra,
     no_collector,
     open_store,
     plugin_option,
@@ -60,7 +62,7 @@ def table(
       sophon-bench table --published --format latex
       sophon-bench table --from out.json --against sophon-ice
     """
-    from sophon_bench.leaderboard import analysis_seam as analysis
+    from sophon_bench.leaderboard import answers as analysis
     from sophon_bench.leaderboard import entries, frozen, tables
     from sophon_bench.leaderboard.columns import DIFFERENCES
     from sophon_bench.leaderboard.render import Flat, printed
@@ -131,6 +133,7 @@ def plot(source: Path | None, store: Path | None, out: Path, formats: list[str])
       sophon-bench plot --out pictures
       sophon-bench plot --from out.json --out pictures --format svg
     """
+    need_extra("a picture", "vl_convert")
     from sophon_bench.leaderboard import plots
     from sophon_bench.leaderboard.frozen import published
 
@@ -176,20 +179,17 @@ def pictures(
       sophon-bench pictures --from out.json --out images.png
       sophon-bench pictures --from out.json --out images.png --seed 1 --attack 'finetune[lr=1e-3]'
     """
-    from sophon_bench.leaderboard import gallery, plots
+    from sophon_bench.leaderboard import gallery, vega
     from sophon_bench.metrics import makers
 
-    if out.suffix.removeprefix(".") not in plots.FORMATS:
-        known = " or ".join(f".{form}" for form in plots.FORMATS)
-        raise Refused(f"--out draws a file that ends in {known}; got {str(out)!r}")
-    check_writable("--out", out)
+    check_picture("--out", out)
     cells = read_records(source, store)
     found = list(makers(cells) if attack is None else makers(cells, _fitting(attack, cells)))
     if not found:
         raise Refused("no record has images; models of generation scenarios make some")
     if seed not in (seeds := sorted({made.seed for made in found})) and seed is not None:
         raise Refused(f"--seed {seed} has no images; those that have are {seeds}")
-    plots.write_gallery(gallery.of_one_seed(found, seed), out)
+    vega.write(gallery.images(gallery.of_one_seed(found, seed)), out)
     click.echo(out)
 
 

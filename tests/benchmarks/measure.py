@@ -39,6 +39,7 @@ from sophon_bench.defenses.sophon.simulate import draw_steps, first_order, reset
 from sophon_bench.defenses.sophon.strategies import Strategy
 from sophon_bench.defenses.sophon.unroll import second_order
 from sophon_bench.engines.local import LocalEngine
+from sophon_bench.leaderboard import vega
 from sophon_bench.meter import CountedSamples, Meter, PeakMemory, WatchedTask, profile
 from sophon_bench.plan import Registries, Request, Setting, Stage, make_plan
 from sophon_bench.provenance import device_name
@@ -295,24 +296,18 @@ def growth(device: torch.device, *, quick: bool) -> dict[str, Any]:
 
 def draw(found: dict[str, Any], file: Path) -> None:
     """Seconds and memory of suppression by K, on logarithmic axes."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for way in ("first", "second", "learn2learn-style"):
-        label = way if "-" in way else f"{way} order"
-        for axes, key, scale in zip(
-            panels, (f"K, {way}", f"K, {way}, memory"), (1, 1e6), strict=True
-        ):
-            steps, values = zip(*found[key]["points"], strict=True)
-            axes.loglog(steps, [value / scale for value in values], marker="o", label=label)
-    for axes, title in zip(panels, ("seconds", "MB above model and data"), strict=True):
-        axes.set(xlabel="simulated updates K", title=f"one suppression step: {title}")
-        axes.grid(alpha=0.3, which="both")
-    panels[0].legend(frameon=False)
-    figure.savefig(file, dpi=110)
+    looks = vega.styles(("first order", "second order", "learn2learn-style"))
+    panels = []
+    for of, scale, title in (("", 1, "seconds"), (", memory", 1e6, "MB above model and data")):
+        points = [
+            {"name": way if "-" in way else f"{way} order", "x": k, "y": value / scale}
+            for way in ("first", "second", "learn2learn-style")
+            for k, value in found[f"K, {way}{of}"]["points"]
+        ]
+        x = vega.decades((point["x"] for point in points), "simulated updates K")
+        y = vega.decades((point["y"] for point in points), title)
+        panels.append(vega.lines(points, vega.present(looks, points), x=x, y=y))
+    vega.write(vega.titled({"hconcat": panels}, "One suppression step"), file)
 
 
 def records(_device: torch.device, *, quick: bool) -> dict[str, Any]:

@@ -1,0 +1,101 @@
+"""The page that people come to: submissions as a static site, derived from their records alone.
+
+`data` is what there is to show, `view` what is shown, and this module writes it. Names, titles and
+links are data of strangers. They reach the page through jinja2 with escaping on, a link only if it
+is one of the web, and figures as `vega` says. Of pictures only the pixels do, encoded anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+
+from sophon_bench.files import write_atomic
+from sophon_bench.leaderboard import cards, tables, vega
+from sophon_bench.leaderboard.page import data, view
+from sophon_bench.leaderboard.page.data import Gaps, Submission
+from sophon_bench.leaderboard.page.provenance import reproduction
+
+__all__ = ["LIBRARY", "Submission", "reproduction", "site", "write"]
+
+TEMPLATES = Path(__file__).parent.parent / "site"
+ASSETS = ("style.css", "page.js")
+LIBRARY = "vega.min.js"
+
+
+def write(
+    submissions: Sequence[Submission],
+    out: Path,
+    *,
+    subjects: Iterable[cards.Subject] = (),
+    sheets: Mapping[str, bytes] | None = None,
+    frozen: Gaps = None,
+) -> Path:
+    """Write the site into the directory ``out``, which is made; returns its ``index.html``.
+
+    Args:
+        submissions: At least one; each is scored against its own controls.
+        out: Files of the same names are replaced.
+        subjects: What the code says of defenses; those of other names are left out.
+        sheets: Pictures of scenarios by label, as PNG.
+        frozen: Which budgets and n count, as for `metrics.scores`.
+
+    Raises:
+        OSError: ``out`` cannot be made or written.
+        PictureError: A record has a picture that is none; nothing is written.
+    """
+    files = site(submissions, subjects=subjects, sheets=sheets, frozen=frozen)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomic(out.absolute() / name, content)
+    return out / "index.html"
+
+
+def site(
+    submissions: Sequence[Submission],
+    *,
+    subjects: Iterable[cards.Subject] = (),
+    sheets: Mapping[str, bytes] | None = None,
+    frozen: Gaps = None,
+) -> dict[str, bytes]:
+    """The site's files by name, the page last: the same bytes for the same records.
+
+    Arguments are those of `write`.
+    """
+    known = {subject.name: subject for subject in subjects}
+    pictures = {
+        scenario: (f"scenario-{number}.png", content)
+        for number, (scenario, content) in enumerate(sorted((sheets or {}).items()), 1)
+    }
+    sections = [
+        view.section(number, key, parts, known, pictures)
+        for number, (key, parts) in enumerate(data.by_place(submissions, frozen), 1)
+    ]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    utilities = sorted({section.utility for section in sections})
+    html = environment.get_template("index.html").render(
+        sections=sections,
+        utilities=" or ".join(utilities),
+        plurals=" or ".join(map(tables.plural, utilities)),
+        meanings=[(name, tables.MEANINGS[name]) for name in utilities if name in tables.MEANINGS],
+        labels=sorted({s.label for s in submissions if s.label is not None}),
+        themes={name: vega.config(name) for name in vega.THEMES},
+        versions=cards.distinct(
+            cell.provenance.version for submission in submissions for cell in submission.cells
+        ),
+    )
+    return {
+        **dict(pictures.values()),
+        **{name: (TEMPLATES / name).read_bytes() for name in ASSETS},
+        LIBRARY: vega.library(),
+        "index.html": html.encode(),
+    }

@@ -1,0 +1,151 @@
+"""What a page is made of: submissions, and what each says in every place."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sophon_bench import metrics
+from sophon_bench.leaderboard import gallery, tables
+from sophon_bench.leaderboard.tables import Key, Row
+from sophon_bench.records import Cell
+
+Label = Literal["self-reported", "spot-checked", "reproduced"]
+Gaps = metrics.Frozen | Sequence[metrics.Frozen] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """Records, and who stands for them.
+
+    Args:
+        cells: Records of any places: defenses and their controls.
+        name: Tells submissions apart; empty: nobody submitted these.
+        title: Of what is submitted, for people.
+        authors: Who stands for it.
+        link: Where it is described.
+        label: Who has seen that the records can be made again.
+        submitted: The day, as ``2026-01-31``.
+    """
+
+    cells: Sequence[Cell]
+    name: str = ""
+    title: str = ""
+    authors: Sequence[str] = ()
+    link: str = ""
+    label: Label | None = None
+    submitted: str = ""
+
+    @property
+    def safe_link(self) -> str | None:
+        """The link if a browser may follow it: what runs in the page instead is none."""
+        return self.link if re.match(r"https?://", self.link) else None
+
+
+KINDS: Mapping[str, Callable[[Any, Gaps], list[dict[str, Any]]]] = {
+    "releases": lambda places, _: metrics.releases(places),
+    "scores": metrics.scores,
+    "attacks": lambda places, _: metrics.rows(places),
+    "winners": lambda places, _: metrics.winners(places),
+    "curves": metrics.curves,
+    "sweeps": lambda places, _: metrics.sweeps(places),
+    "protection": lambda places, _: metrics.protection(places),
+    "half_costs": metrics.half_costs,
+    "images": lambda places, _: metrics.images(places),
+}
+"""Flat rows that the page shows, by name."""
+
+Rows = Mapping[str, Sequence[Row]]
+"""Rows by their kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one submission says in one place.
+
+    Args:
+        submission: Whose it is.
+        rows: Its rows there.
+        cells: Its records there, by defense.
+        made: Images that models made there, of one seed.
+    """
+
+    submission: Submission
+    rows: Rows
+    cells: Mapping[str, Sequence[Cell]]
+    made: Sequence[metrics.Made]
+
+    @property
+    def controls(self) -> set[str]:
+        """Names of the undefended model, and of pre-training, which stands for it."""
+        made = self.rows["releases"]
+        return {metrics.PRETRAINING, *(row["defense"] for row in made if row["control"])}
+
+    @property
+    def control_seeds(self) -> int:
+        """Seeds on which the undefended model was attacked."""
+        return max((row["seeds"] for row in self.rows["scores"] if row["control"]), default=-1)
+
+
+def by_place(submissions: Iterable[Submission], frozen: Gaps) -> list[tuple[Key, list[Part]]]:
+    """What there is to show in every place, in the order of places."""
+    found: dict[Key, list[Part]] = {}
+    for submission in submissions:
+        for key, part in _parts(submission, frozen):
+            found.setdefault(key, []).append(part)
+    return sorted(found.items(), key=lambda pair: tuple(map(str, pair[0])))
+
+
+def _parts(submission: Submission, frozen: Gaps) -> Iterator[tuple[Key, Part]]:
+    places = metrics.places(submission.cells)
+    rows = {kind: tables.by_place(find(places, frozen)) for kind, find in KINDS.items()}
+    for key, sides in zip(rows["releases"], places, strict=True):
+        cells = {
+            defense: [cell for here in own.values() for cell in here]
+            for defense, own in sides.models.items()
+        }
+        own_rows = {kind: by_place.get(key, []) for kind, by_place in rows.items()}
+        made = gallery.of_one_seed(metrics.makers(metrics.Places([sides])))
+        yield key, Part(submission=submission, rows=own_rows, cells=cells, made=made)
+
+
+def names(parts: Sequence[Part], home: Part) -> dict[tuple[int, str], str]:
+    """Unique names of what is shown, by number of the part and its own name there."""
+    shown = [
+        (number, defense)
+        for number, part in enumerate(parts)
+        for defense in part.cells
+        if part is home or defense not in part.controls
+    ]
+    often = Counter(defense for _, defense in shown)
+    found: dict[tuple[int, str], str] = {}
+    for number, defense in shown:
+        whose = parts[number].submission.name or f"records {number + 1}"
+        name = f"{defense} ({whose})" if often[defense] > 1 else defense
+        taken = name in found.values()
+        found[number, defense] = f"{name}, {number + 1}" if taken else name
+    return found
+
+
+def merged(parts: Sequence[Part], names: Mapping[tuple[int, str], str]) -> Rows:
+    """Rows of what is shown, under the names there; pre-training's of the part with controls."""
+    home = next((n for n, d in names if d in parts[n].controls), 0)
+    known = {**names, (home, metrics.PRETRAINING): metrics.PRETRAINING}
+    return {
+        kind: [
+            {**row, "defense": known[number, row["defense"]]}
+            for number, part in enumerate(parts)
+            for row in part.rows[kind]
+            if (number, row["defense"]) in known
+        ]
+        for kind in KINDS
+    }
+
+
+def of_defense(name: str, rows: Rows) -> Rows:
+    """A defense's own rows, and the undefended model's sweeps, to compare."""
+    found = {kind: [row for row in own if row["defense"] == name] for kind, own in rows.items()}
+    return {**found, "usual": [row for row in rows["sweeps"] if row["control"]]}

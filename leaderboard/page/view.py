@@ -1,0 +1,404 @@
+"""What the page shows, section by section, ready for its template: texts, tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sophon_bench import metrics
+from sophon_bench.leaderboard import bars, cards, figures, gallery, overhead, tables, vega
+from sophon_bench.leaderboard.figures import in_steps, short_count
+from sophon_bench.leaderboard.columns import frame
+from sophon_bench.leaderboard.page import data, provenance
+from sophon_bench.leaderboard.page.data import Part, Rows, Submission
+from sophon_bench.leaderboard.tables import NOTHING, Key, Row, Table
+from sophon_bench.pictures import data_uri
+from sophon_bench.protocol import REFERENCE_BATCH
+
+PROTECTED = "protected"
+SIDES = (PROTECTED, vega.UNDEFENDED, vega.SCRATCH)
+"""Columns of `metrics.curves`, and what lines are called: the card says which defense it is."""
+
+STYLES = vega.styles([PROTECTED])
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure under its caption."""
+
+    title: str
+    figure: vega.Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """Images that a model made.
+
+    Args:
+        title: Which model's, and after what.
+        alt: The same for who sees no pictures.
+        address: A ``data:`` URI.
+    """
+
+    title: str
+    alt: str
+    address: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A defense in one place: its row in the table of scores, and its details.
+
+    Args:
+        id: Of its element.
+        name: Unique in its place.
+        submission: Whose it is.
+        control: Whether it is pinned.
+        row: Its row of scores.
+        line: Texts of that by column.
+        marks: Words that a reader must not miss, and what each means.
+        fidelity: Terms and texts of what the code says of it.
+        facts: Those of where its numbers come from.
+        spent: Those of what protecting took.
+        trouble: Trials that did not run, or not to their end, and why.
+        command: Makes its records again.
+        curves: Figures by budget.
+        sweeps: Figures by learning rate.
+        winners: Which attack won, by budget.
+        levels: What the curves show, in numbers.
+        makes: Whether there are images that its model makes from noise.
+    """
+
+    id: str
+    name: str
+    submission: Submission
+    control: bool
+    row: Row
+    line: Mapping[str, str]
+    marks: Sequence[tuple[str, str]]
+    fidelity: Sequence[tuple[str, str]]
+    facts: Sequence[tuple[str, str]]
+    spent: Sequence[tuple[str, str]]
+    trouble: Sequence[str]
+    command: str
+    curves: Sequence[Drawing]
+    sweeps: Sequence[Drawing]
+    winners: Table | None
+    levels: Sequence[Table]
+    makes: bool
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Ends of the score's interval in [0, 100], if there is a score."""
+        score, half = self.row["score"], self.row["score_half_width"]
+        if score is None:
+            return None
+        low, high = max(0.0, score - (half or 0)), min(100.0, score + (half or 0))
+        return round(low, 2), round(high, 2)
+
+    def sort_value(self, column: str) -> float | str | None:
+        """What the column is sorted by; None comes last."""
+        if column == "flags":
+            return len(self.row["flags"])
+        if column not in SORTED_BY:
+            return self.line[column]
+        value: float | None = self.row[SORTED_BY[column]]
+        return None if value is None else round(value, 6)
+
+
+SORTED_BY: Mapping[str, str] = {
+    "rank": "rank",
+    "score": "score",
+    "resistance": "resistance",
+    "worst n": "worst_resistance",
+    "intact": "intactness",
+    "trainable": "trainability",
+    "B50 (search)": "b50",
+    "original (was)": "original_after",
+    "restricted": "restricted_after",
+    "cost": "protect_cost",
+}
+"""Keys of rows of scores by column."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatCell:
+    """What an attack reached against a defense: in words, and as a fraction if it reached any."""
+
+    text: str
+    value: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """Attacks (lines) by defenses (columns); ``envelopes`` are lines too."""
+
+    title: str
+    defenses: Sequence[str]
+    envelopes: Sequence[tuple[str, Sequence[HeatCell]]]
+    attacks: Sequence[tuple[str, Sequence[HeatCell]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Everything about one scenario, backbone and budget."""
+
+    id: str
+    scenario: str
+    backbone: str
+    utility: str
+    heading: str
+    tiles: Sequence[tuple[str, str]]
+    columns: Sequence[str]
+    scratch: Sequence[Mapping[str, str]]
+    notes: Sequence[str]
+    cards: Sequence[Card]
+    heat_maps: Sequence[HeatMap]
+    quality: Sequence[Table]
+    costs: Sequence[Table]
+    cost_figures: Sequence[Drawing]
+    made: Sequence[Picture]
+    picture: str | None = field(default=None)
+
+    @property
+    def controls(self) -> list[Card]:
+        """Pinned above all sorting."""
+        return [card for card in self.cards if card.control]
+
+    @property
+    def defenses(self) -> list[Card]:
+        """What is judged, the best first."""
+        return [card for card in self.cards if not card.control]
+
+
+def section(
+    number: int,
+    key: Key,
+    parts: Sequence[Part],
+    subjects: Mapping[str, cards.Subject],
+    pictures: Mapping[str, tuple[str, bytes]],
+) -> Section:
+    """One place: the defenses of all parts, and the controls of the one that has most seeds."""
+    home = max(parts, key=lambda part: part.control_seeds)
+    names = data.names(parts, home)
+    origin = {name: (parts[i], defense) for (i, defense), name in names.items()}
+    merged = data.merged(parts, names)
+    rows = {**merged, "scores": metrics.ranked(merged["scores"])}
+    trials = tables.Trials(rows["attacks"])
+    table = tables.score_table(rows["scores"])
+    at = dict(zip(tables.WHERE, key, strict=True))
+    scored = {row["defense"]: row for row in rows["scores"]}
+    lines = {line[0]: dict(zip(table.columns[1:], line[1:], strict=True))
+             for line in [*table.quiet, *table.body]}  # fmt: skip
+    found = [
+        _card(
+            f"place-{number}-defense-{i}",
+            *origin[name],
+            data.of_defense(name, rows),
+            scored[name],
+            lines[name],
+            trials,
+            subjects,
+        )
+        for i, name in enumerate((name for name in lines if name in scored), 1)
+    ]
+    costs = overhead.Overhead(protection=rows["protection"], half_costs=rows["half_costs"])
+    records = {cell.key for part, defense in origin.values() for cell in part.cells[defense]}
+    controls = [row for row in rows["scores"] if row["control"]]
+    return Section(
+        id=f"place-{number}",
+        scenario=at["scenario"],
+        backbone=at["backbone"],
+        utility=rows["releases"][0]["utility"],
+        heading=tables.heading(key, rows["attacks"]),
+        tiles=[
+            *_controls(controls),
+            ("defenses", str(sum(not card.control for card in found))),
+            ("seeds", tables.span(row["seeds"] for row in rows["scores"]).split()[0])
+            if rows["scores"]
+            else ("seeds", NOTHING),
+            ("records", str(len(records))),
+        ],
+        columns=table.columns[1:],
+        scratch=[lines["scratch"]] if "scratch" in lines and "scratch" not in scored else [],
+        notes=table.notes,
+        cards=found,
+        heat_maps=_heat_maps(rows["attacks"], [card.name for card in found], trials),
+        quality=[
+            *tables.loss_tables(rows["attacks"], trials),
+            *([tables.image_table(rows["images"], trials)] if rows["images"] else []),
+        ],
+        costs=[table for place in overhead.places(costs) for table in place.tables],
+        cost_figures=_drawings(
+            ("Protecting", bars.protection(frame(costs.protection))),
+            ("A tuned attacker's cost to half", bars.half_costs(frame(costs.half_costs))),
+        ),
+        made=[
+            _picture(made)
+            for made in gallery.ordered(
+                replace(made, defense=name)
+                for name, (part, defense) in origin.items()
+                for made in part.made
+                if made.defense == defense
+            )
+        ],
+        picture=pictures[at["scenario"]][0] if at["scenario"] in pictures else None,
+    )
+
+
+def _controls(controls: Sequence[Row]) -> list[tuple[str, str]]:
+    """What a tuned attacker reaches without a defense, and without pre-training."""
+    return [
+        (words, f"{tables.percent(row[key])} %")
+        for row in controls[:1]
+        for words, key in (
+            ("undefended, tuned attacker", "undefended_after"),
+            ("from scratch", "scratch_after"),
+        )
+        if row[key] is not None
+    ]
+
+
+def _card(
+    element: str,
+    part: Part,
+    defense: str,
+    rows: Rows,
+    row: Row,
+    line: Mapping[str, str],
+    trials: tables.Trials,
+    subjects: Mapping[str, cards.Subject],
+) -> Card:
+    (made,) = rows["releases"]
+    cells = part.cells[defense]
+    subject = subjects.get(made["plugin"])
+    curves: list[tuple[str, vega.Figure | None]] = []
+    sweeps: list[tuple[str, vega.Figure | None]] = []
+    of_n = ", n = {}" if len(rows["curves"]) > 1 else ""
+    for curve in rows["curves"]:
+        own, at = frame([{**curve, "defense": PROTECTED}]), of_n.format(curve["samples"])
+        curves.append((f"What a tuned attacker reaches{at}", figures.envelopes(own, STYLES)))
+        curves.append((f"Resistance by budget{at}", figures.resistance(own, STYLES)))
+    usual = {(row["samples"], row["family"]): [row] for row in rows["usual"]}
+    for found in rows["sweeps"]:
+        beside = usual.get((found["samples"], found["family"]), [])
+        own = frame([{**found, "defense": PROTECTED}, *(beside if not found["control"] else [])])
+        title = found["family"] + of_n.format(found["samples"])
+        sweeps.append((title, figures.sweep(own, STYLES)))
+    return Card(
+        id=element,
+        name=row["defense"],
+        submission=part.submission,
+        control=row["control"],
+        row=row,
+        line=line,
+        marks=provenance.marks(row),
+        fidelity=provenance.fidelity(subject),
+        facts=provenance.facts(cells, made, subject),
+        spent=[
+            (title, overhead.spent(found, unit))
+            for found in rows["protection"]
+            for unit, (title, _) in overhead.UNITS.items()
+        ],
+        trouble=provenance.trouble(cells),
+        command=provenance.reproduction(cells),
+        curves=_drawings(*curves),
+        sweeps=_drawings(*sweeps),
+        winners=tables.winner_table(rows["winners"], trials) if rows["winners"] else None,
+        levels=[_levels(curve) for curve in rows["curves"]],
+        makes=any(made.defense == defense for made in part.made),
+    )
+
+
+def _drawings(*figures: tuple[str, vega.Figure | None]) -> list[Drawing]:
+    """Those of titles and figures that there is something in."""
+    return [Drawing(title, vega.on_page(figure)) for title, figure in figures if figure is not None]
+
+
+def _picture(made: metrics.Made) -> Picture:
+    return Picture(
+        title=gallery.title(made),
+        alt=f"Images that a model made from noise: {gallery.title(made)}, seed {made.seed}",
+        address=data_uri(made.generated.picture),
+    )
+
+
+def _levels(curve: Row) -> Table:
+    """What the curves show, in numbers."""
+    sides = SIDES[1:] if curve["control"] else SIDES
+    levels = {
+        side: {
+            steps: tables.with_half_width(mean, half_width, 1)
+            for steps, mean, half_width in in_steps(curve[side], 100)
+        }
+        for side in sides
+    }
+    if not curve["control"]:
+        levels["resistance"] = {
+            steps: tables.with_half_width(value, None, 2)
+            for steps, value, _ in in_steps(curve["resistance"])
+        }
+    budgets = sorted({steps for found in levels.values() for steps in found})
+    return Table(
+        title=f"n = {curve['samples']}: restricted {curve['utility']} of the envelopes in %, and "
+        f"resistance, by budget in steps of {REFERENCE_BATCH} examples",
+        columns=["", *map(short_count, budgets)],
+        body=[
+            [name, *(found.get(steps, NOTHING) for steps in budgets)]
+            for name, found in levels.items()
+        ],
+    )
+
+
+def _heat_maps(rows: Sequence[Row], order: Sequence[str], trials: tables.Trials) -> list[HeatMap]:
+    """One per n: what every attack reached against every defense."""
+    found = []
+    for samples in dict.fromkeys(row["samples"] for row in rows):
+        lines: dict[tuple[str, int], dict[str, Row]] = {}
+        for row in rows:
+            if row["samples"] == samples:
+                lines.setdefault((row["attack"], row["stretch"]), {})[row["defense"]] = row
+        seeds = {name: row["seeds"] for name, row in lines[metrics.ENVELOPE, 1].items()}
+        names = [name for name in order if name in seeds]
+        found.append(
+            HeatMap(
+                title=f"n = {samples}, {tables.span(seeds.values())}",
+                defenses=names,
+                envelopes=[
+                    (f"tuned envelope{_longer(key)}", _heat(lines[key], names, seeds))
+                    for key in sorted(lines, key=lambda key: key[1])
+                    if key[0].startswith(metrics.ENVELOPE)
+                ],
+                attacks=[
+                    (trials.name(key[0]) + _longer(key), _heat(lines[key], names, seeds))
+                    for key in sorted(lines, key=lambda key: _order(key, lines[key], trials))
+                    if not key[0].startswith(metrics.ENVELOPE)
+                ],
+            )
+        )
+    return found
+
+
+def _longer(key: tuple[str, int]) -> str:
+    return f" ×{key[1]}" if key[1] > 1 else ""
+
+
+def _order(
+    key: tuple[str, int], found: Mapping[str, Row], trials: tables.Trials
+) -> tuple[Any, ...]:
+    """Fresh weights last."""
+    return (next(iter(found.values()))["control"], trials.order(key[0]), key[1])
+
+
+def _heat(
+    found: Mapping[str, Row], names: Iterable[str], seeds: Mapping[str, int]
+) -> list[HeatCell]:
+    rows = [found.get(name) for name in names]
+    return [
+        HeatCell(
+            text=tables.attack_cell(row, seeds[name]),
+            value=None if row is None else row["restricted_after"],
+        )
+        for name, row in zip(names, rows, strict=True)
+    ]
