@@ -1,74 +1,67 @@
-"""Where tables get their frames from: `metrics`, row by row, under the names of `analysis`."""
+"""What `sophon_bench.analysis` answers, with the names of the plugins that tables need."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sophon_bench import metrics
-from sophon_bench.leaderboard.columns import frame, records
-from sophon_bench.records import Cell, PluginId
+from sophon_bench.analysis import agreement, comparison, cost, score, series, tuning
+from sophon_bench.analysis import images as made
+from sophon_bench.analysis import trials as tried
+from sophon_bench.results import Results
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Cells = Sequence[Cell] | metrics.Places
+
+def _named(find: Callable[..., DataFrame], several: int = 1) -> Callable[..., DataFrame]:
+    """The same answer with columns ``…_name`` and ``…_label`` of its defenses and attacks.
+
+    Args:
+        find: Takes results first.
+        several: How many of its arguments are results.
+    """
+
+    @functools.wraps(find)
+    def answer(*arguments: Any) -> DataFrame:
+        return _with_plugins(find(*arguments), arguments[:several])
+
+    return answer
 
 
-def _frames(find: Callable[..., Iterable[Any]]) -> Callable[..., DataFrame]:
-    def analysed(cells: Cells, *arguments: Any) -> DataFrame:
-        places = metrics.places(cells)
-        return _with_plugins(frame(find(places, *arguments)), places)
-
-    return analysed
-
-
-def _with_plugins(df: DataFrame, places: metrics.Places) -> DataFrame:
-    """The frame with the names of its plugins, and the attack's own label."""
-    known: dict[str, dict[str, PluginId]] = {"defense": {}, "attack": {}}
-    for sides in places:
-        for cell in sides.cells:
-            known["defense"][sides.names.defense(cell)] = cell.defense
-            known["attack"][sides.names.attack(cell)] = cell.attack
-    for kind, plugins in known.items():
-        if kind in df:
-            for part in ("name", "label"):
-                values = {label: getattr(plugin, part) for label, plugin in plugins.items()}
-                df[f"{kind}_{part}"] = df[kind].map(values).astype(object)
+def _with_plugins(df: DataFrame, results: tuple[Results, ...]) -> DataFrame:
+    """A selector may stand with its version, where one place has two: both are known."""
+    df = df.copy()
+    for kind in ("defense", "attack"):
+        if kind not in df:
+            continue
+        names: dict[str, str] = {}
+        labels: dict[str, str] = {}
+        for each in results:
+            columns = [kind, f"{kind}_name", f"{kind}_version"]
+            distinct = each.cells[columns].drop_duplicates()
+            for label, name, version in distinct.itertuples(index=False, name=None):
+                for shown in (label, f"{label}@{version[:7]}"):
+                    names[shown], labels[shown] = name, label
+        df[f"{kind}_name"] = df[kind].map(names).astype(object)
+        df[f"{kind}_label"] = df[kind].map(labels).astype(object)
     return df
 
 
-trials = _frames(metrics.rows)
-scores = _frames(metrics.scores)
-winners = _frames(metrics.winners)
-images = _frames(metrics.images)
-protection = _frames(metrics.protection)
-half_costs = _frames(metrics.half_costs)
-differences = _frames(metrics.differences)
-ablation = _frames(metrics.ablation)
-releases = _frames(metrics.releases)
-recipe = _frames(metrics.recipe)
-curves = _frames(metrics.curves)
-sweeps = _frames(metrics.sweeps)
-
-
-def criteria(cells: Sequence[Cell]) -> DataFrame:
-    """`metrics.criteria`."""
-    return _with_plugins(frame(metrics.criteria(cells)), metrics.places(cells))
-
-
-def compare(base: Sequence[Cell], new: Sequence[Cell], *arguments: Any) -> DataFrame:
-    """`metrics.compare`."""
-    df = frame(metrics.compare(base, new, *arguments))
-    return _with_plugins(df, metrics.places([*base, *new]))
-
-
-def agreements(pairs: Sequence[tuple[Cell, Cell]]) -> DataFrame:
-    """`metrics.agreements`."""
-    df = frame(metrics.agreements(pairs))
-    return _with_plugins(df, metrics.places([cell for cell, _ in pairs]))
-
-
-def ranked(scores: DataFrame) -> DataFrame:
-    """`metrics.ranked`."""
-    return frame(metrics.ranked(records(scores)))
+trials = _named(tried.trials)
+scores = _named(score.scores)
+differences = _named(score.differences)
+winners = _named(series.winners)
+curves = _named(series.curves)
+sweeps = _named(series.sweeps)
+ablation = _named(series.ablation)
+recipe = _named(series.recipe)
+releases = _named(series.releases)
+images = _named(made.images)
+protection = _named(cost.protection)
+half_costs = _named(cost.half_costs)
+criteria = _named(tuning.criteria)
+compare = _named(comparison.compare, several=2)
+agreements = _named(agreement.agreements, several=2)
+ranked = score.ranked

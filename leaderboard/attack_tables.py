@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+from sophon_bench.analysis.envelope import ENVELOPE
 from sophon_bench.leaderboard import columns
 from sophon_bench.leaderboard.columns import (
     NOTHING,
@@ -21,7 +22,6 @@ from sophon_bench.leaderboard.columns import (
 from sophon_bench.leaderboard.names import Attacks, Legend, is_envelope, voted
 from sophon_bench.leaderboard.render import Table
 from sophon_bench.leaderboard.score_tables import called_by, flag_notes
-from sophon_bench.metrics import ENVELOPE
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -1,4 +1,4 @@
-"""Whether a released model keeps its word, by the row of its score (`metrics.scores`)."""
+"""Whether a released model keeps its word, by the row of its score (`analysis.scores`)."""
 
 from __future__ import annotations
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from sophon_bench import metrics
+from sophon_bench.analysis.envelope import ENVELOPE
 from sophon_bench.leaderboard import vega
+from sophon_bench.leaderboard.columns import multiple, records
 from sophon_bench.leaderboard.overhead import bounded
-from sophon_bench.leaderboard.tables import by_place, multiple
+from sophon_bench.leaderboard.tables import by_place
 from sophon_bench.leaderboard.vega import Figure, Point, Row
 
 if TYPE_CHECKING:
@@ -28,13 +29,14 @@ def overhead(protection: DataFrame, half_costs: DataFrame) -> Figure | None:
     One line of two panels per place; None if there is no defense.
 
     Args:
-        protection: Rows of `metrics.protection`.
-        half_costs: Rows of `metrics.half_costs`, of which the envelope's are drawn.
+        protection: Rows of `analysis.protection`.
+        half_costs: Rows of `analysis.half_costs`, of which the envelope's are drawn.
     """
-    attacking = by_place(vega.records(half_costs))
+    attacking = {place: records(df) for place, df in by_place(half_costs).items()}
     apart = {"resolve": {"scale": dict.fromkeys(("color", "stroke", "yOffset"), "independent")}}
     lines = []
-    for place, rows in by_place(vega.records(protection)).items():
+    for place, df in by_place(protection).items():
+        rows = records(df)
         if names := [row["defense"] for row in rows if not row["control"]]:
             panels = [
                 _bars(_protection(rows), names, PROTECTING),
@@ -52,18 +54,18 @@ def protection(found: DataFrame) -> Figure | None:
     """What protecting took as a multiple of pre-training; None if nobody protected.
 
     Args:
-        found: Rows of `metrics.protection` of one place.
+        found: Rows of `analysis.protection` of one place.
     """
-    return _alone(_protection(vega.records(found)), PROTECTING)
+    return _alone(_protection(records(found)), PROTECTING)
 
 
 def half_costs(found: DataFrame) -> Figure | None:
     """What a tuned attacker needs to half, as a multiple of undefended; None if there is no half.
 
     Args:
-        found: Rows of `metrics.half_costs` of one place, of which the envelope's are drawn.
+        found: Rows of `analysis.half_costs` of one place, of which the envelope's are drawn.
     """
-    return _alone(_half_costs(vega.records(found)), ATTACKING)
+    return _alone(_half_costs(records(found)), ATTACKING)
 
 
 def _alone(bars: Sequence[Point], title: str) -> Figure | None:
@@ -81,7 +83,7 @@ def _protection(rows: Iterable[Row]) -> list[Point]:
 
 
 def _half_costs(rows: Iterable[Row]) -> list[Point]:
-    best = [row for row in rows if row["attack"] == metrics.ENVELOPE and not row["control"]]
+    best = [row for row in rows if row["attack"] == ENVELOPE and not row["control"]]
     return [
         {
             **_bar(row, f"n = {row['samples']}", times, bounded(row, TIMES)),

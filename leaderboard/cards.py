@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sophon_bench import metrics
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard.attack_tables import HEAD
 from sophon_bench.leaderboard.columns import (
@@ -23,6 +22,7 @@ from sophon_bench.leaderboard.render import Place, Table, to_markdown
 from sophon_bench.leaderboard.score_tables import score_table
 from sophon_bench.leaderboard.tables import Gaps, Key, by_place, heading
 from sophon_bench.records import Cell
+from sophon_bench.results import Results
 
 DIFFERENT = "Different from the original:"
 """Begins the passage of a class docstring that says so."""
@@ -83,7 +83,7 @@ def cards(
         cells: Records; none: nothing is measured yet.
         recipe: What stands for the paper's attacks.
         command: What makes this page.
-        frozen: As for `metrics.scores`.
+        frozen: As for `analysis.scores`.
     """
     measured = _Measured(cells, recipe, frozen)
     parts = [TITLE, *(_card(subject, measured) for subject in subjects)]
@@ -97,16 +97,16 @@ class _Measured:
     """Frames that cards show, by place."""
 
     def __init__(self, cells: Sequence[Cell], recipe: Recipe, frozen: Gaps) -> None:
-        places = metrics.places(cells)
+        results = Results.of(cells)
         listed = {*recipe.trials, *recipe.controls}
-        trials = analysis.trials(places)
-        scores = analysis.scores(places, frozen)
+        trials = analysis.trials(results)
+        scores = analysis.scores(results, frozen)
         self.recipe = recipe
         self.legend = Legend.of([scores, trials], {}, "defense")
-        self._releases = by_place(analysis.releases(places))
-        self._trials = by_place(trials[trials["attack"].isin(listed)] if len(trials) else trials)
-        self._recipes = by_place(analysis.recipe(places, listed))
-        self._curves = by_place(analysis.curves(places, frozen))
+        self._releases = by_place(analysis.releases(results))
+        self._trials = by_place(trials[trials["attack"].isin(listed)])
+        self._recipes = by_place(analysis.recipe(results, listed))
+        self._curves = by_place(analysis.curves(results, frozen))
         self._scores = by_place(scores)
 
     def places(self, name: str) -> Iterator[tuple[Place, Sequence[Row]]]:

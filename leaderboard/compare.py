@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from sophon_bench.analysis.comparison import STATUS
+from sophon_bench.analysis.thresholds import SHORT, UNITS
 from sophon_bench.leaderboard.columns import (
     CHANGES,
     TENTATIVE,
@@ -31,7 +33,6 @@ from sophon_bench.leaderboard.render import (
     to_markdown,
 )
 from sophon_bench.leaderboard.tables import by_place, heading
-from sophon_bench.metrics.comparing import SHORT, STATUS, UNITS
 from sophon_bench.registry import unknown
 from sophon_bench.selectors import read_document
 

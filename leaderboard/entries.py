@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from sophon_bench import metrics
+from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.files import write_atomic
 from sophon_bench.leaderboard import tables
 from sophon_bench.leaderboard.columns import records
@@ -175,7 +175,7 @@ def published() -> list[Entry]:
     return read_all(PUBLISHED.glob("*.json"))
 
 
-def report(entries: Sequence[Entry], frozen: Sequence[metrics.Frozen]) -> tables.Report:
+def report(entries: Sequence[Entry], frozen: Sequence[Frozen]) -> tables.Report:
     """One report of all entries: each is judged by its own controls, ranks are of all.
 
     The entry with most seeds tells the controls. Defenses of one name in several entries are told

@@ -13,8 +13,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sophon_bench import metrics
+from sophon_bench.analysis.cost import PRETRAINING
+from sophon_bench.analysis.series import magnitude, shown
 from sophon_bench.leaderboard import vega
+from sophon_bench.leaderboard.columns import records
 from sophon_bench.leaderboard.vega import GREY, SCRATCH, UNDEFENDED, Figure, Point, Row, Style
 from sophon_bench.protocol import REFERENCE_BATCH
 
@@ -60,7 +62,7 @@ def envelopes(curves: DataFrame, styles: Styles) -> Figure | None:
         curves: Rows of one place and n. A control's line, which every row has, is the longest.
         styles: `vega.styles` of these defenses, and maybe of others.
     """
-    rows = vega.records(curves)
+    rows = records(curves)
     levels = {vega.label(row["defense"]): row["protected"] for row in _defended(rows)}
     for control in (UNDEFENDED, SCRATCH):
         levels[control] = max((row[control] for row in rows), key=len)
@@ -80,7 +82,7 @@ def resistance(curves: DataFrame, styles: Styles) -> Figure | None:
         curves: Rows of one place and n.
         styles: As for `envelopes`.
     """
-    rows = _defended(vega.records(curves))
+    rows = _defended(records(curves))
     points = []
     for row in rows:
         alone, together = in_steps(row["resistance"]), in_steps(row["resistance_all"])
@@ -106,10 +108,10 @@ def sweeps(found: DataFrame, styles: Styles) -> Figure | None:
     """Restricted utility by learning rate at the regular budget; one panel per family of attacks.
 
     Args:
-        found: Rows of `metrics.sweeps` of one place and n.
+        found: Rows of `analysis.sweeps` of one place and n.
         styles: As for `envelopes`.
     """
-    rows = vega.records(found)
+    rows = records(found)
     rows.sort(key=lambda row: (row["family"], row["control"], row["defense"]))
     by_family = {family: _swept(own) for family, own in _by("family", rows).items()}
     panels = {family: points for family, points in by_family.items() if points}
@@ -132,10 +134,10 @@ def sweep(found: DataFrame, styles: Styles) -> Figure | None:
     """One panel of `sweeps`, without a legend.
 
     Args:
-        found: Rows of `metrics.sweeps` of one place, n and family.
+        found: Rows of `analysis.sweeps` of one place, n and family.
         styles: As for `envelopes`.
     """
-    points = _swept(vega.records(found))
+    points = _swept(records(found))
     if not points:
         return None
     looks, y = vega.present(styles, points), _utility_axis(points, "%", top=100)
@@ -262,12 +264,12 @@ def ablation(found: DataFrame) -> Figure | None:
     None if no model could be made.
 
     Args:
-        found: Rows of `metrics.ablation` of one place, at least one of a defense.
+        found: Rows of `analysis.ablation` of one place, at least one of a defense.
     """
-    tried = [row for row in vega.records(found) if not row["control"]]
+    tried = [row for row in records(found) if not row["control"]]
     if all(vega.number(row["protect_cost"]) is None for row in tried):
         return None
-    numbers = {metrics.shown(row["value"]): metrics.magnitude(row["value"]) for row in tried}
+    numbers = {shown(row["value"]): magnitude(row["value"]) for row in tried}
     name, texts = str(tried[0]["axis"]), list(numbers)
     words = None in numbers.values()
     where = {text: float(i) if words else level for i, (text, level) in enumerate(numbers.items())}
@@ -301,8 +303,7 @@ def _ablated(rows: Iterable[Row], key: str, where: Mapping[str, float | None]) -
     points = []
     for family, own in _by("family", rows).items():
         levels = [
-            (where[metrics.shown(row["value"])], row[key], row.get(f"{key}_half_width"))
-            for row in own
+            (where[shown(row["value"])], row[key], row.get(f"{key}_half_width")) for row in own
         ]
         points += _points(vega.label(family), levels, digits=2, above=-math.inf)
     return points
@@ -323,11 +324,11 @@ def growth(updates: DataFrame, exponents: DataFrame, title: str) -> Figure:
         exponents: Rows with those of `speed.Exponents`, one per defense.
         title: Where it was measured.
     """
-    measured, fits = vega.records(updates), vega.records(exponents)
+    measured, fits = records(updates), records(exponents)
     looks = vega.styles(fit["defense"] for fit in fits)
-    looks[metrics.PRETRAINING] = looks.pop(UNDEFENDED)
+    looks[PRETRAINING] = looks.pop(UNDEFENDED)
     del looks[SCRATCH]
-    lines = [(metrics.PRETRAINING, fits[0], "pretrain_")]
+    lines = [(PRETRAINING, fits[0], "pretrain_")]
     lines += [(vega.label(fit["defense"]), fit, "") for fit in fits]
     panels = []
     for size, by, label in (

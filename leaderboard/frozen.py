@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
+from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.files import write_atomic
-from sophon_bench.metrics import Frozen
 from sophon_bench.records import dump
 
 PUBLISHED = Path(__file__).parent / "frozen"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sophon_bench.analysis.images import Made
 from sophon_bench.leaderboard import vega
 from sophon_bench.leaderboard.vega import Figure
-from sophon_bench.metrics import Made
 from sophon_bench.pictures import data_uri, pixels_of
 
 STEPS = ("released", "attacked", "scratch")

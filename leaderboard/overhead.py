@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sophon_bench import metrics
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import columns
 from sophon_bench.leaderboard.attack_tables import by_samples, cross, envelopes
@@ -26,6 +25,7 @@ from sophon_bench.leaderboard.score_tables import called_by
 from sophon_bench.leaderboard.tables import Gaps, by_place, heading
 from sophon_bench.protocol import FLOOR, REFERENCE_BATCH
 from sophon_bench.records import Cell
+from sophon_bench.results import Results
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -54,9 +54,9 @@ class Overhead:
 
 def overhead(cells: Sequence[Cell], frozen: Gaps = None) -> Overhead:
     """What ``cells`` say; with ``frozen``, that says for which n half is defined."""
-    places = metrics.places(cells)
+    results = Results.of(cells)
     return Overhead(
-        protection=analysis.protection(places), half_costs=analysis.half_costs(places, frozen)
+        protection=analysis.protection(results), half_costs=analysis.half_costs(results, frozen)
     )
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sophon_bench import metrics
+from sophon_bench.analysis.frozen import Frozen
+from sophon_bench.analysis.series import shown
 from sophon_bench.files import write_atomic
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import cards, columns, figures, vega
@@ -31,6 +32,7 @@ from sophon_bench.leaderboard.score_tables import (
 from sophon_bench.leaderboard.tables import by_place, heading
 from sophon_bench.records import Cell
 from sophon_bench.registry import Registry, unknown
+from sophon_bench.results import Results
 from sophon_bench.selectors import (
     Name,
     SelectorError,
@@ -104,7 +106,7 @@ def varied(study: Study, registry: Registry) -> list[Trial]:
     for trial in found:
         check_parameters(trial.entry, [study.axis])
         fixed = {key: value for key, value in trial.parameters.items() if key != study.axis}
-        value = metrics.shown(trial.parameters[study.axis])
+        value = shown(trial.parameters[study.axis])
         other = places.setdefault((f"{trial.name}{fixed}", value), trial)
         if other is not trial:
             raise SelectorError(
@@ -117,7 +119,7 @@ def varied(study: Study, registry: Registry) -> list[Trial]:
 def findings(
     study: Study,
     cells: Sequence[Cell],
-    frozen: Sequence[metrics.Frozen],
+    frozen: Sequence[Frozen],
     *,
     command: str,
     attacks: Sequence[str],
@@ -131,7 +133,7 @@ def findings(
         command: What made them; stands below the table, with suite, seeds, n and machine.
         attacks: Selectors of what was attacked with.
     """
-    found = analysis.ablation(cells, study.axis, frozen)
+    found = analysis.ablation(Results.of(cells), study.axis, frozen)
     samples = ", ".join(
         str(n) for n in sorted({c.samples for c in cells if c.role == "restricted"})
     )
@@ -142,7 +144,7 @@ def findings(
         f"n = {samples}",
         f"records: {'; '.join(sorted({cards.made_on(cell) for cell in cells}))}",
         *(
-            f"{study.axis} {metrics.shown(row['value'])}: {row['defense']}"
+            f"{study.axis} {shown(row['value'])}: {row['defense']}"
             for row in records(found)
             if not row["control"]
         ),
@@ -168,7 +170,7 @@ def _ablation_table(found: DataFrame, notes: Sequence[str]) -> Table:
     plugins = {row["family"]: row["defense_name"] for row in rows}
     legend = Legend.shortening(plugins, {})
     named = [
-        {**row, "name": row["defense"] if row["control"] else metrics.shown(row["value"]),
+        {**row, "name": row["defense"] if row["control"] else shown(row["value"]),
          "family": None if row["control"] else legend(row["family"])}
         for row in rows
     ]  # fmt: skip

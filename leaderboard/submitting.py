@@ -12,10 +12,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sophon_bench import metrics
-from sophon_bench.metrics import Frozen
-from sophon_bench.metrics.envelopes import Places
+from sophon_bench.analysis.envelope import outcomes
+from sophon_bench.analysis.frozen import Frozen
+from sophon_bench.leaderboard import answers as analysis
+from sophon_bench.leaderboard.columns import records
 from sophon_bench.records import Cell
+from sophon_bench.results import Results
 from sophon_bench.selectors import Arsenal, Trial
 
 SHOWN = 3
@@ -43,9 +45,9 @@ def faults(cells: Sequence[Cell], suite: Suite, frozen: Sequence[Frozen]) -> lis
         suite: What every defense has to have met.
         frozen: What budgets and n count.
     """
-    places = metrics.places(cells)
-    found = [*_of_suite(cells, suite), *_failed(cells), *_left_out(places, suite)]
-    scores = metrics.scores(places, frozen)
+    results = Results.of(cells)
+    found = [*_of_suite(cells, suite), *_failed(cells), *_left_out(cells, results, suite)]
+    scores = records(analysis.scores(results, frozen))
     if not any(not row["control"] for row in scores):
         found.append("no defense is among the records, only controls")
     found += [f"{row['defense']} has no score: {row['unscored']}" for row in scores
@@ -77,17 +79,19 @@ def _failed(cells: Iterable[Cell]) -> Iterator[str]:
         yield f"{len(failed)} records failed ({_some(names)}); 'run --retry-failed' does them again"
 
 
-def _left_out(places: Places, suite: Suite) -> Iterator[str]:
-    for sides in places:
-        seeds = sorted({cell.seed for cell in sides.cells})
-        benign = {cell.domain for cell in sides.cells if cell.role == "benign"}
-        samples = {cell.samples for cell in sides.cells if cell.role == "restricted"}
+def _left_out(cells: Iterable[Cell], results: Results, suite: Suite) -> Iterator[str]:
+    by_key = {cell.key: cell for cell in cells}
+    for _, place in outcomes(results).cells.groupby("place"):
+        seeds = sorted(set(place["seed"]))
+        benign = sorted(set(place.loc[place["role"] == "benign", "domain"]))
+        samples = sorted(set(place.loc[place["role"] == "restricted", "samples"]))
         targets: list[tuple[str, str | None, int | None, list[Trial]]]
-        targets = [("restricted", None, n, suite.arsenal.trials) for n in sorted(samples)]
-        targets += [("benign", d, None, suite.arsenal.trainability) for d in sorted(benign)]
-        for defense, own in sides.models.items():
-            cells = [cell for here in own.values() for cell in here]
-            control = cells[0].defense.control
+        targets = [("restricted", None, n, suite.arsenal.trials) for n in samples]
+        targets += [("benign", domain, None, suite.arsenal.trainability) for domain in benign]
+        for _, model in place.groupby("model"):
+            defense = model["defense_label"].iloc[0]
+            own = [by_key[key] for key in model["key"]]
+            control = own[0].defense.control
             for role, domain, n, trials in targets:
                 wanted = {
                     _identity(t.entry.name, t.parameters): t.label
@@ -96,7 +100,7 @@ def _left_out(places: Places, suite: Suite) -> Iterator[str]:
                 }
                 here = [
                     cell
-                    for cell in cells
+                    for cell in own
                     if cell.role == role
                     and domain in (None, cell.domain)
                     and n in (None, cell.samples)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sophon_bench import metrics
+from sophon_bench.analysis.envelope import ENVELOPE
+from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import columns
 from sophon_bench.leaderboard.attack_tables import (
@@ -26,18 +26,18 @@ from sophon_bench.leaderboard.columns import Row, frame, number, percent, record
 from sophon_bench.leaderboard.names import Attacks, Legend, is_envelope, with_names
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows, printed
 from sophon_bench.leaderboard.score_tables import called_by, footnotes, score_order, score_table
-from sophon_bench.metrics import ENVELOPE, PLACE
 from sophon_bench.protocol import REFERENCE_BATCH
 from sophon_bench.records import SCHEMA, Cell, digest
-from sophon_bench.store import Store
+from sophon_bench.results import Results
+from sophon_bench.results.frames import PLACE
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 Key = tuple[Any, ...]
-Gaps = metrics.Frozen | Sequence[metrics.Frozen] | None
+Gaps = Frozen | Sequence[Frozen] | None
 
-WHERE = tuple(key for key in PLACE if key != "samples")
+WHERE = PLACE
 """What two rows must have in common to stand under one heading."""
 
 
@@ -88,41 +88,14 @@ def report(
         frozen: Which budgets and n count for scores.
         names: Names that the user gave to defenses and attacks, by label.
     """
-    places = metrics.places(cells)
+    results = Results.of(cells)
     return Report(
-        trials=analysis.trials(places),
-        scores=analysis.scores(places, frozen),
-        winners=analysis.winners(places),
-        images=analysis.images(places),
+        trials=analysis.trials(results),
+        scores=analysis.scores(results, frozen),
+        winners=analysis.winners(results),
+        images=analysis.images(results),
         names=names or {},
     )
-
-
-MANY = 20_000
-"""Records from which on several processes take less time than one."""
-
-
-def report_of(store: Store, frozen: Gaps, processes: int) -> Report:
-    """`report` of all cells in a store; of many, scenarios and backbones are shared out."""
-    alone = "fork" not in multiprocessing.get_all_start_methods() or store.count() < MANY
-    if processes == 1 or alone:
-        return report(list(store.cells()), frozen)
-    context = multiprocessing.get_context("fork")
-    with context.Pool(processes) as pool:
-        shares = [(store, frozen, part, processes) for part in range(processes)]
-        parts = pool.starmap(_part, shares)
-    return _joined(parts).map(_ordered)
-
-
-def _ordered(df: DataFrame) -> DataFrame:
-    """Rows in the order of their places, which is the same in every part."""
-    if not len(df):
-        return df
-    return df.sort_values([*PLACES], key=lambda column: column.astype(str), kind="stable")
-
-
-def _part(store: Store, frozen: Gaps, part: int, parts: int) -> Report:
-    return report(list(store.cells(part, parts)), frozen)
 
 
 def _joined(reports: Sequence[Report]) -> Report:
@@ -160,7 +133,7 @@ def _subjects(df: DataFrame) -> list[Key]:
     """The place and the defense of every row."""
     if not len(df):
         return []
-    return [*zip(*(df[key].astype(str) for key in (*PLACES, "defense")), strict=True)]
+    return [*zip(*(df[key].astype(str) for key in (*WHERE, "defense")), strict=True)]
 
 
 def renamed(report: Report, names: Mapping[str, str]) -> Report:
@@ -172,10 +145,6 @@ def renamed(report: Report, names: Mapping[str, str]) -> Report:
         return df.assign(defense=[names.get(label, label) for label in df["defense"]])
 
     return report.map(change)
-
-
-PLACES = ("scenario", "revision", "backbone", "precision", "budget", "protocol")
-"""What rows are grouped by first, in order (`metrics.place`)."""
 
 
 def places(report: Report) -> list[Place]:

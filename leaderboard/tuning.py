@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sophon_bench import metrics
+from sophon_bench.analysis.tuning import chosen as chosen
 from sophon_bench.files import write_atomic
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import columns
@@ -19,6 +19,7 @@ from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows
 from sophon_bench.leaderboard.score_tables import called_by, footnotes, over, plural
 from sophon_bench.leaderboard.tables import WHERE, heading
 from sophon_bench.records import Cell
+from sophon_bench.results import Results
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -42,13 +43,8 @@ def rows_of(cells: Sequence[Cell], labels: Sequence[str]) -> DataFrame:
         labels: The configurations' selectors.
     """
     own = [c for c in cells if c.defense.control or c.defense.label in labels]
-    rows = analysis.criteria(own)
+    rows = analysis.criteria(Results.of(own))
     return rows.sort_values("defense", key=lambda known: known.map(labels.index), kind="stable")
-
-
-def chosen(rows: DataFrame) -> Mapping[str, Any] | None:
-    """The configuration with the highest criterion, if any has one."""
-    return metrics.chosen(records(rows))
 
 
 def table(rows: DataFrame, notes: Sequence[str]) -> Place:
@@ -60,7 +56,7 @@ def table(rows: DataFrame, notes: Sequence[str]) -> Place:
     """
     legend = Legend.of([rows], {}, "defense")
     marked, reasons = footnotes(records(rows))
-    best = metrics.chosen(marked)
+    best = chosen(rows)
     first = marked[0]
     bars = {"undefended": first["undefended_after"], "scratch": first["scratch_after"]}
     loud = [] if best is None else [{**best, "defense": f"chosen: {legend(best['defense'])}"}]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from sophon_bench.files import write_atomic
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    pass
 
 Row = Mapping[str, Any]
 Figure = dict[str, Any]
@@ -94,11 +94,6 @@ def folded(text: str, width: int) -> list[str]:
 def number(value: Any) -> float | None:
     """A finite number; None for what is missing or not finite."""
     return float(value) if value is not None and math.isfinite(value) else None
-
-
-def records(frame: DataFrame) -> list[dict[str, Any]]:
-    """Rows of a frame, by column."""
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def config(theme: Theme) -> Figure:

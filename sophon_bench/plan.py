@@ -17,13 +17,13 @@ import msgspec
 
 from sophon_bench import protocol
 from sophon_bench.backbones import Architecture, Precision
-from sophon_bench.metrics import selected
 from sophon_bench.protocol import (
     ENDED,
     LEAST_SAMPLES,
     PRETRAIN_BATCH,
     REFERENCE_BATCH,
     REFINEMENTS,
+    ROUNDING,
 )
 from sophon_bench.records import (
     Cell,
@@ -35,7 +35,7 @@ from sophon_bench.records import (
 )
 from sophon_bench.registry import Registry
 from sophon_bench.scenarios import ScenarioData
-from sophon_bench.selectors import Arsenal, Rules, SelectorError, Trial, trials, vary
+from sophon_bench.selectors import Arsenal, Rules, SelectorError, Trial, names_of, trials, vary
 
 
 class PlanError(ValueError):
@@ -229,8 +229,9 @@ class Search:
 
 def _rank(cell: Cell) -> tuple[float, str]:
     """Selection utility within the budget, ties broken by key."""
-    point = selected(cell, cell.budget)
-    return (-1.0 if point is None else point.selection, cell.key)
+    limit = cell.budget * ROUNDING
+    within = (point.selection for point in cell.curve if point.units <= limit)
+    return (max(within, default=-1.0), cell.key)
 
 
 def neighbours(lr: float, tried: Iterable[float]) -> list[float]:
@@ -282,6 +283,12 @@ class Plan:
     def cells(self) -> list[AttackStage]:
         """The listed trials: stages that make a record."""
         return [stage for search in self.searches for stage in search.first]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Names that were given to selectors, by label."""
+        defenses = [stage.defense for stage in self.models if isinstance(stage, ProtectStage)]
+        return names_of([*defenses, *(stage.attack for stage in self.cells)])
 
 
 def make_plan(request: Request, settings: Iterable[Setting], registries: Registries) -> Plan:

@@ -308,11 +308,13 @@ class Run(Record, frozen=True, kw_only=True):
 
     Attributes:
         command: What gives the same numbers again; empty where no command line did.
+        names: Names that the command gave to selectors, by label.
         provenance: Where the run began, with what, and when (``finished``).
     """
 
     schema_version: int = SCHEMA
     command: str
+    names: dict[str, str] = {}
     provenance: Provenance
 
 

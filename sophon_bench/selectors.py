@@ -115,13 +115,13 @@ class Rules(BaseModel):
     times: int = Field(default=10, ge=2)
 
 
-def _named(name: str) -> str:
+def _checked_name(name: str) -> str:
     if problem := name_problem(name):
         raise ValueError(problem)
     return name
 
 
-Name = Annotated[str, AfterValidator(_named)]
+Name = Annotated[str, AfterValidator(_checked_name)]
 """Of a suite or a study: that of its file."""
 
 

@@ -101,23 +101,15 @@ class Store:
         """How many cells are finished."""
         return sum(name.endswith(".json") for name in os.listdir(self.root / "cells"))  # noqa: PTH208
 
-    def cells(self, part: int = 0, parts: int = 1) -> Iterator[Cell]:
-        """Every finished cell, in order of key; or one of ``parts`` shares of them.
-
-        Scenarios with their backbones are dealt out to the shares in turn, so that several
-        processes can find what is told of them.
-        """
+    def cells(self) -> Iterator[Cell]:
+        """Every finished cell as all runs asked for it, in order of key."""
         reader = Reader(Cell, held=("scenario", "defense", "attack", "pretrained", "released"))
         asked = self.asked()
         folder = f"{self.root}/cells"
-        places: dict[bytes, int] = {}
         for name in sorted(os.listdir(folder)):  # noqa: PTH208 - a Path for each is slow
-            path = f"{folder}/{name}"
-            if not name.endswith(".json"):
-                continue
-            content = _content(path)
-            if parts == 1 or places.setdefault(_place(content), len(places)) % parts == part:
-                cell = _parsed(path, content, reader)
+            if name.endswith(".json"):
+                path = f"{folder}/{name}"
+                cell = _parsed(path, _content(path), reader)
                 yield _as_asked(cell, asked[cell.key]) if cell.key in asked else cell
 
     def begin(self, run: Run, asked: Sequence[Asked]) -> Manifest:
@@ -141,6 +133,12 @@ class Store:
             for line in Manifest(path).lines():
                 found.setdefault(line.key, []).append(line)
         return found
+
+    def names(self) -> dict[str, str]:
+        """Names that runs gave to selectors, by label; the last run's where several did."""
+        runs = [Manifest(path).run() for path in (self.root / "runs").glob("*.jsonl")]
+        ordered = sorted(runs, key=lambda run: run.provenance.finished)
+        return {label: name for run in ordered for label, name in run.names.items()}
 
     def has_stage(self, key: str) -> bool:
         """Whether the model is made; the record is written last."""
@@ -208,6 +206,14 @@ class Manifest:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def run(self) -> Run:
+        """What was started.
+
+        Raises:
+            StoreError: If the file cannot be read.
+        """
+        return msgspec.json.decode(_content(str(self.path)).split(b"\n")[0], type=Run)
 
     def lines(self) -> Iterator[Asked]:
         """What was asked for; a line that a crash cut off is left out, and asked for again.
@@ -355,12 +361,6 @@ def _parsed(path: str, content: bytes, reader: Reader[R]) -> R:
         raise StoreError(
             f"record {path!r} is damaged ({error}); delete it to have it made again"
         ) from error
-
-
-def _place(content: bytes) -> bytes:
-    """What records of one scenario and backbone have in common, found without reading them."""
-    begin = content.find(b'"scenario"')
-    return content[begin : content.find(b'"defense"', begin)]
 
 
 def _content(path: str) -> bytes:

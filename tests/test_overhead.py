@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import MakeCell
+from conftest import MakeCell, drawn
 from msgspec.structs import replace
 
 from sophon_bench.analysis import cost
@@ -321,7 +321,7 @@ def panels(cells: list[Cell]) -> list[vega.Figure]:
     return [panel for line in figure["vconcat"] for panel in line["hconcat"]]
 
 
-def drawn(panel: vega.Figure) -> list[tuple[str, str, float, str]]:
+def bars_of(panel: vega.Figure) -> list[tuple[str, str, float, str]]:
     keys = ("defense", "series", "times", "text")
     return [tuple(bar[key] for key in keys) for bar in panel["data"]["values"]]
 
@@ -340,7 +340,7 @@ def test_bars_are_the_rows_from_one_on(make_cell: MakeCell) -> None:
         assert bar["encoding"]["x"]["scale"]["type"] == "log"
         assert bar["encoding"]["x2"] == {"datum": 1}
     assert left["height"] == right["height"]
-    assert drawn(left) == [
+    assert bars_of(left) == [
         ("c", "FLOPs", 1, "1×"),
         ("d", "FLOPs", 4, "4×"),
         ("c", "seconds", 1, "1×"),
@@ -348,7 +348,7 @@ def test_bars_are_the_rows_from_one_on(make_cell: MakeCell) -> None:
         ("c", "peak memory", 1, "1×"),
         ("d", "peak memory", 1, "1×"),
     ]
-    assert drawn(right) == [
+    assert bars_of(right) == [
         ("c", "n = 200", pytest.approx(4 * math.sqrt(2)), ">5.7×"),
         ("d", "n = 200", pytest.approx(4), "4×"),
     ]

@@ -20,13 +20,15 @@ from msgspec.structs import replace
 from test_scores import BUDGET, controls, defended, run
 from toy import generated, generation
 
-from sophon_bench import metrics
+from sophon_bench.analysis.envelope import ENVELOPE
 from sophon_bench.cli import main
+from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import bars, cards, entries, figures, page, tables, vega
-from sophon_bench.leaderboard.columns import frame
+from sophon_bench.leaderboard.columns import frame, records
 from sophon_bench.leaderboard.page import Submission, data, view
 from sophon_bench.pictures import PictureError, data_uri
 from sophon_bench.records import Cell
+from sophon_bench.results import Results
 
 HOSTILE = "<script>alert(1)</script>\"><img src=x onerror=alert(1)>'"
 LINK = "javascript:alert(1)"
@@ -135,7 +137,8 @@ def test_a_bar_is_the_interval_within_the_scale(make_cell: MakeCell) -> None:
         *defended(make_cell, FALLING, seeds=(0,)),
         *defended(make_cell, 0.8, seeds=(1,)),
     ]
-    row = next(r for r in metrics.scores(double) if r["defense"] == "d")
+    scores = records(analysis.scores(Results.of(double)))
+    row = next(row for row in scores if row["defense"] == "d")
     assert row["score_half_width"] > 100
     assert '<path class="span" d="M0.0 6H100.0"/>' in html(submission(double))
 
@@ -235,6 +238,29 @@ def test_places_have_sections_of_their_own(make_cell: MakeCell) -> None:
 def test_no_controls_is_no_score_and_still_a_page(make_cell: MakeCell) -> None:
     text = document(submission(defended(make_cell, 0.5))).text()
     assert "no controls: the undefended model was not attacked here" in text
+
+
+def test_fresh_weights_alone_are_no_score_and_still_a_page(make_cell: MakeCell) -> None:
+    fresh = [cell for cell in controls(make_cell) if cell.attack.control]
+    text = document(submission(fresh)).text()
+    assert "no scores: only fresh weights were trained here" in text
+
+
+def test_a_long_name_is_whole_on_its_card_and_in_a_legend_below_matrices(
+    make_cell: MakeCell,
+) -> None:
+    name = f"d[{','.join(f'alpha{i}=0.1' for i in range(9))}]"
+    found = [*controls(make_cell), *defended(make_cell, 0.35, name=name)]
+    (section,) = sections(submission(found))
+    assert [card.name for card in section.defenses] == [name]
+    (map_,) = section.heat_maps
+    assert list(map_.defenses) == ["none", "d #1"]
+    assert map_.notes == [f"d #1: {name}"]
+    assert f'<p class="note">d #1: {name}</p>' in html(submission(found))
+
+
+def test_a_record_that_is_there_twice_counts_once(cells: list[Cell]) -> None:
+    assert page.site([submission([*cells, *cells])]) == page.site([submission(cells)])
 
 
 def test_the_same_records_give_the_same_bytes(cells: list[Cell]) -> None:
@@ -375,7 +401,8 @@ def test_figures_are_the_rows_under_the_pages_own_captions(cells: list[Cell]) ->
 
 
 def test_a_band_is_the_half_width(cells: list[Cell]) -> None:
-    curve = next(row for row in metrics.curves(cells) if row["defense"] == "ice")
+    curves = records(analysis.curves(Results.of(cells)))
+    curve = next(row for row in curves if row["defense"] == "ice")
     curve["protected"] = [(64.0, 0.5, 0.1), (128.0, 0.6, 0.2)]
     styles = vega.styles(["ice"])
     figure = figures.envelopes(frame([curve]), styles)
@@ -406,7 +433,8 @@ def test_a_sweep_is_drawn_beside_the_undefended_models(cells: list[Cell]) -> Non
 
 
 def test_skill_below_zero_is_drawn_by_its_error_and_told_as_skill(cells: list[Cell]) -> None:
-    found = {row["defense"]: row for row in metrics.sweeps(cells) if row["family"] == "finetune"}
+    sweeps = records(analysis.sweeps(Results.of(cells)))
+    found = {row["defense"]: row for row in sweeps if row["family"] == "finetune"}
     found["ice"]["levels"] = [(0.1, 0.5, 0.2), (0.2, -1.0, 0.4)]
     figure = figures.sweep(frame([found["ice"]]), vega.styles(["ice"]))
     assert figure is not None
@@ -423,7 +451,7 @@ def test_skill_below_zero_is_drawn_by_its_error_and_told_as_skill(cells: list[Ce
 
 def test_costs_are_drawn_with_their_bounds() -> None:
     rows = [
-        {"defense": name, "control": False, "attack": metrics.ENVELOPE, "samples": 200,
+        {"defense": name, "control": False, "attack": ENVELOPE, "samples": 200,
          "times_undefended": times, "times_undefended_bound": bound}
         for name, times, bound in (("<b>x", 16.0, ">"), ("y", 2.0, "="), ("z", None, None))
     ]  # fmt: skip

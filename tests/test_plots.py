@@ -12,12 +12,14 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sophon_bench import metrics
+from sophon_bench.analysis import series
+from sophon_bench.analysis.envelope import ENVELOPE
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import bars, figures, plots, vega
-from sophon_bench.leaderboard.columns import frame
+from sophon_bench.leaderboard.columns import frame, records
 from sophon_bench.leaderboard.tables import document, report
 from sophon_bench.leaderboard.vega import Figure
+from sophon_bench.results import Results
 from sophon_bench.store import read_cells
 
 BUDGET = 12800
@@ -325,7 +327,7 @@ def hostile() -> dict[str, Figure]:
         found["defense"] = "none" if found["control"] else HOSTILE + found["defense"]
     costs = [
         {
-            **row(HOSTILE, **place), "attack": metrics.ENVELOPE, "times_undefended": times,
+            **row(HOSTILE, **place), "attack": ENVELOPE, "times_undefended": times,
             "times_undefended_bound": ">",
             **{f"protect_{key}_times": times for key in ("flops", "seconds", "peak_memory")},
         }
@@ -481,9 +483,9 @@ def test_the_command_writes_both_formats_and_says_where(finished: Path, tmp_path
     ]
 
 
-def test_what_is_drawn_is_what_the_metrics_say(finished: Path) -> None:
+def test_what_is_drawn_is_what_the_analysis_says(finished: Path) -> None:
     cells = read_cells(finished)
-    lines = drawn(only(metrics.curves(cells), "envelopes"))
+    lines = drawn(only(records(series.curves(Results.of(cells))), "envelopes"))
     assert lines["ice"][1][-1] == pytest.approx(80)
     assert lines["scratch"][1][-1] == pytest.approx(30)
 

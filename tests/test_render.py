@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import drawn
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from sophon_bench.leaderboard import page
 from sophon_bench.leaderboard.columns import (
@@ -29,8 +31,8 @@ from sophon_bench.leaderboard.render import (
     Place,
     Table,
     flat_rows,
-    to_console,
     from_csv,
+    to_console,
     to_csv,
     to_json,
     to_latex,
@@ -215,7 +217,6 @@ def flat_of(*rows: dict[str, Any]) -> Flat:
     """Rows with a column for each of their keys."""
     keys = dict.fromkeys(key for row in rows for key in row)
     return Flat(frames=[frame(rows)], columns=[Column(key=key) for key in keys])
-
 
 
 DANGEROUS = tuple("=+-@\t\r\n＝＋－＠")

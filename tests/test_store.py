@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Callable
@@ -244,17 +243,6 @@ def test_parts_that_records_share_are_held_once(make_cell: MakeCell) -> None:
         content = dump(one).replace(f'"{part}": {{'.encode(), f'"{part}": {{"x": 1,'.encode())
         with pytest.raises(msgspec.ValidationError, match="x"):
             reader.read(content)
-
-
-def test_shares_are_all_cells_and_keep_places_together(tmp_path: Path, make_cell: MakeCell) -> None:
-    store = Store(tmp_path)
-    for backbone, seed in itertools.product("abcde", range(3)):
-        store.put_cell(make_cell(backbone=backbone, seed=seed, key=f"{backbone}{seed}"))
-    assert store.count() == 15
-    shares = [list(store.cells(part, 3)) for part in range(3)]
-    assert sorted(c.key for share in shares for c in share) == [c.key for c in store.cells()]
-    owners = [{cell.backbone for cell in share} for share in shares]
-    assert sorted(map(len, owners)) == [1, 2, 2]
 
 
 json_values = st.recursive(

@@ -1,24 +1,17 @@
 from __future__ import annotations
 
-import csv
-import io
-import itertools
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import drawn
-from hypothesis import example, given
-from hypothesis import strategies as st
 
-from sophon_bench import metrics
+from sophon_bench.analysis.envelope import ENVELOPE, STRETCHED_ENVELOPE
 from sophon_bench.leaderboard import tables
 from sophon_bench.leaderboard.columns import DIFFERENCES, frame, records
 from sophon_bench.leaderboard.render import FORMATS, Flat, from_csv, printed
 from sophon_bench.leaderboard.tables import Report
-from sophon_bench.store import Store
 
 BUDGET = 12800
 PLACE = {
@@ -89,7 +82,7 @@ def finetune(defense: str, optimizer: str, lr: float, **changes: Any) -> dict[st
 
 
 def envelope(defense: str, times: int = 1, **changes: Any) -> dict[str, Any]:
-    name = metrics.ENVELOPE if times == 1 else metrics.STRETCHED_ENVELOPE.format(times)
+    name = ENVELOPE if times == 1 else STRETCHED_ENVELOPE.format(times)
     return trial(defense, name, **{"parameters": None, "trials": 4, "stretch": times, **changes})
 
 
@@ -429,18 +422,3 @@ def test_a_report_is_made_of_records(make_cell: Any) -> None:
     assert "50.0 ± 0.0" in shown
     assert "·¹†" in shown
     assert "Who won" in shown
-
-
-def test_several_processes_report_what_one_does(
-    tmp_path: Path, make_cell: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tables, "MANY", 0)
-    store = Store(tmp_path)
-    for backbone, defense, seed in itertools.product("abc", ("none", "ice"), (0, 1)):
-        for attack in ("scratch", "finetune") if defense == "none" else ("finetune",):
-            key = f"{backbone}-{defense}-{attack}-{seed}"
-            own = {"defense": defense, "attack": attack, "seed": seed, "backbone": backbone}
-            store.put_cell(make_cell(key=key, **own))
-    several, one = tables.report_of(store, None, 2), tables.report(list(store.cells()))
-    for key in tables.FRAMES:
-        assert records(getattr(several, key)) == records(getattr(one, key))

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from sophon_bench import metrics
+from sophon_bench.analysis.tuning import chosen
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import tuning
+from sophon_bench.leaderboard.columns import frame
 from sophon_bench.registry import defenses
 from sophon_bench.selectors import Trial
 
@@ -70,7 +71,7 @@ def test_all_configurations_are_shown_one_is_chosen_and_all_is_kept(
     labels = [row["defense"] for row in found["rows"]]
     assert labels[0] == "fading"
     assert set(labels) == {"fading", "fading[keep=0.5]", "fading[keep=0.99]"}
-    best = metrics.chosen(found["rows"])
+    best = chosen(frame(found["rows"]))
     assert best is not None
     assert found["chosen"] == {"selector": best["defense"], "parameters": best["parameters"]}
     assert f"chosen: {best['defense']} " in result.stdout
@@ -128,7 +129,7 @@ def test_a_dry_run_shows_every_configuration_and_writes_nothing(
 def test_nothing_to_choose_by_is_a_failure_that_is_kept(
     finished: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sophon_bench.metrics.scoring.FLOOR", 2.0)
+    monkeypatch.setattr("sophon_bench.protocol.FLOOR", 2.0)
     result = call(*search(finished[0], "--out", tmp_path))
     assert result.exit_code == 1
     assert "failed: no configuration of fading can be chosen" in result.stderr

@@ -13,10 +13,11 @@ from pathlib import Path
 import jinja2
 
 from sophon_bench.files import write_atomic
-from sophon_bench.leaderboard import cards, tables, vega
+from sophon_bench.leaderboard import attack_tables, cards, score_tables, vega
 from sophon_bench.leaderboard.page import data, view
-from sophon_bench.leaderboard.page.data import Gaps, Submission
+from sophon_bench.leaderboard.page.data import Submission
 from sophon_bench.leaderboard.page.provenance import reproduction
+from sophon_bench.leaderboard.tables import Gaps
 
 __all__ = ["LIBRARY", "Submission", "reproduction", "site", "write"]
 
@@ -40,7 +41,7 @@ def write(
         out: Files of the same names are replaced.
         subjects: What the code says of defenses; those of other names are left out.
         sheets: Pictures of scenarios by label, as PNG.
-        frozen: Which budgets and n count, as for `metrics.scores`.
+        frozen: Which budgets and n count, as for `analysis.score.scores`.
 
     Raises:
         OSError: ``out`` cannot be made or written.
@@ -85,8 +86,12 @@ def site(
     html = environment.get_template("index.html").render(
         sections=sections,
         utilities=" or ".join(utilities),
-        plurals=" or ".join(map(tables.plural, utilities)),
-        meanings=[(name, tables.MEANINGS[name]) for name in utilities if name in tables.MEANINGS],
+        plurals=" or ".join(map(score_tables.plural, utilities)),
+        meanings=[
+            (name, attack_tables.MEANINGS[name])
+            for name in utilities
+            if name in attack_tables.MEANINGS
+        ],
         labels=sorted({s.label for s in submissions if s.label is not None}),
         themes={name: vega.config(name) for name in vega.THEMES},
         versions=cards.distinct(

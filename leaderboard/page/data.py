@@ -6,15 +6,22 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from sophon_bench import metrics
+from sophon_bench.analysis.cost import PRETRAINING
+from sophon_bench.analysis.envelope import outcomes
+from sophon_bench.analysis.images import Made, makers
+from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import gallery, tables
-from sophon_bench.leaderboard.tables import Key, Row
+from sophon_bench.leaderboard.columns import Row, records
+from sophon_bench.leaderboard.tables import Gaps, Key
 from sophon_bench.records import Cell
+from sophon_bench.results import Results
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Label = Literal["self-reported", "spot-checked", "reproduced"]
-Gaps = metrics.Frozen | Sequence[metrics.Frozen] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +52,18 @@ class Submission:
         return self.link if re.match(r"https?://", self.link) else None
 
 
-KINDS: Mapping[str, Callable[[Any, Gaps], list[dict[str, Any]]]] = {
-    "releases": lambda places, _: metrics.releases(places),
-    "scores": metrics.scores,
-    "attacks": lambda places, _: metrics.rows(places),
-    "winners": lambda places, _: metrics.winners(places),
-    "curves": metrics.curves,
-    "sweeps": lambda places, _: metrics.sweeps(places),
-    "protection": lambda places, _: metrics.protection(places),
-    "half_costs": metrics.half_costs,
-    "images": lambda places, _: metrics.images(places),
+KINDS: Mapping[str, Callable[[Results, Gaps], DataFrame]] = {
+    "releases": lambda results, _: analysis.releases(results),
+    "scores": analysis.scores,
+    "attacks": lambda results, _: analysis.trials(results),
+    "winners": lambda results, _: analysis.winners(results),
+    "curves": analysis.curves,
+    "sweeps": lambda results, _: analysis.sweeps(results),
+    "protection": lambda results, _: analysis.protection(results),
+    "half_costs": analysis.half_costs,
+    "images": lambda results, _: analysis.images(results),
 }
-"""Flat rows that the page shows, by name."""
+"""Frames that the page shows, by name."""
 
 Rows = Mapping[str, Sequence[Row]]
 """Rows by their kind."""
@@ -76,13 +83,13 @@ class Part:
     submission: Submission
     rows: Rows
     cells: Mapping[str, Sequence[Cell]]
-    made: Sequence[metrics.Made]
+    made: Sequence[Made]
 
     @property
     def controls(self) -> set[str]:
         """Names of the undefended model, and of pre-training, which stands for it."""
         made = self.rows["releases"]
-        return {metrics.PRETRAINING, *(row["defense"] for row in made if row["control"])}
+        return {PRETRAINING, *(row["defense"] for row in made if row["control"])}
 
     @property
     def control_seeds(self) -> int:
@@ -100,16 +107,34 @@ def by_place(submissions: Iterable[Submission], frozen: Gaps) -> list[tuple[Key,
 
 
 def _parts(submission: Submission, frozen: Gaps) -> Iterator[tuple[Key, Part]]:
-    places = metrics.places(submission.cells)
-    rows = {kind: tables.by_place(find(places, frozen)) for kind, find in KINDS.items()}
-    for key, sides in zip(rows["releases"], places, strict=True):
-        cells = {
-            defense: [cell for here in own.values() for cell in here]
-            for defense, own in sides.models.items()
-        }
-        own_rows = {kind: by_place.get(key, []) for kind, by_place in rows.items()}
-        made = gallery.of_one_seed(metrics.makers(metrics.Places([sides])))
-        yield key, Part(submission=submission, rows=own_rows, cells=cells, made=made)
+    for cells in _by_place(submission.cells):
+        results = Results.of(cells)
+        rows = {kind: records(find(results, frozen)) for kind, find in KINDS.items()}
+        key = tuple(rows["releases"][0][name] for name in tables.WHERE)
+        made = gallery.of_one_seed(makers(results))
+        by_defense = _by_defense(cells, results, [row["defense"] for row in rows["releases"]])
+        yield key, Part(submission=submission, rows=rows, cells=by_defense, made=made)
+
+
+def _by_place(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """The records of every place, in the order of places."""
+    found: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in cells:
+        where = cell.scenario.label, cell.scenario.revision, cell.backbone, cell.precision
+        found.setdefault((*where, str(cell.budget), cell.protocol), []).append(cell)
+    return [found[place] for place in sorted(found)]
+
+
+def _by_defense(
+    cells: Iterable[Cell], results: Results, defenses: Iterable[str]
+) -> dict[str, list[Cell]]:
+    """The records of one place by the name that frames give to their defense, in that order."""
+    by_key = {cell.key: cell for cell in cells}
+    named = outcomes(results).cells
+    found: dict[str, list[Cell]] = {defense: [] for defense in defenses}
+    for key, defense in zip(named["key"], named["defense_label"], strict=True):
+        found[defense].append(by_key[key])
+    return found
 
 
 def names(parts: Sequence[Part], home: Part) -> dict[tuple[int, str], str]:
@@ -133,7 +158,7 @@ def names(parts: Sequence[Part], home: Part) -> dict[tuple[int, str], str]:
 def merged(parts: Sequence[Part], names: Mapping[tuple[int, str], str]) -> Rows:
     """Rows of what is shown, under the names there; pre-training's of the part with controls."""
     home = next((n for n, d in names if d in parts[n].controls), 0)
-    known = {**names, (home, metrics.PRETRAINING): metrics.PRETRAINING}
+    known = {**names, (home, PRETRAINING): PRETRAINING}
     return {
         kind: [
             {**row, "defense": known[number, row["defense"]]}

@@ -6,8 +6,9 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from sophon_bench.leaderboard import cards, tables
-from sophon_bench.leaderboard.tables import Row
+from sophon_bench.leaderboard import cards
+from sophon_bench.leaderboard.columns import Row, span
+from sophon_bench.leaderboard.score_tables import WHY_PROVISIONAL
 from sophon_bench.protocol import REFERENCE_BATCH
 from sophon_bench.records import Cell
 
@@ -18,9 +19,9 @@ def marks(row: Row) -> list[tuple[str, str]]:
     if row["unscored"]:
         found.append(("no score", row["unscored"]))
     if row["provisional"]:
-        found.append(("provisional", tables.WHY_PROVISIONAL))
+        found.append(("provisional", WHY_PROVISIONAL))
     if row["rolled_back"]:
-        often = f"{row['rolled_back']} of {tables.span([row['released_seeds']])}"
+        often = f"{row['rolled_back']} of {span([row['released_seeds']])}"
         found.append(("rolled back", f"protection went back to its last good state on {often}"))
     found += [
         (status, f"some trials are {status}: they protect nothing")
@@ -105,6 +106,9 @@ def reproduction(cells: Sequence[Cell]) -> str:
         "--scenario": [first.scenario.label],
         "--backbone": [first.backbone],
         "--sha256": [first.defense.source] if audited else [],
+        "--prefix": [first.defense.parameters["prefix"]]
+        if audited and "prefix" in first.defense.parameters
+        else [],
         "--defense": [] if audited else defended or [first.defense.label],
         "--attack": sorted(set(listed)),
         "--samples": [",".join(map(str, sorted({cell.samples for cell in asked})))],

@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from sophon_bench import metrics
-from sophon_bench.leaderboard import bars, cards, figures, gallery, overhead, tables, vega
+from sophon_bench.analysis.envelope import ENVELOPE
+from sophon_bench.analysis.images import Made
+from sophon_bench.leaderboard import answers as analysis
+from sophon_bench.leaderboard import (
+    attack_tables,
+    bars,
+    cards,
+    columns,
+    figures,
+    gallery,
+    overhead,
+    score_tables,
+    tables,
+    vega,
+)
+from sophon_bench.leaderboard.attack_tables import Line
+from sophon_bench.leaderboard.columns import (
+    NOTHING,
+    Column,
+    Row,
+    frame,
+    percent,
+    records,
+    shown_in,
+    span,
+)
 from sophon_bench.leaderboard.figures import in_steps, short_count
-from sophon_bench.leaderboard.columns import frame
+from sophon_bench.leaderboard.names import Attacks, Legend, is_envelope
 from sophon_bench.leaderboard.page import data, provenance
 from sophon_bench.leaderboard.page.data import Part, Rows, Submission
-from sophon_bench.leaderboard.tables import NOTHING, Key, Row, Table
+from sophon_bench.leaderboard.render import Table
+from sophon_bench.leaderboard.tables import Key
 from sophon_bench.pictures import data_uri
 from sophon_bench.protocol import REFERENCE_BATCH
 
 PROTECTED = "protected"
 SIDES = (PROTECTED, vega.UNDEFENDED, vega.SCRATCH)
-"""Columns of `metrics.curves`, and what lines are called: the card says which defense it is."""
+"""Columns of `analysis.curves`, and what lines are called: the card says which defense it is."""
 
 STYLES = vega.styles([PROTECTED])
+
+UNCHANGED = Legend({}, {})
+"""Calls defenses by their labels: what heads a card has room for them."""
+
+NOT_ATTACKED = "no scores: only fresh weights were trained here"
 
 
 @dataclass(frozen=True)
@@ -56,7 +86,7 @@ class Card:
         submission: Whose it is.
         control: Whether it is pinned.
         row: Its row of scores.
-        line: Texts of that by column.
+        line: Texts of that by the key of the column.
         marks: Words that a reader must not miss, and what each means.
         fidelity: Terms and texts of what the code says of it.
         facts: Those of where its numbers come from.
@@ -97,30 +127,6 @@ class Card:
         low, high = max(0.0, score - (half or 0)), min(100.0, score + (half or 0))
         return round(low, 2), round(high, 2)
 
-    def sort_value(self, column: str) -> float | str | None:
-        """What the column is sorted by; None comes last."""
-        if column == "flags":
-            return len(self.row["flags"])
-        if column not in SORTED_BY:
-            return self.line[column]
-        value: float | None = self.row[SORTED_BY[column]]
-        return None if value is None else round(value, 6)
-
-
-SORTED_BY: Mapping[str, str] = {
-    "rank": "rank",
-    "score": "score",
-    "resistance": "resistance",
-    "worst n": "worst_resistance",
-    "intact": "intactness",
-    "trainable": "trainability",
-    "B50 (search)": "b50",
-    "original (was)": "original_after",
-    "restricted": "restricted_after",
-    "cost": "protect_cost",
-}
-"""Keys of rows of scores by column."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class HeatCell:
@@ -138,6 +144,7 @@ class HeatMap:
     defenses: Sequence[str]
     envelopes: Sequence[tuple[str, Sequence[HeatCell]]]
     attacks: Sequence[tuple[str, Sequence[HeatCell]]]
+    notes: Sequence[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +157,7 @@ class Section:
     utility: str
     heading: str
     tiles: Sequence[tuple[str, str]]
-    columns: Sequence[str]
+    columns: Sequence[Column]
     scratch: Sequence[Mapping[str, str]]
     notes: Sequence[str]
     cards: Sequence[Card]
@@ -184,13 +191,22 @@ def section(
     names = data.names(parts, home)
     origin = {name: (parts[i], defense) for (i, defense), name in names.items()}
     merged = data.merged(parts, names)
-    rows = {**merged, "scores": metrics.ranked(merged["scores"])}
-    trials = tables.Trials(rows["attacks"])
-    table = tables.score_table(rows["scores"])
+    trials, images = (frame(merged[kind]) for kind in ("attacks", "images"))
+    scores = frame(merged["scores"])
+    table = Table(title="", columns=columns.SCORES, body=scores, notes=[NOT_ATTACKED])
+    if len(scores):
+        scores = analysis.ranked(scores)
+        table = score_tables.score_table(scores, UNCHANGED)
+    rows = {**merged, "scores": records(scores)}
+    called = Attacks(trials, {})
+    legend = Legend.of([scores, trials], {}, "defense")
+    shown = shown_in("page", table.columns)
     at = dict(zip(tables.WHERE, key, strict=True))
     scored = {row["defense"]: row for row in rows["scores"]}
-    lines = {line[0]: dict(zip(table.columns[1:], line[1:], strict=True))
-             for line in [*table.quiet, *table.body]}  # fmt: skip
+    lines = {
+        row["defense"]: {column.key: column.text(row) for column in shown}
+        for row in [*records(table.quiet), *records(table.body)]
+    }
     found = [
         _card(
             f"place-{number}-defense-{i}",
@@ -198,41 +214,41 @@ def section(
             data.of_defense(name, rows),
             scored[name],
             lines[name],
-            trials,
+            called,
             subjects,
         )
         for i, name in enumerate((name for name in lines if name in scored), 1)
     ]
-    costs = overhead.Overhead(protection=rows["protection"], half_costs=rows["half_costs"])
-    records = {cell.key for part, defense in origin.values() for cell in part.cells[defense]}
+    protection, half_costs = (frame(rows[kind]) for kind in ("protection", "half_costs"))
+    made_of = {cell.key for part, defense in origin.values() for cell in part.cells[defense]}
     controls = [row for row in rows["scores"] if row["control"]]
     return Section(
         id=f"place-{number}",
         scenario=at["scenario"],
         backbone=at["backbone"],
         utility=rows["releases"][0]["utility"],
-        heading=tables.heading(key, rows["attacks"]),
+        heading=tables.heading(key, trials),
         tiles=[
             *_controls(controls),
             ("defenses", str(sum(not card.control for card in found))),
-            ("seeds", tables.span(row["seeds"] for row in rows["scores"]).split()[0])
+            ("seeds", span(row["seeds"] for row in rows["scores"]).split()[0])
             if rows["scores"]
             else ("seeds", NOTHING),
-            ("records", str(len(records))),
+            ("records", str(len(made_of))),
         ],
-        columns=table.columns[1:],
+        columns=shown[1:],
         scratch=[lines["scratch"]] if "scratch" in lines and "scratch" not in scored else [],
         notes=table.notes,
         cards=found,
-        heat_maps=_heat_maps(rows["attacks"], [card.name for card in found], trials),
+        heat_maps=_heat_maps(rows["attacks"], [card.name for card in found], called, legend),
         quality=[
-            *tables.loss_tables(rows["attacks"], trials),
-            *([tables.image_table(rows["images"], trials)] if rows["images"] else []),
+            *attack_tables.loss_tables(trials, called, legend),
+            *([attack_tables.image_table(images, called, legend)] if len(images) else []),
         ],
-        costs=[table for place in overhead.places(costs) for table in place.tables],
+        costs=overhead.cost_tables(protection, half_costs, legend, {}),
         cost_figures=_drawings(
-            ("Protecting", bars.protection(frame(costs.protection))),
-            ("A tuned attacker's cost to half", bars.half_costs(frame(costs.half_costs))),
+            ("Protecting", bars.protection(protection)),
+            ("A tuned attacker's cost to half", bars.half_costs(half_costs)),
         ),
         made=[
             _picture(made)
@@ -250,7 +266,7 @@ def section(
 def _controls(controls: Sequence[Row]) -> list[tuple[str, str]]:
     """What a tuned attacker reaches without a defense, and without pre-training."""
     return [
-        (words, f"{tables.percent(row[key])} %")
+        (words, f"{percent(row[key])} %")
         for row in controls[:1]
         for words, key in (
             ("undefended, tuned attacker", "undefended_after"),
@@ -267,7 +283,7 @@ def _card(
     rows: Rows,
     row: Row,
     line: Mapping[str, str],
-    trials: tables.Trials,
+    called: Attacks,
     subjects: Mapping[str, cards.Subject],
 ) -> Card:
     (made,) = rows["releases"]
@@ -297,15 +313,17 @@ def _card(
         fidelity=provenance.fidelity(subject),
         facts=provenance.facts(cells, made, subject),
         spent=[
-            (title, overhead.spent(found, unit))
+            (column.title, column.text(found))
             for found in rows["protection"]
-            for unit, (title, _) in overhead.UNITS.items()
+            for column in columns.SPENT
         ],
         trouble=provenance.trouble(cells),
         command=provenance.reproduction(cells),
         curves=_drawings(*curves),
         sweeps=_drawings(*sweeps),
-        winners=tables.winner_table(rows["winners"], trials) if rows["winners"] else None,
+        winners=attack_tables.winner_table(frame(rows["winners"]), called, UNCHANGED)
+        if rows["winners"]
+        else None,
         levels=[_levels(curve) for curve in rows["curves"]],
         makes=any(made.defense == defense for made in part.made),
     )
@@ -316,7 +334,7 @@ def _drawings(*figures: tuple[str, vega.Figure | None]) -> list[Drawing]:
     return [Drawing(title, vega.on_page(figure)) for title, figure in figures if figure is not None]
 
 
-def _picture(made: metrics.Made) -> Picture:
+def _picture(made: Made) -> Picture:
     return Picture(
         title=gallery.title(made),
         alt=f"Images that a model made from noise: {gallery.title(made)}, seed {made.seed}",
@@ -329,66 +347,73 @@ def _levels(curve: Row) -> Table:
     sides = SIDES[1:] if curve["control"] else SIDES
     levels = {
         side: {
-            steps: tables.with_half_width(mean, half_width, 1)
+            steps: columns.number(mean, half_width, ".1f")
             for steps, mean, half_width in in_steps(curve[side], 100)
         }
         for side in sides
     }
     if not curve["control"]:
         levels["resistance"] = {
-            steps: tables.with_half_width(value, None, 2)
+            steps: columns.number(value, None, ".2f")
             for steps, value, _ in in_steps(curve["resistance"])
         }
     budgets = sorted({steps for found in levels.values() for steps in found})
     return Table(
         title=f"n = {curve['samples']}: restricted {curve['utility']} of the envelopes in %, and "
         f"resistance, by budget in steps of {REFERENCE_BATCH} examples",
-        columns=["", *map(short_count, budgets)],
-        body=[
-            [name, *(found.get(steps, NOTHING) for steps in budgets)]
-            for name, found in levels.items()
+        columns=[
+            attack_tables.HEAD,
+            *(Column(key=str(steps), header=short_count(steps)) for steps in budgets),
         ],
+        body=frame(
+            {"": name, **{str(steps): text for steps, text in found.items()}}
+            for name, found in levels.items()
+        ),
     )
 
 
-def _heat_maps(rows: Sequence[Row], order: Sequence[str], trials: tables.Trials) -> list[HeatMap]:
+def _heat_maps(
+    rows: Sequence[Row], order: Sequence[str], called: Attacks, legend: Legend
+) -> list[HeatMap]:
     """One per n: what every attack reached against every defense."""
     found = []
     for samples in dict.fromkeys(row["samples"] for row in rows):
-        lines: dict[tuple[str, int], dict[str, Row]] = {}
+        lines: dict[Line, dict[str, Row]] = {}
         for row in rows:
             if row["samples"] == samples:
                 lines.setdefault((row["attack"], row["stretch"]), {})[row["defense"]] = row
-        seeds = {name: row["seeds"] for name, row in lines[metrics.ENVELOPE, 1].items()}
+        seeds = {name: row["seeds"] for name, row in lines[ENVELOPE, 1].items()}
         names = [name for name in order if name in seeds]
+        tried = {key: line for key, line in lines.items() if not is_envelope(_first(line))}
+        order_of = functools.partial(_order, tried, called)
         found.append(
             HeatMap(
-                title=f"n = {samples}, {tables.span(seeds.values())}",
-                defenses=names,
+                title=f"n = {samples}, {span(seeds.values())}",
+                defenses=[legend(name) for name in names],
                 envelopes=[
-                    (f"tuned envelope{_longer(key)}", _heat(lines[key], names, seeds))
-                    for key in sorted(lines, key=lambda key: key[1])
-                    if key[0].startswith(metrics.ENVELOPE)
+                    (f"tuned envelope{attack_tables.longer(key)}", _heat(lines[key], names, seeds))
+                    for key in sorted(lines.keys() - tried.keys(), key=lambda key: key[1])
                 ],
                 attacks=[
-                    (trials.name(key[0]) + _longer(key), _heat(lines[key], names, seeds))
-                    for key in sorted(lines, key=lambda key: _order(key, lines[key], trials))
-                    if not key[0].startswith(metrics.ENVELOPE)
+                    (
+                        called.name(key[0]) + attack_tables.longer(key),
+                        _heat(tried[key], names, seeds),
+                    )
+                    for key in sorted(tried, key=order_of)
                 ],
+                notes=[*legend.notes(names), *called.notes(attack for attack, _ in lines)],
             )
         )
     return found
 
 
-def _longer(key: tuple[str, int]) -> str:
-    return f" ×{key[1]}" if key[1] > 1 else ""
+def _first(line: Mapping[str, Row]) -> Row:
+    return next(iter(line.values()))
 
 
-def _order(
-    key: tuple[str, int], found: Mapping[str, Row], trials: tables.Trials
-) -> tuple[Any, ...]:
+def _order(lines: Mapping[Line, Mapping[str, Row]], called: Attacks, key: Line) -> Key:
     """Fresh weights last."""
-    return (next(iter(found.values()))["control"], trials.order(key[0]), key[1])
+    return (_first(lines[key])["control"], called.order(key[0]), key[1])
 
 
 def _heat(
@@ -397,7 +422,7 @@ def _heat(
     rows = [found.get(name) for name in names]
     return [
         HeatCell(
-            text=tables.attack_cell(row, seeds[name]),
+            text=attack_tables.attack_cell(row, seeds[name]),
             value=None if row is None else row["restricted_after"],
         )
         for name, row in zip(names, rows, strict=True)

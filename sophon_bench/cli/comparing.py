@@ -77,21 +77,23 @@ def compare(
     Exit codes: 0 fine, 1 a regression, 2 bad input, or records that cannot be compared: protocol,
     data, suite, precision or budget differ, a record is damaged, nothing is in common.
     """
-    from sophon_bench import metrics
+    from sophon_bench.analysis.comparison import Incomparable
+    from sophon_bench.analysis.thresholds import threshold
     from sophon_bench.leaderboard import answers as analysis
     from sophon_bench.leaderboard.compare import FORMATS, comparison, load_accepted, markdown
     from sophon_bench.leaderboard.frozen import published
+    from sophon_bench.results import Results
 
     try:
-        thresholds = [metrics.threshold(limit) for limit in limits]
+        thresholds = [threshold(limit) for limit in limits]
     except ValueError as error:
         raise Refused(f"--fail-on: {error}") from error
     accepted = [] if accept is None else load_accepted(accept)
     with no_collector():
-        sides = [read_records(file, None) for file in (base, new)]
+        sides = [Results.of(read_records(file, None)) for file in (base, new)]
         try:
             changes = analysis.compare(sides[0], sides[1], thresholds, published())
-        except metrics.Incomparable as error:
+        except Incomparable as error:
             raise Refused(f"{str(base)!r} and {str(new)!r} cannot be compared: {error}") from error
     found = comparison(changes, accepted)
     for each in found.unused:

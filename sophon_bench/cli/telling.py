@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +66,7 @@ def table(
     from sophon_bench.leaderboard.columns import DIFFERENCES
     from sophon_bench.leaderboard.render import Flat, printed
     from sophon_bench.registry import unknown
+    from sophon_bench.results import Results
 
     if published and (source or store):
         raise Refused("--published is of entries that come with the package; give no other records")
@@ -75,7 +75,7 @@ def table(
     with no_collector():
         if against is not None:
             cells = read_records(source, store)
-            found = analysis.differences(cells, against, frozen.published())
+            found = analysis.differences(Results.of(cells), against, frozen.published())
             if against not in (known := {cell.defense.label for cell in cells}):
                 raise Refused(unknown("defense", against, known))
             if found.empty:
@@ -85,12 +85,9 @@ def table(
             return
         if published:
             report = entries.report(entries.published(), frozen.published())
-        elif source is not None:
-            report = tables.report(read_records(source, store), frozen.published())
         else:
-            report = tables.report_of(
-                open_store(store), frozen.published(), processes=os.cpu_count() or 1
-            )
+            names = {} if source is not None else open_store(store).names()
+            report = tables.report(read_records(source, store), frozen.published(), names)
         click.echo(tables.show(form, report), nl=False)
 
 
@@ -179,12 +176,13 @@ def pictures(
       sophon-bench pictures --from out.json --out images.png
       sophon-bench pictures --from out.json --out images.png --seed 1 --attack 'finetune[lr=1e-3]'
     """
+    from sophon_bench.analysis.images import makers
     from sophon_bench.leaderboard import gallery, vega
-    from sophon_bench.metrics import makers
+    from sophon_bench.results import Results
 
     check_picture("--out", out)
     cells = read_records(source, store)
-    found = list(makers(cells) if attack is None else makers(cells, _fitting(attack, cells)))
+    found = makers(Results.of(cells), None if attack is None else _fitting(attack, cells))
     if not found:
         raise Refused("no record has images; models of generation scenarios make some")
     if seed not in (seeds := sorted({made.seed for made in found})) and seed is not None:
@@ -193,8 +191,8 @@ def pictures(
     click.echo(out)
 
 
-def _fitting(selector: str, cells: Sequence[Cell]) -> Callable[[Cell], bool]:
-    """Whether a record's attack is one that a selector fits; refused if no record has one."""
+def _fitting(selector: str, cells: Sequence[Cell]) -> set[str]:
+    """Keys of the records whose attack a selector fits; refused if no record has one."""
     from sophon_bench.registry import unknown
     from sophon_bench.selectors import parse
 
@@ -206,10 +204,11 @@ def _fitting(selector: str, cells: Sequence[Cell]) -> Callable[[Cell], bool]:
             key in has and _equal(has[key], value) for key, value in wanted.parameters.items()
         )
 
-    tried = {cell.attack.label: fits(cell) for cell in cells if not cell.attack.control}
-    if not any(tried.values()):
-        raise Refused(unknown("attack", selector, tried))
-    return fits
+    tried = [cell for cell in cells if not cell.attack.control]
+    found = {cell.key for cell in tried if fits(cell)}
+    if not found:
+        raise Refused(unknown("attack", selector, {cell.attack.label for cell in tried}))
+    return found
 
 
 def _equal(value: Any, text: Any) -> bool:
@@ -319,12 +318,13 @@ def freeze(source: Path | None, store: Path | None, out: Path) -> None:
       sophon-bench run --attack @standard --samples 50,200,600 --seeds 0-4 --json controls.json
       sophon-bench freeze --from controls.json --out leaderboard/frozen
     """
-    from sophon_bench import metrics
+    from sophon_bench.analysis.frozen import freeze as frozen_gaps
     from sophon_bench.leaderboard.frozen import write
     from sophon_bench.protocol import FLOOR
+    from sophon_bench.results import Results
 
     try:
-        document = metrics.freeze(read_records(source, store))
+        document = frozen_gaps(Results.of(read_records(source, store)))
     except ValueError as error:
         raise Refused(str(error)) from error
     make_directory(out)

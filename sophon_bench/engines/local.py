@@ -104,7 +104,11 @@ class LocalEngine:
         """
         self._waiting, self._missing = list(plan.models), set()
         self._searches = [self._start(search) for search in plan.searches]
-        run = Run(command=self.command, provenance=capture(self.device, self.compiled))
+        run = Run(
+            command=self.command,
+            names=plan.names,
+            provenance=capture(self.device, self.compiled),
+        )
         self._manifest = self.store.begin(run, [_asked(stage) for stage in plan.cells])
         working = 0
         try:
