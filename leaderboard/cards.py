@@ -111,8 +111,8 @@ class _Measured:
 
     def places(self, name: str) -> Iterator[tuple[Place, Sequence[Row]]]:
         """Tables of one plugin by place, and how it made its models there."""
-        for where, df in self._releases.items():
-            made = [row for row in records(df) if row["plugin"] == name]
+        for where in self._scores:
+            made = [row for row in records(self._releases[where]) if row["plugin"] == name]
             if made:
                 yield self._place(where, {row["defense"] for row in made}), made
 

@@ -172,6 +172,11 @@ def test_what_records_lack_is_not_measured_yet(make_cell: MakeCell) -> None:
     assert found["d: tuned envelope, 1 seed"] == ["200", "60.0", "90.0", "not measured yet"]
 
 
+def test_control_attacks_alone_measure_nothing(make_cell: MakeCell) -> None:
+    card = card_of(made([run(make_cell, "d", "scratch", 0.3)]), "d")
+    assert fact(card, "What we measure") == "not measured yet"
+
+
 BACK = {"note": f"{ROLLED_BACK} to iteration 40: the state was not finite at iteration 60"}
 
 

@@ -536,7 +536,7 @@ def test_a_package_of_its_own_is_submitted_shown_and_made_again(tmp_path: Path) 
         "--out", "results",
     )  # fmt: skip
     entry = entries.read(tmp_path / "results" / "smooth.json")
-    (row,) = [r for r in entries.report([entry], ()).scores if not r["control"]]
+    (row,) = [r for r in records(entries.report([entry], ()).scores) if not r["control"]]
     assert row["defense"] == "label-smoothing[steps=20]"
     assert row["score"] is not None
     about = {name: getattr(entry, name) for name in entry.__struct_fields__}

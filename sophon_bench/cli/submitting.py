@@ -210,6 +210,7 @@ def _verify(
     from sophon_bench.leaderboard.columns import AGREEMENTS
     from sophon_bench.leaderboard.render import Flat, flat_rows, to_console
     from sophon_bench.records import digest
+    from sophon_bench.results import Results
 
     load_plugins(plugin)
     if json_file is not None:
@@ -243,7 +244,7 @@ def _verify(
         if dry_run:
             return 0
         made = {cell.key: cell for cell in job.run()}
-    found = analysis.agreements([(cell, made[cell.key]) for cell in cells])
+    found = analysis.agreements(Results.of(cells), Results.of(made.values()))
     rows = flat_rows(Flat(frames=[found], columns=AGREEMENTS))
     click.echo(to_console([tables.agreements(entry.name, found)]), nl=False)
     if json_file is not None:
