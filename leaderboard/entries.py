@@ -165,6 +165,12 @@ def read(file: Path) -> Entry:
     return entry
 
 
+def is_entry(file: Path) -> bool:
+    """Whether a file begins as an entry does; `read` says what is wrong with one that does not."""
+    with file.open("rb") as content:
+        return b'"layout"' in content.read(40)
+
+
 def read_all(files: Iterable[Path]) -> list[Entry]:
     """Entries in the order of their names."""
     return [read(file) for file in sorted(files)]

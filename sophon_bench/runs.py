@@ -173,7 +173,7 @@ def again(cells: Sequence[Cell], options: Options) -> Job:
         StoreError: If the store cannot be used.
     """
     place, threads, store = _where(options)
-    find = functools.cache(functools.partial(_setting, cache=store.data))
+    find = functools.cache(functools.partial(find_setting, cache=store.data))
     parts = [
         (
             cell,
@@ -194,7 +194,8 @@ def _selector(scenario: DataId) -> str:
     return format_selector(scenario.name, scenario.parameters)
 
 
-def _setting(scenario: str, backbone: str, precision: str, *, cache: Path) -> Setting:
+def find_setting(scenario: str, backbone: str, precision: str, *, cache: Path) -> Setting:
+    """One scenario under one backbone; raises as `find_settings`."""
     bits: Precision = "bf16" if precision == "bf16" else "fp32"
     (found,) = find_settings([scenario], [backbone], image_size=None, precision=bits, cache=cache)
     return found

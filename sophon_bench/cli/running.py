@@ -146,27 +146,20 @@ def _run(
     dry_run: bool,
     **options: Any,
 ) -> int:
-    from sophon_bench import runs
+    from sophon_bench import library, runs
     from sophon_bench.files import write_atomic
     from sophon_bench.leaderboard import tables
     from sophon_bench.leaderboard.frozen import published
-    from sophon_bench.registry import attacks, defenses
-    from sophon_bench.selectors import arsenal, names_of, trials
 
     load_plugins(options["plugin"])
     if json_file is not None:
         check_writable("--json", json_file)
-    protecting, attacking = trials(defenses, defense), arsenal(attacks, attack)
-    names = names_of([*protecting, *attacking.trials])
-    job = runs.prepare(
-        runs.Options(command=command_of(click.get_current_context()), **options),
-        defenses=protecting,
-        attacks=attacking,
-    )
+    command = command_of(click.get_current_context())
+    job = library.planned(runs.Options(command=command, **options), defense, attack)
     if dry_run:
         return print_plan(job)
     cells = job.run()
-    report = tables.report(cells, published(), names)
+    report = tables.report(cells, published(), job.plan.names)
     click.echo(tables.show("console", report))
     click.echo(tables.meaning(report))
     if json_file is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -61,18 +62,20 @@ class Results:
             each with ``made_`` before it, by what.
         points: One row per scored checkpoint, in the order of `cells` and of cost: ``cell`` is the
             key, ``number`` counts from 0; `POINT` has costs so far and utilities by split.
+        store: The store that has the models' weights, if it is known.
     """
 
     models: DataFrame
     cells: DataFrame
     points: DataFrame
+    store: Path | None = None
 
     @classmethod
-    def of(cls, cells: Iterable[Cell]) -> Results:
+    def of(cls, cells: Iterable[Cell], store: Path | None = None) -> Results:
         """The frames of records; a record that is there twice counts once."""
         by_key = sorted({c.key: c for c in cells}.values(), key=attrgetter("key"))
         ordered = sorted(by_key, key=attrgetter("seed"))
-        return cls(_models(ordered), _cells(ordered), _points(ordered))
+        return cls(_models(ordered), _cells(ordered), _points(ordered), store)
 
 
 NUMBERS = (

@@ -1,0 +1,282 @@
+"""What the command line does, as functions: names, selectors and semantics are its own.
+
+Bad input raises what the command line says in one line and ends with exit code 2 for
+(`SelectorError`, `UnknownName`, `PlanError`, `ScenarioError`, `BackboneError`, `StoreError` and
+their like), before any work starts. What is finished is in the store, and a second call goes on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from sophon_bench import runs, testing, weight_files
+from sophon_bench.api import Model
+from sophon_bench.backbones import Backbone, BackboneError
+from sophon_bench.checkpoints import inspect, trial
+from sophon_bench.leaderboard import answers, audits, entries
+from sophon_bench.leaderboard.columns import records
+from sophon_bench.leaderboard.frozen import published
+from sophon_bench.plan import PlanError, setting_of
+from sophon_bench.registry import attacks, defenses, load_file, unknown
+from sophon_bench.results import Results
+from sophon_bench.selectors import Arsenal, Trial, arsenal, names_of, trials
+from sophon_bench.store import Store, StoreError, read_cells
+
+if TYPE_CHECKING:
+    from pandas import Series
+
+__all__ = ["Report", "Results", "Verdict", "audit", "check", "load_model", "load_results", "run"]
+
+Several = str | Sequence[str]
+"""One selector, or several."""
+
+
+def run(
+    *,
+    defense: Several = (),
+    attack: Several = "@smoke",
+    scenario: Several = "glyphs-digits",
+    backbone: Several = (),
+    seeds: int | Sequence[int] = 0,
+    plugin: Sequence[str | Path] = (),
+    store: str | Path | None = None,
+    **options: Any,
+) -> Results:
+    """Cross defenses with attacks, as ``sophon-bench run``; what the store has is not done again.
+
+    Args:
+        defense: Selectors of defenses; the undefended model is always run too.
+        attack: Selectors of attacks and suites; random initialisation is always run too.
+        scenario: Selectors of scenarios.
+        backbone: Selectors of backbones; none: the scenario's own.
+        seeds: A seed, or several.
+        plugin: Python files with plugins of one's own; they are executed.
+        store: Directory of finished work; None: in the user's cache directory.
+        options: Others of `runs.Options`: ``samples``, ``steps``, ``image_size``, ``device``,
+            ``precision``, ``compiled``, ``workers``, ``threads``, ``together``, ``retry_failed``.
+
+    Returns:
+        The records of this run; a cell that failed has the status ``failed`` and its ``reason``.
+    """
+    files = [Path(file) for file in plugin]
+    for file in files:
+        load_file(file)
+    chosen = runs.Options(
+        scenario=_several(scenario),
+        backbone=_several(backbone),
+        seeds=[seeds] if isinstance(seeds, int) else list(seeds),
+        plugin=files,
+        store=None if store is None else Path(store),
+        **options,
+    )
+    job = planned(chosen, _several(defense), _several(attack))
+    return Results.of(job.run(), store=job.store.root)
+
+
+def planned(
+    options: runs.Options, defense: Sequence[str | Trial], attack: Sequence[str]
+) -> runs.Job:
+    """What a run would do, its selectors read and its data built; nothing is trained yet."""
+    protecting = [t for t in defense if isinstance(t, Trial)]
+    protecting += trials(defenses, [text for text in defense if isinstance(text, str)])
+    attacking: Arsenal = arsenal(attacks, attack)
+    names_of([*protecting, *attacking.trials])  # says so if a name is given twice
+    return runs.prepare(options, defenses=protecting, attacks=attacking)
+
+
+def load_results(source: str | Path) -> Results:
+    """Records as frames.
+
+    Args:
+        source: A file of ``run --json``; a store's directory; ``published/NAME``, or the file, of
+            an entry of the leaderboard; or ``published`` for all entries together, of which each
+            is scored by its own controls on the leaderboard.
+
+    Raises:
+        StoreError: If there is none, or it is damaged.
+        EntryError: For an entry that is not whole.
+        UnknownName: If no entry has that name.
+    """
+    text, path = str(source), Path(source)
+    if text == "published":
+        return Results.of([cell for entry in entries.published() for cell in entry.cells])
+    if text.startswith("published/"):
+        known = {entry.name: entry for entry in entries.published()}
+        name = text.removeprefix("published/")
+        if name not in known:
+            raise StoreError(unknown("published entry", name, known))
+        return Results.of(known[name].cells)
+    if path.is_dir():
+        return Results.of(list(Store(path, reading=True).cells()), store=path)
+    return Results.of(entries.read(path).cells if entries.is_entry(path) else read_cells(path))
+
+
+def load_model(
+    results: Results,
+    defense: str,
+    seed: int = 0,
+    *,
+    scenario: str | None = None,
+    backbone: str | None = None,
+) -> Model:
+    """The released model of a defense, in train mode on the CPU.
+
+    Args:
+        results: Of `run`, or of a store's directory: models are in no other file.
+        defense: Its selector, as in ``results.models["defense"]``.
+        seed: Of the model.
+        scenario: Which one, where results have several.
+        backbone: The same.
+
+    Raises:
+        StoreError: If there is no such model, there are several, or its file is damaged.
+    """
+    if results.store is None:
+        raise StoreError("these results are of a file, which holds no models; load their store")
+    found = results.models[results.models["kind"] == "released"]
+    for column, value in (("scenario", scenario), ("backbone", backbone), ("defense", defense)):
+        if value is not None:
+            if value not in (known := set(found[column])):
+                raise StoreError(unknown(column, value, known))
+            found = found[found[column] == value]
+    found = found[(found["seed"] == seed) & found["weights"].notna()]
+    if len(found) != 1:
+        raise StoreError(
+            f"{len(found)} models of {defense} and seed {seed}; say which scenario and backbone"
+            if len(found)
+            else f"no model of {defense} was made with seed {seed}"
+        )
+    return _model(results.store, found.iloc[0])
+
+
+def _model(root: Path, row: Series) -> Model:
+    import torch
+
+    store = Store(root, reading=True)
+    setting = runs.find_setting(
+        row["scenario"], row["backbone"], row["precision"], cache=store.data
+    )
+    outputs = setting.data.original.task.num_outputs
+    model = setting.backbone.build(outputs, torch.Generator(), fresh=True)
+    model.load_state_dict(store.weights(store.stage(row["key"])))
+    return model
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Verdict:
+    """What an audit says of one model.
+
+    Attributes:
+        kept: Whether it is non-fine-tunable; None where that cannot be told.
+        words: The verdict in a few sentences.
+        resistance: In [0, 1]; None where there is none.
+        interval: Its 95 % interval; None for one seed.
+        results: The records.
+    """
+
+    kept: bool | None
+    words: str
+    resistance: float | None
+    interval: tuple[float, float] | None
+    results: Results
+
+
+def audit(
+    model: nn.Module | str | Path,
+    *,
+    backbone: str = "test_resnet",
+    scenario: str = "glyphs-digits",
+    attack: Several = "@standard",
+    seeds: int | Sequence[int] = (0, 1, 2, 3, 4),
+    prefix: str | None = None,
+    store: str | Path | None = None,
+    **options: Any,
+) -> Verdict:
+    """Put a released model through a suite, as ``sophon-bench audit``.
+
+    Args:
+        model: A classifier of the backbone with its head for the scenario's original domain, or a
+            safetensors file of its state dict.
+        backbone: A selector of timm's.
+        scenario: A selector.
+        attack: Selectors of attacks and suites.
+        seeds: Of the attacks and controls.
+        prefix: Of the model's names in the file, where it holds others too.
+        store: As of `run`.
+        options: As of `run`.
+    """
+    architecture = runs.find_backbone(backbone)
+    if not isinstance(architecture, Backbone):
+        raise BackboneError(f"an audit is of a timm model, and {backbone!r} is none")
+    with _as_file(model) as file:
+        content = weight_files.read(file)
+        chosen = runs.Options(
+            scenario=[scenario],
+            backbone=[backbone],
+            seeds=[seeds] if isinstance(seeds, int) else list(seeds),
+            store=None if store is None else Path(store),
+            **options,
+        )
+        job = planned(chosen, [trial(content, architecture, prefix=prefix)], _several(attack))
+        if all(search.trials[0].entry.control for search in job.plan.searches):
+            raise PlanError("a control attacks no released model; name an attack or a suite")
+        inspect(content, setting_of(job.plan.models[0]), job.device, prefix=prefix)
+        results = Results.of(job.run(), store=job.store.root)
+    (row,) = (r for r in records(answers.scores(results, published())) if not r["control"])
+    return Verdict(
+        kept=audits.kept(row),
+        words=audits.verdict(row),
+        resistance=row["resistance"],
+        interval=audits.bounds(row),
+        results=results,
+    )
+
+
+@contextmanager
+def _as_file(model: nn.Module | str | Path) -> Iterator[Path]:
+    """A safetensors file of a module, while it is needed."""
+    if not isinstance(model, nn.Module):
+        yield Path(model)
+        return
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory(prefix="sophon-bench-") as folder:
+        file = Path(folder) / "model.safetensors"
+        state = model.state_dict().items()
+        save_file({name: t.detach().cpu().clone().contiguous() for name, t in state}, file)
+        yield file
+
+
+@dataclass(frozen=True)
+class Report:
+    """How the checks of a plugin file went.
+
+    Attributes:
+        findings: One per check of each plugin.
+    """
+
+    findings: Sequence[testing.Finding]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed; warnings are none."""
+        return not any(finding.outcome == "FAILED" for finding in self.findings)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.findings))
+
+
+def check(plugin: str | Path, *, name: str | None = None) -> Report:
+    """Run the plugins of a file through the contract, as ``sophon-bench check``; executes it."""
+    return Report(list(testing.check_file(Path(plugin), name=name)))
+
+
+def _several(selectors: Several) -> list[str]:
+    return [selectors] if isinstance(selectors, str) else list(selectors)
