@@ -14,8 +14,9 @@ from conftest import TINY, MakeCell
 
 from sophon_bench import registry
 from sophon_bench.backbones import Backbone
+from sophon_bench.engines.executors import WorkerDied
+from sophon_bench.engines.executors.processes import THREAD_COUNTS
 from sophon_bench.engines.local import LocalEngine
-from sophon_bench.engines.pool import THREAD_COUNTS, WorkerDied
 from sophon_bench.plan import (
     AttackStage,
     Plan,

@@ -11,7 +11,7 @@ import torch
 
 from sophon_bench import stages
 from sophon_bench.backbones import Compile
-from sophon_bench.engines.pool import Inline, Pool
+from sophon_bench.engines.executors import AUTO, Executor, Work, start
 from sophon_bench.engines.worker import Worker
 from sophon_bench.plan import (
     AttackStage,
@@ -68,7 +68,8 @@ class LocalEngine:
         device: Where to train.
         reporter: Told how it goes.
         retry_failed: Whether to do failed cells and models again.
-        workers: Processes; 1 is this one.
+        executor: Where stages are done, one of `executors.executors`.
+        workers: How many stages may be under way at once.
         threads: CPU threads of each of several.
         plugins: Plugin files that several load.
         compiled: How models are compiled.
@@ -80,6 +81,7 @@ class LocalEngine:
     device: torch.device
     reporter: Reporter
     retry_failed: bool = False
+    executor: str = AUTO
     workers: int = 1
     threads: int = 1
     plugins: Sequence[Path] = ()
@@ -90,7 +92,7 @@ class LocalEngine:
     _waiting: list[Stage] = field(default_factory=list, init=False)
     _missing: set[str] = field(default_factory=set, init=False)
     _searches: list[_Running] = field(default_factory=list, init=False)
-    _pool: Inline | Pool | None = field(default=None, init=False)
+    _executor: Executor | None = field(default=None, init=False)
     _manifest: Manifest | None = field(default=None, init=False)
 
     def run(self, plan: Plan) -> list[Cell]:
@@ -114,14 +116,14 @@ class LocalEngine:
         try:
             while self._waiting or working:
                 working += self._dispatch(plan, working)
-                if working and self._pool is not None:
-                    for stage, record in self._pool.wait():
+                if working and self._executor is not None:
+                    for stage, record in self._executor.wait():
                         self._finish(stage, record, reused=False)
                     working -= 1
         finally:
-            if self._pool is not None:
-                self._pool.close()
-                self._pool = None
+            if self._executor is not None:
+                self._executor.close()
+                self._executor = None
         return [cell for running in self._searches for cell in running.done.values()]
 
     def pending(self, plan: Plan) -> list[Stage]:
@@ -154,7 +156,7 @@ class LocalEngine:
         given = 0
         gone: set[str] = set()
         for stage in list(self._waiting):
-            full = self._pool is not None and working + given >= self._pool.size
+            full = self._executor is not None and working + given >= self._executor.size
             if stage.key in gone or (full and stage.key in self._missing):
                 continue
             if not isinstance(stage, PretrainStage) and stage.upstream.key not in self._models:
@@ -166,15 +168,15 @@ class LocalEngine:
                 self._finish(stage, record, reused=True)
                 continue
             self._missing.add(stage.key)
-            if self._pool is None:
-                self._pool = self._open(plan)
-            if working + given < self._pool.size:
+            if self._executor is None:
+                self._executor = self._open(plan)
+            if working + given < self._executor.size:
                 companions = self._companions(stage)
                 for each in companions:
                     gone.add(each.key)
                     self._waiting.remove(each)
                     self.reporter.begin(each)
-                self._pool.submit(companions, self._upstream(stage))
+                self._executor.submit(companions, self._upstream(stage))
                 given += 1
         return given
 
@@ -191,20 +193,19 @@ class LocalEngine:
         ]
         return found[: self.together]
 
-    def _open(self, plan: Plan) -> Inline | Pool:
-        if self.workers == 1:
-            return Inline(Worker(self.store, self.device, self.reporter.tick, self.compiled))
+    def _open(self, plan: Plan) -> Executor:
         settings: dict[int, Setting] = {id(s): s for s in map(setting_of, plan.models)}
-        return Pool(
-            self.workers,
-            store=self.store,
+        work = Work(
+            store=self.store.root,
             device=self.device,
             settings=list(settings.values()),
             plugins=self.plugins,
+            workers=self.workers,
             threads=self.threads,
             compiled=self.compiled,
             tick=self.reporter.tick,
         )
+        return start(self.executor, work)
 
     def _upstream(self, stage: Stage) -> dict[str, StageRecord]:
         found = {}

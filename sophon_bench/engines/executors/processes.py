@@ -21,83 +21,32 @@ from pathlib import Path
 import torch
 
 from sophon_bench.backbones import Compile
-from sophon_bench.engines.worker import Tick, Upstream, Worker
+from sophon_bench.engines.executors import Done, Work, WorkerDied
+from sophon_bench.engines.worker import Upstream, Worker
 from sophon_bench.plan import Setting, Stage
-from sophon_bench.records import Cell, StageRecord
 from sophon_bench.store import Store
 
 
-class WorkerDied(Exception):
-    """A worker process ended by itself, or could not do its work."""
-
-
-Done = list[tuple[Stage, StageRecord | Cell]]
-"""Stages that are finished, with their records."""
-
-
-class Inline:
-    """One worker in this process."""
-
-    size = 1
-
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
-        self._next: list[tuple[Sequence[Stage], Upstream]] = []
-
-    def submit(self, stages: Sequence[Stage], upstream: Upstream) -> None:
-        """Take a stage, or companions."""
-        self._next.append((stages, upstream))
-
-    def wait(self) -> Done:
-        """Do them."""
-        stages, upstream = self._next.pop()
-        return list(zip(stages, self.worker.do(stages, upstream), strict=True))
-
-    def close(self) -> None:
-        """Nothing is left to end."""
-
-
-class Pool:
-    """Worker processes.
-
-    Args:
-        size: How many.
-        store: The store that all of them write to.
-        device: Where they train.
-        settings: Every setting of the stages to come.
-        plugins: Plugin files to load in each.
-        threads: CPU threads of each.
-        compiled: How models are compiled.
-        tick: Told how stages go.
+class Processes:
+    """Worker processes, each with its own threads.
 
     Raises:
         WorkerDied: From `wait`, if a process ends by itself.
     """
 
-    def __init__(
-        self,
-        size: int,
-        *,
-        store: Store,
-        device: torch.device,
-        settings: Sequence[Setting],
-        plugins: Sequence[Path],
-        threads: int,
-        compiled: Compile,
-        tick: Tick,
-    ) -> None:
-        self.size = size
-        self.tick = tick
-        self._settings = list(settings)
+    def __init__(self, work: Work) -> None:
+        self.size = work.workers
+        self.tick = work.tick
+        self._settings = list(work.settings)
         self._busy: dict[Connection, Sequence[Stage]] = {}
         self._workers: dict[Connection, SpawnProcess] = {}
         context = multiprocessing.get_context("spawn")
         known = pickle.dumps(self._settings)
-        setup = (store.root, str(device), list(plugins), threads, compiled, known)
-        with _environment(dict.fromkeys(THREAD_COUNTS, str(threads))):
-            for _ in range(size):
+        setup = (work.store, str(work.device), list(work.plugins), work.threads, work.compiled)
+        with _environment(dict.fromkeys(THREAD_COUNTS, str(work.threads))):
+            for _ in range(self.size):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, *setup), daemon=True)
+                process = context.Process(target=_serve, args=(theirs, *setup, known), daemon=True)
                 process.start()
                 theirs.close()
                 self._workers[ours] = process
@@ -152,6 +101,11 @@ class Pool:
             f"Everything finished is kept: the same command does the rest; --workers 1 needs "
             f"the least memory"
         )
+
+
+def start(work: Work) -> Processes:
+    """As many processes as there are workers."""
+    return Processes(work)
 
 
 THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
