@@ -190,8 +190,15 @@ def _set_backends(values: tuple[bool, ...]) -> None:
         write(value)
 
 
+def _nesting() -> int:
+    """How many autocast contexts are open: when the last one ends, casts are forgotten."""
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+
 def _autocast() -> tuple[Any, ...]:
     return (
+        _nesting(),
         torch.is_autocast_enabled("cpu"),
         torch.get_autocast_dtype("cpu"),
         torch.is_autocast_enabled("cuda"),
@@ -201,11 +208,15 @@ def _autocast() -> tuple[Any, ...]:
 
 
 def _set_autocast(value: tuple[Any, ...]) -> None:
-    torch.set_autocast_enabled("cpu", value[0])
-    torch.set_autocast_dtype("cpu", value[1])
-    torch.set_autocast_enabled("cuda", value[2])
-    torch.set_autocast_dtype("cuda", value[3])
-    torch.set_autocast_cache_enabled(value[4])
+    for _ in range(_nesting(), value[0]):
+        torch.autocast_increment_nesting()
+    for _ in range(value[0], _nesting()):
+        torch.autocast_decrement_nesting()
+    torch.set_autocast_enabled("cpu", value[1])
+    torch.set_autocast_dtype("cpu", value[2])
+    torch.set_autocast_enabled("cuda", value[3])
+    torch.set_autocast_dtype("cuda", value[4])
+    torch.set_autocast_cache_enabled(value[5])
     torch.clear_autocast_cache()  # weights have moved on since they were cast
 
 

@@ -110,6 +110,7 @@ def process() -> list[Any]:
         (sys.stdout, sys.stderr, sys.unraisablehook, threading.excepthook, [*sys.meta_path]),
         torch.is_inference_mode_enabled(),
         torch.utils._python_dispatch._get_current_dispatch_mode_stack(),
+        (torch.autocast_increment_nesting(), torch.autocast_decrement_nesting()),
     ]
 
 
