@@ -22,7 +22,8 @@ from sophon_bench.plan import Setting
 from sophon_bench.registry import Entry
 from sophon_bench.selectors import Trial
 from sophon_bench.stages import Bench
-from sophon_bench.weight_files import Content, dotted, few, fitted, read
+from sophon_bench.weight_files import Content, few, read
+from sophon_bench.weight_names import dotted, fitted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from sophon_bench import containment, registry, stages
+from sophon_bench import registry, side_effects, stages
 from sophon_bench.api import (
     Attack,
     AttackMany,
@@ -554,7 +554,7 @@ CHANCE = "draw every random number from view.rng, and order nothing by a set or 
 def _common(watched: _Watched, seeded: list[str], contained: list[str]) -> Problems:
     problems: Problems = {}
     if contained:
-        problems["side effects"] = containment.advised(contained)
+        problems["side effects"] = side_effects.advised(contained)
     if watched.spoiled:
         problems["model"] = (
             "the class or the forward of the given model was replaced; wrap the model instead"

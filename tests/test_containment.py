@@ -19,13 +19,14 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from sophon_bench import containment, registry, stages, testing
+from sophon_bench import containment, registry, side_effects, stages, testing
 from sophon_bench.api import AttackView, DefenseView, Incompatible, Model
 from sophon_bench.backbones import Backbone
 from sophon_bench.cli import main
-from sophon_bench.containment import LOOKED_AT, SWAPPED, Containment
+from sophon_bench.containment import Containment
 from sophon_bench.engines.worker import Worker
 from sophon_bench.plan import Registries, Request, Setting, make_plan
+from sophon_bench.process_settings import HOOKS, LOOKED_AT, SWAPPED
 from sophon_bench.records import Cell, DataId, StageRecord, dump
 from sophon_bench.selectors import arsenal, trials
 from sophon_bench.store import Store
@@ -165,12 +166,12 @@ def test_the_check_says_how_to_mend_it(
     plugin = ENTRIES[name].cls()
     (found,) = testing.check_attack(plugin, bench, pretrained.weights, samples=40, budget=64)
     words = MISBEHAVING.WORDS[name]
-    assert found == f"it {words} ({containment.kind_of(words).advice})"
+    assert found == f"it {words} ({side_effects.kind_of(words).advice})"
 
 
 def test_every_kind_of_sentence_has_its_advice() -> None:
-    kinds = {containment.kind_of(words) for words in MISBEHAVING.WORDS.values()}
-    assert kinds == set(containment.KINDS)
+    kinds = {side_effects.kind_of(words) for words in MISBEHAVING.WORDS.values()}
+    assert kinds == set(side_effects.KINDS)
 
 
 RUN = ["run", "--scenario", "tiny", "--steps", "1", "--samples", "20"]
@@ -443,8 +444,8 @@ def test_torch_still_has_the_private_names() -> None:
     with untouched():
         for one in (*SWAPPED, *LOOKED_AT):
             one.write(one.read())
-    assert sum(len(hooks) >= 0 for hooks in containment.HOOKS["modules"]) >= 8
-    assert len(containment.HOOKS["optimizers"]) == 2
+    assert sum(len(hooks) >= 0 for hooks in HOOKS["modules"]) >= 8
+    assert len(HOOKS["optimizers"]) == 2
     for name in ("_push_mode", "_pop_mode", "_get_current_dispatch_mode_stack"):
         assert callable(getattr(torch.utils._python_dispatch, name))
 

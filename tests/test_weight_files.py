@@ -21,9 +21,10 @@ from safetensors.torch import save
 from test_audit import BACKBONE, CLASSES, as_timm, fresh, own_names
 from torch import Tensor
 
-from sophon_bench import weight_files
+from sophon_bench import weight_files, weight_names
 from sophon_bench.backbones import Backbone
-from sophon_bench.weight_files import CheckpointError, Content, Fitted
+from sophon_bench.weight_files import CheckpointError, Content
+from sophon_bench.weight_names import Fitted
 
 Weights = dict[str, Tensor]
 
@@ -36,7 +37,7 @@ WRAPPERS = ["module", "_orig_mod", "model", "backbone", "state_dict", "net", "st
 
 def fitted(weights: Weights, prefix: str | None = None, backbone: Backbone = BACKBONE) -> Fitted:
     content = Content(file=Path("x.safetensors"), sha256="0" * 64, tensors=weights)
-    return weight_files.fitted(content, backbone, CLASSES, prefix=prefix)
+    return weight_names.fitted(content, backbone, CLASSES, prefix=prefix)
 
 
 def refusal(weights: Weights, prefix: str | None = None, backbone: Backbone = BACKBONE) -> str:
@@ -507,7 +508,7 @@ def test_a_file_without_values_is_read_and_then_refused(tmp_path: Path, header: 
     (tmp_path / "x.safetensors").write_bytes(headed(header, 0))
     content = weight_files.read(tmp_path / "x.safetensors")
     with pytest.raises(CheckpointError, match="names of 92 missing"):
-        weight_files.fitted(content, BACKBONE, CLASSES)
+        weight_names.fitted(content, BACKBONE, CLASSES)
 
 
 WHOLE = save({"a.weight": torch.ones(3, 2), "b": torch.zeros((), dtype=torch.long)})

@@ -108,7 +108,7 @@ def _audit(
     dry_run: bool,
     **options: Any,
 ) -> int:
-    from sophon_bench import checkpoints, runs, weight_files
+    from sophon_bench import checkpoints, runs, weight_files, weight_names
     from sophon_bench.backbones import Backbone
     from sophon_bench.files import write_atomic
     from sophon_bench.leaderboard import audits, tables
@@ -158,7 +158,7 @@ def _audit(
     click.echo(tables.show("console", report))
     click.echo(tables.meaning(report))
     (row,) = (row for row in records(report.scores) if not row["control"])
-    part = "" if prefix is None else f", prefix {weight_files.dotted(prefix)!r}"
+    part = "" if prefix is None else f", prefix {weight_names.dotted(prefix)!r}"
     click.echo(f"\nAudit of {file}{part}, SHA-256 {content.sha256}, above as {trial.label}.")
     for words in (*CAVEATS, *told, audits.verdict(row)):
         click.echo(words)

@@ -187,7 +187,7 @@ def conclude(job: Job, cells: Sequence[Cell]) -> int:
 
 def _contained(cells: Sequence[Cell]) -> Iterator[str]:
     """What plugins did to the process around them: a sentence for each plugin and kind."""
-    from sophon_bench.containment import kind_of, subject_of
+    from sophon_bench.side_effects import kind_of, subject_of
 
     models = {cell.released.key: (cell.defense.name, cell.released.contained) for cell in cells}
     for plugin, unit, found in (
