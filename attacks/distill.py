@@ -12,8 +12,7 @@ from annotated_types import Ge, Gt
 from torch.nn.functional import batch_norm
 
 from sophon_bench import training
-from sophon_bench.api import AttackView, Batch, Model
-from sophon_bench.registry import attacks
+from sophon_bench.api import AttackView, Batch, Model, attacks
 
 from ._augment import Augmentation
 from ._tuning import Tuning

@@ -10,8 +10,7 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge, Gt
 
 from sophon_bench import training
-from sophon_bench.api import AttackView, Model
-from sophon_bench.registry import attacks
+from sophon_bench.api import AttackView, Model, attacks
 
 from ._gradient import TOGETHER, descend
 

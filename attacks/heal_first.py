@@ -12,8 +12,7 @@ from annotated_types import Gt
 from torch.nn.functional import cross_entropy
 
 from sophon_bench import training
-from sophon_bench.api import AttackView, Incompatible, Model
-from sophon_bench.registry import attacks
+from sophon_bench.api import AttackView, Incompatible, Model, attacks
 
 from ._tuning import Tuning
 

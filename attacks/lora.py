@@ -10,8 +10,7 @@ from typing import Annotated
 from annotated_types import Gt
 from torch import nn
 
-from sophon_bench.api import AttackView, Model
-from sophon_bench.registry import attacks
+from sophon_bench.api import AttackView, Model, attacks
 
 from . import _peft
 

@@ -12,8 +12,7 @@ import torch
 from annotated_types import Ge, Gt
 
 from sophon_bench import training
-from sophon_bench.api import AttackView, Model, Samples
-from sophon_bench.registry import attacks
+from sophon_bench.api import AttackView, Model, Samples, attacks
 
 from ._tuning import Tuning
 

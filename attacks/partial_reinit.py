@@ -11,8 +11,7 @@ from typing import Annotated
 from annotated_types import Gt
 
 from sophon_bench import training
-from sophon_bench.api import AttackView, Model
-from sophon_bench.registry import attacks
+from sophon_bench.api import AttackView, Model, attacks
 
 from ._tuning import Tuning
 

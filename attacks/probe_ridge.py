@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Gt
 
-from sophon_bench.registry import attacks
+from sophon_bench.api import attacks
 
 from ._probing import Candidate, Probing
 

@@ -13,8 +13,7 @@ from annotated_types import Gt, Interval
 from torch import Tensor, nn
 
 from sophon_bench import training
-from sophon_bench.api import AttackView, Model, Predictor
-from sophon_bench.registry import attacks
+from sophon_bench.api import AttackView, Model, Predictor, attacks
 
 from . import _peft
 

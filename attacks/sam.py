@@ -13,8 +13,7 @@ import torch
 from annotated_types import Gt
 
 from sophon_bench import training
-from sophon_bench.api import AttackView, Model
-from sophon_bench.registry import attacks
+from sophon_bench.api import AttackView, Model, attacks
 
 from ._tuning import Tuning
 

@@ -6,8 +6,7 @@ Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699 (train-from-scra
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from sophon_bench.api import AttackView, Model
-from sophon_bench.registry import attacks
+from sophon_bench.api import AttackView, Model, attacks
 
 from .heal_first import HealFirst
 

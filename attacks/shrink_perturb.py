@@ -10,8 +10,7 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Le
 
-from sophon_bench.api import AttackView, Model
-from sophon_bench.registry import attacks
+from sophon_bench.api import AttackView, Model, attacks
 
 from ._tuning import Tuning
 

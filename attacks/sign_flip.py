@@ -11,8 +11,7 @@ from typing import Annotated
 from annotated_types import Gt
 
 from sophon_bench import training
-from sophon_bench.api import AttackView, Model, Samples
-from sophon_bench.registry import attacks
+from sophon_bench.api import AttackView, Model, Samples, attacks
 
 from ._signed import Signed
 

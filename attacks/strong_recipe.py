@@ -13,8 +13,7 @@ from annotated_types import Ge, Lt
 from torch.nn.functional import cross_entropy
 
 from sophon_bench import training
-from sophon_bench.api import AttackView, Model
-from sophon_bench.registry import attacks
+from sophon_bench.api import AttackView, Model, attacks
 
 from ._augment import Augmentation
 from ._averaged import follow

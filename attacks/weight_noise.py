@@ -12,8 +12,7 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Gt
 
-from sophon_bench.api import AttackView, Model
-from sophon_bench.registry import attacks
+from sophon_bench.api import AttackView, Model, attacks
 
 from ._tuning import Tuning
 from .finetune import FineTune

@@ -3,7 +3,7 @@
 import dataclasses
 
 from sophon_bench.api import DefenseView
-from sophon_bench.tasks.denoising import Denoising
+from sophon_bench.data.tasks.denoising import Denoising
 
 
 def early(view: DefenseView, timesteps: int) -> DefenseView:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sophon_bench.registry import defenses
+from sophon_bench.api import defenses
 
 from ._outer import Outer, Positive, Scene, Weight, add_gradients
 

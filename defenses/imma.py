@@ -12,9 +12,8 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from sophon_bench.api import DefenseView, Model
-from sophon_bench.registry import defenses
-from sophon_bench.tasks.denoising import TIMESTEPS
+from sophon_bench.api import DefenseView, Model, defenses
+from sophon_bench.data.tasks.denoising import TIMESTEPS
 
 from ._early import early
 from ._immunity import adapt, immunised

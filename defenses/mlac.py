@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from sophon_bench.registry import defenses
+from sophon_bench.api import defenses
 
 from ._outer import Count, Positive, Weight
 from ._simulated import Simulated

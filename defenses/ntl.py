@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from sophon_bench.registry import defenses
+from sophon_bench.api import defenses
 
 from ._kernels import mmd
 from ._outer import Outer, Positive, Scene

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sophon_bench.registry import defenses
+from sophon_bench.api import defenses
 
 from ._outer import Outer, Scene, Weight
 

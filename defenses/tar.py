@@ -11,7 +11,7 @@ import torch
 from annotated_types import MinLen
 from torch import Tensor
 
-from sophon_bench.registry import defenses
+from sophon_bench.api import defenses
 
 from ._outer import Weight
 from ._simulated import Simulated

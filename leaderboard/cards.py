@@ -21,8 +21,8 @@ from sophon_bench.leaderboard.names import Attacks, Legend
 from sophon_bench.leaderboard.render import Place, Table, to_markdown
 from sophon_bench.leaderboard.score_tables import score_table
 from sophon_bench.leaderboard.tables import Gaps, Key, by_place, heading
-from sophon_bench.records import Cell
 from sophon_bench.results import Results
+from sophon_bench.results.records import Cell
 
 DIFFERENT = "Different from the original:"
 """Begins the passage of a class docstring that says so."""

@@ -33,8 +33,8 @@ from sophon_bench.leaderboard.render import (
     to_markdown,
 )
 from sophon_bench.leaderboard.tables import by_place, heading
-from sophon_bench.registry import unknown
-from sophon_bench.selectors import read_document
+from sophon_bench.plugins.registry import unknown
+from sophon_bench.plugins.selectors import read_document
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -15,12 +15,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from sophon_bench.analysis.frozen import Frozen
-from sophon_bench.files import write_atomic
 from sophon_bench.leaderboard import tables
 from sophon_bench.leaderboard.columns import records
-from sophon_bench.records import SCHEMA, Cell, Point, Record, digest
-from sophon_bench.registry import NAME, NAME_LENGTH
-from sophon_bench.store import checked
+from sophon_bench.plugins.registry import NAME, NAME_LENGTH
+from sophon_bench.results.files import write_atomic
+from sophon_bench.results.records import SCHEMA, Cell, Point, Record, digest
+from sophon_bench.results.store import checked
 
 PUBLISHED = Path(__file__).parent / "results"
 

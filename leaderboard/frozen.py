@@ -7,8 +7,8 @@ from pathlib import Path
 import msgspec
 
 from sophon_bench.analysis.frozen import Frozen
-from sophon_bench.files import write_atomic
-from sophon_bench.records import dump
+from sophon_bench.results.files import write_atomic
+from sophon_bench.results.records import dump
 
 PUBLISHED = Path(__file__).parent / "frozen"
 

@@ -8,7 +8,7 @@ from typing import Any
 from sophon_bench.analysis.images import Made
 from sophon_bench.leaderboard import vega
 from sophon_bench.leaderboard.vega import Figure
-from sophon_bench.pictures import data_uri, pixels_of
+from sophon_bench.results.pictures import data_uri, pixels_of
 
 STEPS = ("released", "attacked", "scratch")
 STRIP, CAPTION, LINE = 430, 270, 13

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sophon_bench.leaderboard.columns import Row, records
-from sophon_bench.selectors import SelectorError, format_selector, parse
+from sophon_bench.plugins.selectors import SelectorError, format_selector, parse
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -24,8 +24,8 @@ from sophon_bench.leaderboard.render import Flat, Place, Table, printed, to_cons
 from sophon_bench.leaderboard.score_tables import called_by
 from sophon_bench.leaderboard.tables import Gaps, by_place, heading
 from sophon_bench.protocol import FLOOR, REFERENCE_BATCH
-from sophon_bench.records import Cell
 from sophon_bench.results import Results
+from sophon_bench.results.records import Cell
 
 if TYPE_CHECKING:
     from pandas import DataFrame

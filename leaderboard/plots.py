@@ -12,9 +12,9 @@ from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import figures, vega
 from sophon_bench.leaderboard.columns import records
 from sophon_bench.leaderboard.vega import Figure
-from sophon_bench.records import Cell, content_key
 from sophon_bench.results import Results
 from sophon_bench.results.frames import PLACE
+from sophon_bench.results.records import Cell, content_key
 
 if TYPE_CHECKING:
     from pandas import DataFrame

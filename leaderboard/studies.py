@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.analysis.series import shown
-from sophon_bench.files import write_atomic
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import cards, columns, figures, vega
 from sophon_bench.leaderboard.columns import Column, frame, records
@@ -30,10 +29,8 @@ from sophon_bench.leaderboard.score_tables import (
     scratch_rows,
 )
 from sophon_bench.leaderboard.tables import by_place, heading
-from sophon_bench.records import Cell
-from sophon_bench.registry import Registry, unknown
-from sophon_bench.results import Results
-from sophon_bench.selectors import (
+from sophon_bench.plugins.registry import Registry, unknown
+from sophon_bench.plugins.selectors import (
     Name,
     SelectorError,
     Trial,
@@ -41,6 +38,9 @@ from sophon_bench.selectors import (
     read_document,
     trials,
 )
+from sophon_bench.results import Results
+from sophon_bench.results.files import write_atomic
+from sophon_bench.results.records import Cell
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -27,9 +27,9 @@ from sophon_bench.leaderboard.names import Attacks, Legend, is_envelope, with_na
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows, printed
 from sophon_bench.leaderboard.score_tables import called_by, footnotes, score_order, score_table
 from sophon_bench.protocol import REFERENCE_BATCH
-from sophon_bench.records import SCHEMA, Cell, digest
 from sophon_bench.results import Results
 from sophon_bench.results.frames import PLACE
+from sophon_bench.results.records import SCHEMA, Cell, digest
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sophon_bench.analysis.tuning import chosen as chosen
-from sophon_bench.files import write_atomic
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import columns
 from sophon_bench.leaderboard.columns import frame, records
@@ -18,8 +17,9 @@ from sophon_bench.leaderboard.names import Legend
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows
 from sophon_bench.leaderboard.score_tables import called_by, footnotes, over, plural
 from sophon_bench.leaderboard.tables import WHERE, heading
-from sophon_bench.records import Cell
 from sophon_bench.results import Results
+from sophon_bench.results.files import write_atomic
+from sophon_bench.results.records import Cell
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sophon_bench.files import write_atomic
+from sophon_bench.results.files import write_atomic
 
 if TYPE_CHECKING:
     pass

@@ -14,6 +14,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from sophon_bench.plugins.registry import attacks as attacks
+from sophon_bench.plugins.registry import defenses as defenses
+from sophon_bench.plugins.registry import scenarios as scenarios
+
 Predictor = Callable[[Tensor], Tensor]
 """Maps inputs to outputs. A `Model` is one, a peft-wrapped model is one, so is any function."""
 

@@ -16,18 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from sophon_bench import runs, testing, weight_files
+from sophon_bench import testing
 from sophon_bench.api import Model
-from sophon_bench.backbones import Backbone, BackboneError
-from sophon_bench.checkpoints import inspect, trial
+from sophon_bench.execution import runs
+from sophon_bench.execution.checkpoints import inspect, trial
+from sophon_bench.execution.plan import PlanError, setting_of
 from sophon_bench.leaderboard import answers, audits, entries
 from sophon_bench.leaderboard.columns import records
 from sophon_bench.leaderboard.frozen import published
-from sophon_bench.plan import PlanError, setting_of
-from sophon_bench.registry import attacks, defenses, load_file, unknown
+from sophon_bench.models import weight_files
+from sophon_bench.models.backbones import Backbone, BackboneError
+from sophon_bench.plugins.registry import attacks, defenses, load_file, unknown
+from sophon_bench.plugins.selectors import Arsenal, Trial, arsenal, names_of, trials
 from sophon_bench.results import Results
-from sophon_bench.selectors import Arsenal, Trial, arsenal, names_of, trials
-from sophon_bench.store import Store, StoreError, read_cells
+from sophon_bench.results.store import Store, StoreError, read_cells
 
 if TYPE_CHECKING:
     from pandas import Series

@@ -11,10 +11,12 @@ from msgspec import convert
 from msgspec.structs import replace
 from pandas import DataFrame
 
-from sophon_bench import registry, stages
-from sophon_bench.backbones import Backbone
+from sophon_bench.harness import stages
 from sophon_bench.leaderboard.render import Table
-from sophon_bench.records import (
+from sophon_bench.models.backbones import Backbone
+from sophon_bench.plugins import registry
+from sophon_bench.plugins.selectors import parse, scalar
+from sophon_bench.results.records import (
     Cell,
     Cost,
     DataId,
@@ -26,7 +28,6 @@ from sophon_bench.records import (
     content_key,
     protect_key,
 )
-from sophon_bench.selectors import parse, scalar
 
 TINY = Path(__file__).with_name("tiny_scenario.py")
 

@@ -32,7 +32,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sophon_bench.registry import attacks
+from sophon_bench.api import attacks
 
 WORDS: dict[str, str] = {}
 HARMLESS: set[str] = set()

@@ -13,7 +13,7 @@ from pathlib import Path
 from sophon_bench.leaderboard import cards, entries, frozen, page, tables
 from sophon_bench.leaderboard.render import Place, to_markdown
 from sophon_bench.leaderboard.tables import Report
-from sophon_bench.records import Cell
+from sophon_bench.results.records import Cell
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- scores: made by make leaderboard -->\n", "<!-- end of scores -->"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sophon_bench.api import Batch, Samples
-from sophon_bench.tasks.classification import Classification
+from sophon_bench.data.tasks.classification import Classification
 
 
 def samples(count: int) -> Samples:

@@ -8,10 +8,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sophon_bench import stages
-from sophon_bench.api import Incompatible, Samples
-from sophon_bench.backbones import Backbone
-from sophon_bench.registry import attacks, scenarios
+from sophon_bench.api import Incompatible, Samples, attacks, scenarios
+from sophon_bench.harness import stages
+from sophon_bench.models.backbones import Backbone
 
 pytestmark = pytest.mark.slow
 

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sophon_bench.api import Attack, AttackView, Incompatible, Model, Samples
+from sophon_bench.api import Attack, AttackView, Incompatible, Model, Samples, attacks
 from sophon_bench.attacks import _bottleneck, _peft, _probing, _rotation, _zeroth
 from sophon_bench.attacks.evolution import Evolution
 from sophon_bench.attacks.spsa import SPSA
-from sophon_bench.backbones import Backbone
-from sophon_bench.registry import attacks
-from sophon_bench.tasks.classification import Classification
+from sophon_bench.data.tasks.classification import Classification
+from sophon_bench.models.backbones import Backbone
 
 BACKBONES = {
     "test_resnet": {},

@@ -13,16 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sophon_bench import stages
-from sophon_bench.api import AttackView, Incompatible, Model, Samples
+from sophon_bench.api import AttackView, Incompatible, Model, Samples, attacks
 from sophon_bench.attacks import _canonical
 from sophon_bench.attacks._augment import Augmentation
 from sophon_bench.attacks._averaged import follow
 from sophon_bench.attacks._normalized import MIN_RMS, Normalized, lars, muon, orthogonal, unit
 from sophon_bench.attacks._signed import Signed
-from sophon_bench.registry import attacks
-from sophon_bench.selectors import trials
-from sophon_bench.tasks.classification import Classification
+from sophon_bench.data.tasks.classification import Classification
+from sophon_bench.harness import stages
+from sophon_bench.plugins.selectors import trials
 
 STILL = "optimizer=sgd,lr=1e-30"
 

@@ -20,17 +20,19 @@ from safetensors.torch import load_file, save, save_file
 from test_engine import Silent, metrics, plan_of, setting
 from torch import Tensor
 
-from sophon_bench import checkpoints, stages, weight_files
-from sophon_bench.backbones import Backbone
+from sophon_bench.api import attacks, defenses
 from sophon_bench.cli import main
-from sophon_bench.engines.local import LocalEngine
+from sophon_bench.execution import checkpoints
+from sophon_bench.execution.engine import LocalEngine
+from sophon_bench.execution.plan import Plan, Registries, Request, Setting, make_plan
+from sophon_bench.harness import stages
 from sophon_bench.leaderboard import audits
-from sophon_bench.plan import Plan, Registries, Request, Setting, make_plan
-from sophon_bench.records import Cell
-from sophon_bench.registry import attacks, defenses
-from sophon_bench.selectors import arsenal
-from sophon_bench.store import Store, read_cells
-from sophon_bench.weight_files import CheckpointError
+from sophon_bench.models import weight_files
+from sophon_bench.models.backbones import Backbone
+from sophon_bench.models.weight_files import CheckpointError
+from sophon_bench.plugins.selectors import arsenal
+from sophon_bench.results.records import Cell
+from sophon_bench.results.store import Store, read_cells
 
 __all__ = ["setting"]  # a fixture
 

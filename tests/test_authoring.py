@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from sophon_bench import authoring
 from sophon_bench.cli import main
+from sophon_bench.plugins import authoring
 
 ROOT = Path(__file__).parents[1]
 

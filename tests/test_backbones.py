@@ -11,8 +11,14 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from sophon_bench.backbones import Backbone, BackboneError, TimmModel, frozen_statistics, resembling
-from sophon_bench.backbones import list_backbones as list_names
+from sophon_bench.models.backbones import (
+    Backbone,
+    BackboneError,
+    TimmModel,
+    frozen_statistics,
+    resembling,
+)
+from sophon_bench.models.backbones import list_backbones as list_names
 
 TINY_VIT = {"img_size": 32, "patch_size": 4}
 FAST = [

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from toy import drain, same, trained, view
 
+from sophon_bench.api import defenses
 from sophon_bench.defenses._kernels import mmd
 from sophon_bench.defenses._outer import Outer, Scene
 from sophon_bench.defenses._simulated import Simulated
@@ -22,7 +23,6 @@ from sophon_bench.defenses.ntl import NTL
 from sophon_bench.defenses.repnoise import RepNoise
 from sophon_bench.defenses.seam import Seam
 from sophon_bench.defenses.tar import TAR
-from sophon_bench.registry import defenses
 
 OUTER = [n for n in defenses.names() if issubclass(defenses.get(n).cls, Outer)]
 CLOSE = {"atol": 1e-9, "rtol": 1e-7}

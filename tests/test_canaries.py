@@ -14,18 +14,18 @@ from test_engine import Silent
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sophon_bench import stages, testing
+from sophon_bench import testing
 from sophon_bench.analysis.score import scores
-from sophon_bench.api import Batch, Incompatible
-from sophon_bench.backbones import Architecture, Backbone
-from sophon_bench.engines.local import LocalEngine
-from sophon_bench.plan import Registries, Request, Setting, make_plan
-from sophon_bench.records import DataId
-from sophon_bench.registry import attacks, defenses, scenarios
+from sophon_bench.api import Batch, Incompatible, attacks, defenses, scenarios
+from sophon_bench.execution.engine import LocalEngine
+from sophon_bench.execution.plan import Registries, Request, Setting, make_plan
+from sophon_bench.harness import stages
+from sophon_bench.models.backbones import Architecture, Backbone
+from sophon_bench.models.unets import UNet
+from sophon_bench.plugins.selectors import Trial, arsenal, construct, trials
 from sophon_bench.results import Results
-from sophon_bench.selectors import Trial, arsenal, construct, trials
-from sophon_bench.store import Store
-from sophon_bench.unets import UNet
+from sophon_bench.results.records import DataId
+from sophon_bench.results.store import Store
 
 HIDDEN = sorted({*defenses.names(hidden=True)} - {*defenses.names()})
 

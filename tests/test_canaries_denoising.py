@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from test_canaries import OF_DENOISERS, scored
 
-from sophon_bench import generation
-from sophon_bench.unets import UNet
+from sophon_bench.harness import generation
+from sophon_bench.models.unets import UNet
 
 TRIALS_OF_DENOISERS = (
     "finetune[optimizer=adam,lr=1e-2,head=kept]",

@@ -12,13 +12,13 @@ from conftest import MakeCell, records
 
 from sophon_bench.analysis.series import recipe, releases
 from sophon_bench.analysis.trials import ROLLED_BACK
+from sophon_bench.api import defenses
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import cards, tables
 from sophon_bench.leaderboard.cards import Recipe, Subject
-from sophon_bench.records import Cell
-from sophon_bench.registry import defenses
 from sophon_bench.results import Results
-from sophon_bench.store import Store
+from sophon_bench.results.records import Cell
+from sophon_bench.results.store import Store
 
 T1 = 12.706204736
 LISTED = ("finetune[lr=0.1]", "finetune[lr=0.2]")

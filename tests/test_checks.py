@@ -18,9 +18,10 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
-from sophon_bench import stages, testing
+from sophon_bench import testing
 from sophon_bench.api import AttackView, Batch, DefenseView, Model, Predictor
 from sophon_bench.cli import main
+from sophon_bench.harness import stages
 
 RUNS: list[int] = []
 TABLE: dict[str, Tensor] = {}
@@ -413,7 +414,7 @@ Reference: none, arXiv 0000.00000.
 import itertools
 from dataclasses import dataclass
 from sophon_bench.api import Incompatible
-from sophon_bench.registry import attacks, defenses, scenarios
+from sophon_bench.api import attacks, defenses, scenarios
 '''
 
 GOOD = '''

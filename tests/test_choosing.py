@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from sophon_bench import protocol
 from sophon_bench.analysis import tuning
-from sophon_bench.records import Cell
 from sophon_bench.results import Results
+from sophon_bench.results.records import Cell
 
 BUDGET = 1600
 COSTS = [BUDGET * at for at in protocol.SCORED_AT]

@@ -12,7 +12,7 @@ from conftest import TINY
 from sophon_bench import __version__
 from sophon_bench.cli import main
 from sophon_bench.leaderboard.render import from_csv
-from sophon_bench.registry import attacks, declared_names, defenses
+from sophon_bench.plugins.registry import attacks, declared_names, defenses
 
 FAST = ["--scenario", "tiny", "--steps", "2", "--samples", "20"]
 
@@ -109,7 +109,7 @@ def test_a_run_whose_cells_fail_says_so_and_exits_with_one(tmp_path: Path) -> No
     plugin = tmp_path / "idle.py"
     plugin.write_text(
         "from dataclasses import dataclass\n"
-        "from sophon_bench.registry import attacks\n"
+        "from sophon_bench.plugins.registry import attacks\n"
         "@attacks.register('idle')\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Idle:\n"

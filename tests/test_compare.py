@@ -18,16 +18,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from sophon_bench import registry
 from sophon_bench.analysis.comparison import Incomparable, compare
 from sophon_bench.analysis.thresholds import UNITS, threshold
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import compare as gate
 from sophon_bench.leaderboard.tables import document, report
-from sophon_bench.records import Cell
+from sophon_bench.plugins import registry
+from sophon_bench.plugins.selectors import trials
 from sophon_bench.results import Results as Records
-from sophon_bench.selectors import trials
-from sophon_bench.store import read_cells
+from sophon_bench.results.records import Cell
+from sophon_bench.results.store import read_cells
 
 T1, T2 = 12.706204736, 4.302652730
 """97.5 % quantiles of Student's t with one and two degrees of freedom."""

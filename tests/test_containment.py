@@ -19,17 +19,19 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from sophon_bench import containment, registry, side_effects, stages, testing
+from sophon_bench import testing
 from sophon_bench.api import AttackView, DefenseView, Incompatible, Model
-from sophon_bench.backbones import Backbone
 from sophon_bench.cli import main
-from sophon_bench.containment import Containment
-from sophon_bench.engines.worker import Worker
-from sophon_bench.plan import Registries, Request, Setting, make_plan
-from sophon_bench.process_settings import HOOKS, LOOKED_AT, SWAPPED
-from sophon_bench.records import Cell, DataId, StageRecord, dump
-from sophon_bench.selectors import arsenal, trials
-from sophon_bench.store import Store
+from sophon_bench.execution.plan import Registries, Request, Setting, make_plan
+from sophon_bench.execution.worker import Worker
+from sophon_bench.harness import containment, stages
+from sophon_bench.harness.containment import Containment
+from sophon_bench.harness.process_settings import HOOKS, LOOKED_AT, SWAPPED
+from sophon_bench.models.backbones import Backbone
+from sophon_bench.plugins import registry, side_effects
+from sophon_bench.plugins.selectors import arsenal, trials
+from sophon_bench.results.records import Cell, DataId, StageRecord, dump
+from sophon_bench.results.store import Store
 
 FILE = Path(__file__).with_name("misbehaving.py")
 REGISTRIES = Registries(attacks=registry.attacks, defenses=registry.defenses)
@@ -266,7 +268,7 @@ def test_a_plugin_file_that_prints_while_it_is_loaded_leaves_standard_output_alo
     file = tmp_path / "prints.py"
     file.write_text(
         "from dataclasses import dataclass\n"
-        "from sophon_bench.registry import attacks\n"
+        "from sophon_bench.plugins.registry import attacks\n"
         "print('loading')\n"
         "@attacks.register('prints')\n"
         "@dataclass(frozen=True)\n"
@@ -297,7 +299,7 @@ def test_a_generator_that_never_ends_is_freed_all_the_same() -> None:
 def test_a_generator_that_somebody_holds_is_never_asked_again() -> None:
     script = (
         "import sys\n"
-        "from sophon_bench.containment import Containment\n"
+        "from sophon_bench.harness.containment import Containment\n"
         "def endless():\n"
         "    while True:\n"
         "        try: yield 1\n"

@@ -18,19 +18,29 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from sophon_bench import generation, runs, stages, testing
-from sophon_bench.api import AttackView, Batch, Generative, Incompatible, Model, Samples
-from sophon_bench.backbones import BackboneError
+from sophon_bench import testing
+from sophon_bench.api import (
+    AttackView,
+    Batch,
+    Generative,
+    Incompatible,
+    Model,
+    Samples,
+    attacks,
+    scenarios,
+)
 from sophon_bench.cli import main
-from sophon_bench.generation import classifier_score, frechet, gaussian, picture
-from sophon_bench.meter import Meter
-from sophon_bench.pictures import pixels_of
-from sophon_bench.registry import attacks, scenarios
-from sophon_bench.scenarios import DomainData, Images, ScenarioData
-from sophon_bench.scenarios.glyphs_digits_gen import GlyphsDigitsGen
-from sophon_bench.tasks.classification import Classification
-from sophon_bench.tasks.denoising import TIMESTEPS, Denoising, schedule
-from sophon_bench.unets import UNet, UNetModel
+from sophon_bench.data.scenario import DomainData, Images, ScenarioData
+from sophon_bench.data.scenarios.glyphs_digits_gen import GlyphsDigitsGen
+from sophon_bench.data.tasks.classification import Classification
+from sophon_bench.data.tasks.denoising import TIMESTEPS, Denoising, schedule
+from sophon_bench.execution import runs
+from sophon_bench.harness import generation, stages
+from sophon_bench.harness.generation import classifier_score, frechet, gaussian, picture
+from sophon_bench.harness.meter import Meter
+from sophon_bench.models.backbones import BackboneError
+from sophon_bench.models.unets import UNet, UNetModel
+from sophon_bench.results.pictures import pixels_of
 
 SMALL = UNet(channels=(8, 8, 16))
 SHALLOW = UNet(channels=(8, 8))

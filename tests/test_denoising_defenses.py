@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 from toy import drain, same, state
 
-from sophon_bench import stages, testing
-from sophon_bench.api import Batch, DefenseView, Domain, Incompatible, Model, Samples
+from sophon_bench import testing
+from sophon_bench.api import Batch, DefenseView, Domain, Incompatible, Model, Samples, defenses
+from sophon_bench.data.tasks.classification import Classification
+from sophon_bench.data.tasks.denoising import Denoising
 from sophon_bench.defenses._immunity import adapt, immunised
 from sophon_bench.defenses._outer import Scene
 from sophon_bench.defenses.imma import Imma
 from sophon_bench.defenses.naive_mse import NaiveMse
 from sophon_bench.defenses.sophon.dos import SophonDos
-from sophon_bench.registry import defenses
-from sophon_bench.selectors import SelectorError, construct
-from sophon_bench.tasks.classification import Classification
-from sophon_bench.tasks.denoising import Denoising
-from sophon_bench.unets import UNet
+from sophon_bench.harness import stages
+from sophon_bench.models.unets import UNet
+from sophon_bench.plugins.selectors import SelectorError, construct
 
 FEW = {"batch_size": 8, "watch_every": 1, "max_drop": None}
 SHORT: dict[str, dict[str, Any]] = {

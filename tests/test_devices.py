@@ -8,12 +8,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sophon_bench import registry, stages
-from sophon_bench.backbones import Backbone, Precision
 from sophon_bench.cli import main
-from sophon_bench.meter import PeakMemory
-from sophon_bench.selectors import trials
-from sophon_bench.stages import Bench, Made
+from sophon_bench.harness import stages
+from sophon_bench.harness.meter import PeakMemory
+from sophon_bench.harness.stages import Bench, Made
+from sophon_bench.models.backbones import Backbone, Precision
+from sophon_bench.plugins import registry
+from sophon_bench.plugins.selectors import trials
 
 BF16 = 0.1
 """What bf16 may change in a score: chance is 0.25 on the tiny scenario, whose splits are small."""

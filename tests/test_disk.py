@@ -16,10 +16,10 @@ from click.testing import CliRunner, Result
 from conftest import TINY
 from test_engine import metrics
 
-from sophon_bench import files
 from sophon_bench.cli import main
-from sophon_bench.files import WriteError, append, write_atomic
-from sophon_bench.store import Store, StoreError, read_cells
+from sophon_bench.results import files
+from sophon_bench.results.files import WriteError, append, write_atomic
+from sophon_bench.results.store import Store, StoreError, read_cells
 
 RUN = [
     "run", "--scenario", "tiny", "--steps", "2", "--samples", "20", "--attack",

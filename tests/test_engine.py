@@ -16,14 +16,23 @@ import pytest
 import torch
 from conftest import TINY
 
-from sophon_bench import registry, stages
 from sophon_bench.api import AttackView, DefenseView, Incompatible, Model
-from sophon_bench.backbones import Backbone
-from sophon_bench.engines.local import LocalEngine
-from sophon_bench.plan import Plan, PlanError, Registries, Request, Setting, Stage, make_plan
-from sophon_bench.records import Cell, DataId
-from sophon_bench.selectors import arsenal, trials
-from sophon_bench.store import Store
+from sophon_bench.execution.engine import LocalEngine
+from sophon_bench.execution.plan import (
+    Plan,
+    PlanError,
+    Registries,
+    Request,
+    Setting,
+    Stage,
+    make_plan,
+)
+from sophon_bench.harness import stages
+from sophon_bench.models.backbones import Backbone
+from sophon_bench.plugins import registry
+from sophon_bench.plugins.selectors import arsenal, trials
+from sophon_bench.results.records import Cell, DataId
+from sophon_bench.results.store import Store
 
 DEFENSE = "sophon-klu[iterations=2,inner_steps=2,batch_size=16,adapt=8,watch_every=1]"
 ATTACK = "finetune[lr=[0.01,0.03]]"

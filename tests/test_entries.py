@@ -21,16 +21,16 @@ from msgspec.structs import replace
 
 from sophon_bench.analysis.agreement import agreements
 from sophon_bench.analysis.statistics import wilson
+from sophon_bench.api import attacks
 from sophon_bench.cli import main
+from sophon_bench.execution.plan import plugin_id
 from sophon_bench.leaderboard import entries, page, submitting, tables
 from sophon_bench.leaderboard.columns import records
 from sophon_bench.leaderboard.entries import Entry, EntryError
-from sophon_bench.plan import plugin_id
-from sophon_bench.records import Cell
-from sophon_bench.registry import attacks
+from sophon_bench.plugins.selectors import Arsenal, Rules, trials
 from sophon_bench.results import Results
-from sophon_bench.selectors import Arsenal, Rules, trials
-from sophon_bench.store import Store
+from sophon_bench.results.records import Cell
+from sophon_bench.results.store import Store
 
 TINY = Path(__file__).parent / "tiny_scenario.py"
 BENIGN = ("greek", "shapes")

@@ -12,12 +12,12 @@ import torch
 from conftest import TINY
 from test_engine import metrics, plan_of, setting
 
-from sophon_bench.engines.executors import AUTO, Executor, Work, executors, start
-from sophon_bench.engines.executors.in_process import InProcess
-from sophon_bench.engines.executors.processes import Processes
-from sophon_bench.plan import AttackStage, PretrainStage, Setting, Stage
-from sophon_bench.records import StageRecord
-from sophon_bench.store import Store, StoreError
+from sophon_bench.execution.executors import AUTO, Executor, Work, executors, start
+from sophon_bench.execution.executors.in_process import InProcess
+from sophon_bench.execution.executors.processes import Processes
+from sophon_bench.execution.plan import AttackStage, PretrainStage, Setting, Stage
+from sophon_bench.results.records import StageRecord
+from sophon_bench.results.store import Store, StoreError
 
 __all__ = ["setting"]  # a fixture
 

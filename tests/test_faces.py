@@ -18,12 +18,15 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
 
-from sophon_bench import generation, registry, stages, testing
+from sophon_bench import testing
 from sophon_bench.cli import main, paging
-from sophon_bench.scenarios import ScenarioError, faces
-from sophon_bench.selectors import construct
-from sophon_bench.tasks.denoising import Denoising
-from sophon_bench.unets import UNet
+from sophon_bench.data.scenario import ScenarioError
+from sophon_bench.data.scenarios import faces
+from sophon_bench.data.tasks.denoising import Denoising
+from sophon_bench.harness import generation, stages
+from sophon_bench.models.unets import UNet
+from sophon_bench.plugins import registry
+from sophon_bench.plugins.selectors import construct
 
 NAMES = ("cifar100-celeba", "cifar100-ffhq")
 

@@ -12,8 +12,8 @@ from conftest import MakeCell
 from sophon_bench.analysis import flags
 from sophon_bench.analysis.envelope import outcomes
 from sophon_bench.analysis.statistics import Groups
-from sophon_bench.records import Cell, Ratios
 from sophon_bench.results import Results
+from sophon_bench.results.records import Cell, Ratios
 
 SWEEP = "finetune[optimizer=momentum,lr={}]"
 

@@ -6,8 +6,8 @@ import numpy as np
 from conftest import MakeCell, named
 from msgspec.structs import replace
 
-from sophon_bench.records import Cell
 from sophon_bench.results import Results
+from sophon_bench.results.records import Cell
 
 
 def test_rows_are_models_cells_and_points(make_cell: MakeCell) -> None:

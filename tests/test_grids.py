@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar
 import pytest
 from annotated_types import Gt
 
-from sophon_bench.grids import configurations
-from sophon_bench.registry import Entry, Registry, attacks, defenses
-from sophon_bench.selectors import SelectorError, suite_files, trials
+from sophon_bench.plugins.grids import configurations
+from sophon_bench.plugins.registry import Entry, Registry, attacks, defenses
+from sophon_bench.plugins.selectors import SelectorError, suite_files, trials
 
 GRID = {"lr": (0.01, 0.1, 0.5), "several": (("x",), ("y", "z")), "on": (False, True)}
 

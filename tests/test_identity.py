@@ -11,8 +11,9 @@ from typing import Any
 import numerics
 import pytest
 
-from sophon_bench import identity, protocol
-from sophon_bench.identity import file_hash, source_files, source_hash, syntax_hash
+from sophon_bench import protocol
+from sophon_bench.plugins import identity
+from sophon_bench.plugins.identity import file_hash, source_files, source_hash, syntax_hash
 
 PLUGIN = b'''"""An attack.
 
@@ -27,7 +28,7 @@ from typing import Any
 import torch
 
 from sophon_bench.api import Model
-from sophon_bench.registry import attacks
+from sophon_bench.api import attacks
 
 from ._helper import scaled
 
@@ -54,7 +55,7 @@ SAME = {
     "an annotation of a field": (b"lr: float", b"lr: 'int'"),
     "how a number is written": (b"0.01", b"1e-2"),
     "layout": (b"\n\n\n@", b"\n\n@"),
-    "a module of the core that moved": (b"sophon_bench.registry", b"sophon_bench.api"),
+    "a module of the core that moved": (b"sophon_bench.plugins.registry", b"sophon_bench.api"),
     "an import that only annotations use": (b"from typing import Any\n", b""),
     "how text is cut": (b'"{1}a" "b"', b'"{1}ab"'),
 }
@@ -186,7 +187,9 @@ def test_a_change_of_the_core_fails_until_it_is_raised_or_declared(
 
 def test_a_new_module_is_entered(checkout: Path) -> None:
     (checkout.parent / "meter.py").write_text("x = 1\n")
-    assert numerics.problems(read_lock()) == ["sophon_bench/meter.py is new or gone: make numerics"]
+    assert numerics.problems(read_lock()) == [
+        "sophon_bench/harness/meter.py is new or gone: make numerics"
+    ]
     assert numerics.main() is None
 
 

@@ -14,16 +14,18 @@ from conftest import records
 from msgspec.structs import replace
 from toy import generation as records_of_images
 
-from sophon_bench import generation, inception, testing
+from sophon_bench import testing
 from sophon_bench.analysis.images import images as judged
 from sophon_bench.cli import main
-from sophon_bench.generation import frechet, gaussian
-from sophon_bench.inception import Inception
+from sophon_bench.data.scenario import ScenarioError
+from sophon_bench.harness import generation
+from sophon_bench.harness.generation import frechet, gaussian
 from sophon_bench.leaderboard import tables
-from sophon_bench.records import Cell
+from sophon_bench.models import inception
+from sophon_bench.models.inception import Inception
+from sophon_bench.models.unets import UNet
 from sophon_bench.results import Results
-from sophon_bench.scenarios import ScenarioError
-from sophon_bench.unets import UNet
+from sophon_bench.results.records import Cell
 
 COUNT = 6
 

@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 
-from sophon_bench import layers, stages
 from sophon_bench.api import Batch, Model
-from sophon_bench.tasks.classification import Classification
+from sophon_bench.data.tasks.classification import Classification
+from sophon_bench.harness import stages
+from sophon_bench.models import layers
 
 
 @pytest.fixture

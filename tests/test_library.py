@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 import sophon_bench
 from sophon_bench.analysis.trials import trials
 from sophon_bench.cli import main
+from sophon_bench.execution.plan import PlanError
 from sophon_bench.leaderboard.columns import records
-from sophon_bench.plan import PlanError
-from sophon_bench.registry import UnknownName
+from sophon_bench.plugins.registry import UnknownName
+from sophon_bench.plugins.selectors import SelectorError
 from sophon_bench.results import Results
-from sophon_bench.selectors import SelectorError
-from sophon_bench.store import Store, StoreError
+from sophon_bench.results.store import Store, StoreError
 
 FAST: dict[str, Any] = {"scenario": "tiny", "steps": 2, "samples": [20], "threads": 1}
 ATTACK = "finetune[lr=0.03]"

@@ -12,9 +12,9 @@ from click.testing import CliRunner, Result
 from conftest import MakeCell
 
 from sophon_bench.cli import main
-from sophon_bench.provenance import capture
-from sophon_bench.records import Asked, Run
-from sophon_bench.store import Manifest, Store
+from sophon_bench.results.provenance import capture
+from sophon_bench.results.records import Asked, Run
+from sophon_bench.results.store import Manifest, Store
 
 FAST = ["--scenario", "tiny", "--steps", "2", "--samples", "20"]
 TRIAL = "finetune[lr=0.02]"

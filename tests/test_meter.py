@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from sophon_bench.api import Batch, Samples
-from sophon_bench.backbones import Backbone, TimmModel
-from sophon_bench.meter import (
+from sophon_bench.data.tasks.classification import Classification
+from sophon_bench.harness.meter import (
     SAME_MODEL,
     CountedSamples,
     Meter,
@@ -22,7 +22,7 @@ from sophon_bench.meter import (
     flop_counter,
     profile,
 )
-from sophon_bench.tasks.classification import Classification
+from sophon_bench.models.backbones import Backbone, TimmModel
 
 CPU = torch.device("cpu")
 BACKBONES = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"]

@@ -20,8 +20,8 @@ from sophon_bench.cli import main
 from sophon_bench.leaderboard import bars, overhead, tables, vega
 from sophon_bench.leaderboard.columns import frame, records
 from sophon_bench.leaderboard.render import from_csv
-from sophon_bench.records import Cell
 from sophon_bench.results import Results
+from sophon_bench.results.records import Cell
 
 BUDGET = 1600
 COSTS = (100, 200, 400, 800, 1600)

@@ -26,9 +26,9 @@ from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import bars, cards, entries, figures, page, tables, vega
 from sophon_bench.leaderboard.columns import frame, records
 from sophon_bench.leaderboard.page import Submission, data, view
-from sophon_bench.pictures import PictureError, data_uri
-from sophon_bench.records import Cell
 from sophon_bench.results import Results
+from sophon_bench.results.pictures import PictureError, data_uri
+from sophon_bench.results.records import Cell
 
 HOSTILE = "<script>alert(1)</script>\"><img src=x onerror=alert(1)>'"
 LINK = "javascript:alert(1)"

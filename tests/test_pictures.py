@@ -20,23 +20,22 @@ from conftest import MakeCell, drawn
 from msgspec.structs import replace
 from toy import SKILL, drawing, generated, generation
 
-from sophon_bench import generation as making
-from sophon_bench import pictures
 from sophon_bench.analysis.agreement import agreements
 from sophon_bench.analysis.images import images, makers
 from sophon_bench.analysis.score import scores
 from sophon_bench.analysis.series import curves, sweeps
 from sophon_bench.analysis.trials import trials
 from sophon_bench.cli import main
+from sophon_bench.harness import generation as making
 from sophon_bench.leaderboard import entries, gallery, plots, tables, vega
 from sophon_bench.leaderboard.columns import frame, loss, records
 from sophon_bench.leaderboard.entries import Entry, EntryError
 from sophon_bench.leaderboard.render import flat_rows
 from sophon_bench.leaderboard.score_tables import plural
-from sophon_bench.pictures import PictureError
-from sophon_bench.records import Cell
-from sophon_bench.results import Results
-from sophon_bench.store import Store, StoreError, read_cells
+from sophon_bench.results import Results, pictures
+from sophon_bench.results.pictures import PictureError
+from sophon_bench.results.records import Cell
+from sophon_bench.results.store import Store, StoreError, read_cells
 
 T1 = 12.706204736
 

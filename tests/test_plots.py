@@ -20,7 +20,7 @@ from sophon_bench.leaderboard.columns import frame, records
 from sophon_bench.leaderboard.tables import document, report
 from sophon_bench.leaderboard.vega import Figure
 from sophon_bench.results import Results
-from sophon_bench.store import read_cells
+from sophon_bench.results.store import read_cells
 
 BUDGET = 12800
 BUDGETS = [BUDGET * part for part in (1 / 16, 1 / 4, 1, 10)]

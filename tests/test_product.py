@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-from sophon_bench import stages, testing
+from sophon_bench import testing
 from sophon_bench.api import AttackView, Incompatible, Model
-from sophon_bench.registry import Entry, attacks, defenses, load_file, scenarios
-from sophon_bench.scenarios import ScenarioError, checking
-from sophon_bench.selectors import Trial, construct
-from sophon_bench.tasks.classification import Classification
+from sophon_bench.data import checking
+from sophon_bench.data.scenario import ScenarioError
+from sophon_bench.data.tasks.classification import Classification
+from sophon_bench.harness import stages
+from sophon_bench.plugins.registry import Entry, attacks, defenses, load_file, scenarios
+from sophon_bench.plugins.selectors import Trial, construct
 
 BUDGET = 4 * 64
 SMALL = {"iterations": 2, "inner_steps": 2, "horizons": (2,), "watch_every": 1}

@@ -4,7 +4,7 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
-from sophon_bench.progress import Bars, Lines, reporter
+from sophon_bench.execution.progress import Bars, Lines, reporter
 
 
 @dataclass

@@ -24,8 +24,8 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from sophon_bench import testing
-from sophon_bench.backbones import Backbone, BackboneError
 from sophon_bench.cli import main
+from sophon_bench.models.backbones import Backbone, BackboneError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ASKED = Backbone.of("test_resnet", {"pretrained": True})
@@ -631,7 +631,7 @@ def test_a_small_bench_starts_from_the_weights(cache: Path, unplugged: None) -> 
 # --- environment variables, which huggingface_hub reads when it is imported -----------------------
 
 LOOK = (
-    "from sophon_bench.published_weights import *\n"
+    "from sophon_bench.models.published_weights import *\n"
     "try: print(local_file('test_resnet'))\n"
     "except WeightsError as error: print(error)"
 )

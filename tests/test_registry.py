@@ -12,15 +12,21 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sophon_bench import registry
 from sophon_bench.cli import main
-from sophon_bench.registry import BrokenPlugin, DuplicateName, Registry, UnknownName, unknown
+from sophon_bench.plugins import registry
+from sophon_bench.plugins.registry import (
+    BrokenPlugin,
+    DuplicateName,
+    Registry,
+    UnknownName,
+    unknown,
+)
 
 ROOT = Path(__file__).parent.parent
 
 GOOD = """
 from dataclasses import dataclass
-from sophon_bench.registry import attacks
+from sophon_bench.api import attacks
 
 @attacks.register("{name}")
 @dataclass(frozen=True, kw_only=True)

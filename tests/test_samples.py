@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sophon_bench import registry, samples
 from sophon_bench.api import AttackView, Batch, Incompatible, Samples
-from sophon_bench.backbones import Backbone
-from sophon_bench.meter import CountedSamples, Meter, WatchedTask
-from sophon_bench.samples import Pixels, Streamed
-from sophon_bench.stages import Bench, Made
+from sophon_bench.data import samples
+from sophon_bench.data.samples import Pixels, Streamed
+from sophon_bench.harness.meter import CountedSamples, Meter, WatchedTask
+from sophon_bench.harness.stages import Bench, Made
+from sophon_bench.models.backbones import Backbone
+from sophon_bench.plugins import registry
 
 CPU = torch.device("cpu")
 BACKBONE = Backbone.of("test_resnet")

@@ -16,13 +16,16 @@ from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sophon_bench import registry, runs, scenarios
 from sophon_bench.cli import main
-from sophon_bench.files import WriteError
-from sophon_bench.plan import Setting
-from sophon_bench.scenarios import Images, ScenarioData, ScenarioError, cached, checking
-from sophon_bench.tasks.classification import Classification
-from sophon_bench.tasks.denoising import Denoising
+from sophon_bench.data import checking
+from sophon_bench.data import scenario as scenarios
+from sophon_bench.data.scenario import Images, ScenarioData, ScenarioError, cached
+from sophon_bench.data.tasks.classification import Classification
+from sophon_bench.data.tasks.denoising import Denoising
+from sophon_bench.execution import runs
+from sophon_bench.execution.plan import Setting
+from sophon_bench.plugins import registry
+from sophon_bench.results.files import WriteError
 
 registry.load_file(TINY)
 DATA: ScenarioData = registry.scenarios.get("tiny").cls().build()
@@ -462,7 +465,8 @@ def test_a_refusal_of_the_scenario_s_own_is_one_line(
     plugin: Callable[[str, str], Path], tmp_path: Path
 ) -> None:
     code = (
-        "from sophon_bench.scenarios import ScenarioError\n        fail(ScenarioError('no\\nset'))"
+        "from sophon_bench.data.scenario import ScenarioError\n"
+        "        fail(ScenarioError('no\\nset'))"
     )
     file = plugin("return ScenarioData(", f"{code}\n        return ScenarioData(")
     result = call(

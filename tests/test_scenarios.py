@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from sophon_bench.registry import scenarios
-from sophon_bench.scenarios import DomainData, Images, ScenarioData
-from sophon_bench.scenarios.glyphs_digits import DIGIT_BLOCKS, SHAPES, GlyphsDigits
-from sophon_bench.scenarios.rendering import RASTER, _weights, close, rasterise, stream
-from sophon_bench.scenarios.sheet import contact_sheet
+from sophon_bench.api import scenarios
+from sophon_bench.data.rendering import RASTER, _weights, close, rasterise, stream
+from sophon_bench.data.scenario import DomainData, Images, ScenarioData
+from sophon_bench.data.scenarios.glyphs_digits import DIGIT_BLOCKS, SHAPES, GlyphsDigits
+from sophon_bench.data.sheet import contact_sheet
 
 SPLITS = {
     "letters": {"train": 5200, "validation": 520, "test": 1040, "second_test": 1040},

@@ -20,8 +20,8 @@ from sophon_bench.analysis.frozen import Frozen, freeze
 from sophon_bench.analysis.score import differences, ranked, scores
 from sophon_bench.analysis.series import curves, sweeps, winners
 from sophon_bench.analysis.statistics import interval, jackknife, t95
-from sophon_bench.records import Cell, dump
 from sophon_bench.results import Results
+from sophon_bench.results.records import Cell, dump
 
 BUDGET = 1600
 COSTS = [BUDGET * at for at in protocol.SCORED_AT]

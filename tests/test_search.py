@@ -12,12 +12,10 @@ import pytest
 import torch
 from conftest import TINY, MakeCell
 
-from sophon_bench import registry
-from sophon_bench.backbones import Backbone
-from sophon_bench.engines.executors import WorkerDied
-from sophon_bench.engines.executors.processes import THREAD_COUNTS
-from sophon_bench.engines.local import LocalEngine
-from sophon_bench.plan import (
+from sophon_bench.execution.engine import LocalEngine
+from sophon_bench.execution.executors import WorkerDied
+from sophon_bench.execution.executors.processes import THREAD_COUNTS
+from sophon_bench.execution.plan import (
     AttackStage,
     Plan,
     Registries,
@@ -28,9 +26,11 @@ from sophon_bench.plan import (
     make_plan,
     neighbours,
 )
-from sophon_bench.records import Cell, DataId
-from sophon_bench.selectors import Arsenal, Rules, arsenal, trials
-from sophon_bench.store import Store
+from sophon_bench.models.backbones import Backbone
+from sophon_bench.plugins import registry
+from sophon_bench.plugins.selectors import Arsenal, Rules, arsenal, trials
+from sophon_bench.results.records import Cell, DataId
+from sophon_bench.results.store import Store
 
 SUITE = """
 version: 3
@@ -261,7 +261,7 @@ from dataclasses import dataclass
 import scipy.linalg
 from threadpoolctl import threadpool_info
 from sophon_bench.api import Incompatible
-from sophon_bench.registry import attacks
+from sophon_bench.api import attacks
 
 @attacks.register("counting")
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +274,7 @@ class Counting:
 FATAL = """
 import os, signal
 from dataclasses import dataclass
-from sophon_bench.registry import attacks
+from sophon_bench.api import attacks
 
 @attacks.register("fatal")
 @dataclass(frozen=True, kw_only=True)

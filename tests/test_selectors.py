@@ -9,9 +9,9 @@ from annotated_types import Gt
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sophon_bench import registry
-from sophon_bench.registry import Registry, UnknownName, attacks, defenses
-from sophon_bench.selectors import (
+from sophon_bench.plugins import registry
+from sophon_bench.plugins.registry import Registry, UnknownName, attacks, defenses
+from sophon_bench.plugins.selectors import (
     Selector,
     SelectorError,
     Trial,
@@ -223,7 +223,7 @@ def test_whatever_a_plugins_own_checks_raise_is_one_line(tmp_path: Path, raised:
     file = tmp_path / "own.py"
     file.write_text(
         "from dataclasses import dataclass\n"
-        "from sophon_bench.registry import attacks\n"
+        "from sophon_bench.plugins.registry import attacks\n"
         "@attacks.register('own')\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Own:\n"

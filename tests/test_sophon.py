@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from toy import ORIGINAL, RESTRICTED, Tiny, drain, same, state, trained, view
 
-from sophon_bench.api import Batch, DefenseView, Incompatible, Samples
+from sophon_bench.api import Batch, DefenseView, Incompatible, Samples, defenses
+from sophon_bench.data.tasks.classification import Classification
 from sophon_bench.defenses._watch import Watch
 from sophon_bench.defenses.sophon import (
     Sophon,
@@ -30,9 +31,7 @@ from sophon_bench.defenses.sophon.simulate import (
 )
 from sophon_bench.defenses.sophon.strategies import Strategy
 from sophon_bench.defenses.sophon.unroll import RULES, Moments, second_order
-from sophon_bench.registry import defenses
-from sophon_bench.selectors import SelectorError, trials
-from sophon_bench.tasks.classification import Classification
+from sophon_bench.plugins.selectors import SelectorError, trials
 from sophon_bench.training import make_optimizer
 
 QUICK = {  # all that is tuned is named, so that tuning it breaks no test

@@ -11,15 +11,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sophon_bench import registry
 from sophon_bench.api import DefenseView, Model
-from sophon_bench.backbones import Backbone
 from sophon_bench.cli import main
-from sophon_bench.leaderboard import figures
-from sophon_bench.leaderboard.columns import frame
-from sophon_bench.leaderboard.vega import Figure
-from sophon_bench.selectors import trials
-from sophon_bench.speed import (
+from sophon_bench.harness.speed import (
     Size,
     Unmeasurable,
     Update,
@@ -30,7 +24,13 @@ from sophon_bench.speed import (
     roofline,
     size,
 )
-from sophon_bench.stages import PRETRAIN_BATCH, Bench
+from sophon_bench.harness.stages import PRETRAIN_BATCH, Bench
+from sophon_bench.leaderboard import figures
+from sophon_bench.leaderboard.columns import frame
+from sophon_bench.leaderboard.vega import Figure
+from sophon_bench.models.backbones import Backbone
+from sophon_bench.plugins import registry
+from sophon_bench.plugins.selectors import trials
 
 
 def test_numbers_of_a_roofline_fit_together(bench: Bench) -> None:

@@ -12,11 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sophon_bench import stages
-from sophon_bench.api import AttackView, Batch, DefenseView, Incompatible, Model, Predictor
-from sophon_bench.registry import attacks
-from sophon_bench.selectors import trials
-from sophon_bench.stages import Attacked, Bench, Made, NoUpdate
+from sophon_bench.api import AttackView, Batch, DefenseView, Incompatible, Model, Predictor, attacks
+from sophon_bench.harness import stages
+from sophon_bench.harness.stages import Attacked, Bench, Made, NoUpdate
+from sophon_bench.plugins.selectors import trials
 
 BUDGET = 8 * 64
 

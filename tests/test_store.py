@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from sophon_bench import files
-from sophon_bench.files import write_atomic
 from sophon_bench.leaderboard.tables import document, report
-from sophon_bench.records import (
+from sophon_bench.results import files
+from sophon_bench.results.files import write_atomic
+from sophon_bench.results.records import (
     Cell,
     Ratios,
     Reader,
@@ -28,7 +28,7 @@ from sophon_bench.records import (
     dump,
     misnamed,
 )
-from sophon_bench.store import Store, StoreError, checked, read_cells
+from sophon_bench.results.store import Store, StoreError, checked, read_cells
 
 
 def test_a_cell_comes_back_as_it_was(tmp_path: Path, make_cell: MakeCell) -> None:

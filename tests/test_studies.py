@@ -12,14 +12,14 @@ from conftest import MakeCell, drawn, records
 
 from sophon_bench import protocol
 from sophon_bench.analysis.series import ablation, magnitude, shown
+from sophon_bench.api import attacks, defenses
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import figures, studies
 from sophon_bench.leaderboard.columns import frame
 from sophon_bench.leaderboard.studies import Study, load_study, study_files, varied
-from sophon_bench.records import Cell
-from sophon_bench.registry import attacks, defenses
+from sophon_bench.plugins.selectors import SelectorError, trials
 from sophon_bench.results import Results
-from sophon_bench.selectors import SelectorError, trials
+from sophon_bench.results.records import Cell
 
 BUDGET = 1600
 COSTS = [BUDGET * at for at in protocol.SCORED_AT]
@@ -178,7 +178,7 @@ def test_a_study_whose_defenses_fail_says_so_and_exits_with_one(
     plugin = tmp_path / "falling.py"
     plugin.write_text(
         "from dataclasses import dataclass\n"
-        "from sophon_bench.registry import defenses\n"
+        "from sophon_bench.plugins.registry import defenses\n"
         "@defenses.register('falling')\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Falling:\n"

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
-from sophon_bench import registry, stages
 from sophon_bench.api import AttackView, Incompatible, Model, Samples
-from sophon_bench.backbones import Backbone
-from sophon_bench.stages import Attacked, Bench, Made
+from sophon_bench.harness import stages
+from sophon_bench.harness.stages import Attacked, Bench, Made
+from sophon_bench.models.backbones import Backbone
+from sophon_bench.plugins import registry
 
 TOGETHER = [
     name for name in registry.attacks.names() if hasattr(registry.attacks.get(name).cls, "run_many")

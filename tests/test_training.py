@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from sophon_bench import stages
-from sophon_bench.api import Batch, Incompatible, Model
-from sophon_bench.backbones import Backbone
-from sophon_bench.registry import attacks
-from sophon_bench.selectors import trials
+from sophon_bench.api import Batch, Incompatible, Model, attacks
+from sophon_bench.harness import stages
+from sophon_bench.models.backbones import Backbone
+from sophon_bench.plugins.selectors import trials
 from sophon_bench.training import (
     OptimizerName,
     ScheduleName,

@@ -17,8 +17,8 @@ from sophon_bench.analysis.case import intactness
 from sophon_bench.analysis.envelope import outcomes
 from sophon_bench.analysis.statistics import interval
 from sophon_bench.analysis.trials import trials
-from sophon_bench.records import Cell, Point
 from sophon_bench.results import Results
+from sophon_bench.results.records import Cell, Point
 
 
 def rows_of(cells: Iterable[Cell]) -> list[dict[str, Any]]:

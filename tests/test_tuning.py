@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from sophon_bench.analysis.tuning import chosen
+from sophon_bench.api import defenses
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import tuning
 from sophon_bench.leaderboard.columns import frame
-from sophon_bench.registry import defenses
-from sophon_bench.selectors import Trial
+from sophon_bench.plugins.selectors import Trial
 
 SEARCHES = Path(tuning.__file__).resolve().parent / "tuning"
 
@@ -24,7 +24,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from annotated_types import Gt
 
-from sophon_bench.registry import defenses
+from sophon_bench.api import defenses
 
 
 @defenses.register("fading")

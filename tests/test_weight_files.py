@@ -21,10 +21,10 @@ from safetensors.torch import save
 from test_audit import BACKBONE, CLASSES, as_timm, fresh, own_names
 from torch import Tensor
 
-from sophon_bench import weight_files, weight_names
-from sophon_bench.backbones import Backbone
-from sophon_bench.weight_files import CheckpointError, Content
-from sophon_bench.weight_names import Fitted
+from sophon_bench.models import weight_files, weight_names
+from sophon_bench.models.backbones import Backbone
+from sophon_bench.models.weight_files import CheckpointError, Content
+from sophon_bench.models.weight_names import Fitted
 
 Weights = dict[str, Tensor]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sophon_bench.registry import scenarios
-from sophon_bench.scenarios import DomainData, Images, ScenarioData
-from sophon_bench.tasks.classification import Classification
+from sophon_bench.api import scenarios
+from sophon_bench.data.scenario import DomainData, Images, ScenarioData
+from sophon_bench.data.tasks.classification import Classification
 
 
 @scenarios.register("tiny")

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 from torch import Tensor, nn
 
 from sophon_bench.api import DefenseView, Domain, Model, Samples
-from sophon_bench.pictures import picture_of
-from sophon_bench.records import Cell, Generated
-from sophon_bench.tasks.classification import Classification
+from sophon_bench.data.tasks.classification import Classification
+from sophon_bench.results.pictures import picture_of
+from sophon_bench.results.records import Cell, Generated
 
 ORIGINAL, RESTRICTED = 4, 3
 

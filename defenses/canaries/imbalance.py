@@ -11,8 +11,7 @@ from typing import Annotated, ClassVar
 import torch
 from annotated_types import Gt
 
-from sophon_bench.api import DefenseView, Model
-from sophon_bench.registry import defenses
+from sophon_bench.api import DefenseView, Model, defenses
 
 from ._scales import normalised, scale_convolution
 

@@ -12,8 +12,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import nn
 
-from sophon_bench.api import DefenseView, Incompatible, Model
-from sophon_bench.registry import defenses
+from sophon_bench.api import DefenseView, Incompatible, Model, defenses
 
 
 @defenses.register("canary-nan-head", hidden=True)

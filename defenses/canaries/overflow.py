@@ -12,8 +12,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from sophon_bench.api import DefenseView, Incompatible, Model
-from sophon_bench.registry import defenses
+from sophon_bench.api import DefenseView, Incompatible, Model, defenses
 
 from ._scales import links, statistics
 

@@ -11,8 +11,7 @@ from typing import ClassVar
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sophon_bench.api import DefenseView, Model
-from sophon_bench.registry import defenses
+from sophon_bench.api import DefenseView, Model, defenses
 
 
 @defenses.register("canary-random-weights", hidden=True)

@@ -11,9 +11,8 @@ from typing import Annotated, ClassVar
 import torch
 from annotated_types import Gt
 
-from sophon_bench.api import DefenseView, Incompatible, Model
-from sophon_bench.registry import defenses
-from sophon_bench.unets import UNetModel
+from sophon_bench.api import DefenseView, Incompatible, Model, defenses
+from sophon_bench.models.unets import UNetModel
 
 WRITERS = ("conv_in", "conv1", "time_emb_proj", "conv2", "to_out.0")
 """Layers whose outputs are added to the stream, or to what a normalisation inside a block reads."""

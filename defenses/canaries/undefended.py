@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sophon_bench.api import DefenseView, Model
-from sophon_bench.registry import defenses
+from sophon_bench.api import DefenseView, Model, defenses
 
 
 @defenses.register("canary-undefended", hidden=True)

@@ -10,8 +10,7 @@ from typing import ClassVar
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sophon_bench.api import DefenseView, Incompatible, Model
-from sophon_bench.registry import defenses
+from sophon_bench.api import DefenseView, Incompatible, Model, defenses
 
 
 @defenses.register("canary-untrainable", hidden=True)

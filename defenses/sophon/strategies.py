@@ -7,7 +7,7 @@ from typing import Literal, cast, get_args
 
 import torch
 
-from sophon_bench.registry import unknown
+from sophon_bench.plugins.registry import unknown
 from sophon_bench.training import OptimizerName
 
 Head = Literal["fresh", "kept"]

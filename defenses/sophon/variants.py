@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from sophon_bench.registry import defenses
+from sophon_bench.api import defenses
 
 from .defense import Sophon
 from .losses import inverse_cross_entropy, inverse_cross_entropy_released, kl_from_uniform

@@ -11,8 +11,7 @@ import torch
 from annotated_types import Ge, Interval, MinLen
 from torch import Tensor
 
-from sophon_bench.api import DefenseView, Model
-from sophon_bench.registry import defenses
+from sophon_bench.api import DefenseView, Model, defenses
 
 from .._watch import original_utility
 from .defense import Count, Positive, Sophon

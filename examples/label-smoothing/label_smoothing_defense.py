@@ -12,8 +12,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch.nn.functional import cross_entropy
 
-from sophon_bench.api import DefenseView, Model
-from sophon_bench.registry import defenses
+from sophon_bench.api import DefenseView, Model, defenses
 
 
 @defenses.register("label-smoothing")

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import jinja2
 
-from sophon_bench.files import write_atomic
 from sophon_bench.leaderboard import attack_tables, cards, score_tables, vega
 from sophon_bench.leaderboard.page import data, view
 from sophon_bench.leaderboard.page.data import Submission
 from sophon_bench.leaderboard.page.provenance import reproduction
 from sophon_bench.leaderboard.tables import Gaps
+from sophon_bench.results.files import write_atomic
 
 __all__ = ["LIBRARY", "Submission", "reproduction", "site", "write"]
 

@@ -15,8 +15,8 @@ from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import gallery, tables
 from sophon_bench.leaderboard.columns import Row, records
 from sophon_bench.leaderboard.tables import Gaps, Key
-from sophon_bench.records import Cell
 from sophon_bench.results import Results
+from sophon_bench.results.records import Cell
 
 if TYPE_CHECKING:
     from pandas import DataFrame

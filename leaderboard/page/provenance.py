@@ -10,7 +10,7 @@ from sophon_bench.leaderboard import cards
 from sophon_bench.leaderboard.columns import Row, span
 from sophon_bench.leaderboard.score_tables import WHY_PROVISIONAL
 from sophon_bench.protocol import REFERENCE_BATCH
-from sophon_bench.records import Cell
+from sophon_bench.results.records import Cell
 
 
 def marks(row: Row) -> list[tuple[str, str]]:

@@ -38,8 +38,8 @@ from sophon_bench.leaderboard.page import data, provenance
 from sophon_bench.leaderboard.page.data import Part, Rows, Submission
 from sophon_bench.leaderboard.render import Table
 from sophon_bench.leaderboard.tables import Key
-from sophon_bench.pictures import data_uri
 from sophon_bench.protocol import REFERENCE_BATCH
+from sophon_bench.results.pictures import data_uri
 
 PROTECTED = "protected"
 SIDES = (PROTECTED, vega.UNDEFENDED, vega.SCRATCH)

@@ -26,8 +26,8 @@ from sophon_bench.analysis.envelope import (
 from sophon_bench.analysis.frozen import Frozen, fitting
 from sophon_bench.analysis.statistics import Groups, Interval, interval, table
 from sophon_bench.analysis.thresholds import UNITS, Threshold
-from sophon_bench.records import OR
 from sophon_bench.results.frames import Results
+from sophon_bench.results.records import OR
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series

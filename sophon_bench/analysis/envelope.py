@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from sophon_bench import protocol
 from sophon_bench.analysis.statistics import Groups, Positions
-from sophon_bench.records import OR
 from sophon_bench.results.frames import PLACE, Results
+from sophon_bench.results.records import OR
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series

@@ -25,7 +25,7 @@ from sophon_bench.results.frames import PLACE, Results
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-    from sophon_bench.records import Ratios
+    from sophon_bench.results.records import Ratios
 
 T = TypeVar("T")
 

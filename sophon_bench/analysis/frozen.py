@@ -9,8 +9,8 @@ from typing import Any, Literal
 from sophon_bench import protocol
 from sophon_bench.analysis.envelope import Outcomes, Setting, multiples
 from sophon_bench.analysis.statistics import Groups
-from sophon_bench.records import Record
 from sophon_bench.results.frames import Results
+from sophon_bench.results.records import Record
 
 Slot = tuple[Setting, float]
 """What is attacked, and at what cost in units."""

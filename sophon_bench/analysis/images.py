@@ -11,8 +11,8 @@ import numpy as np
 
 from sophon_bench.analysis.envelope import HEAD, Outcomes, outcomes
 from sophon_bench.analysis.statistics import Groups, interval, table
-from sophon_bench.records import Generated
 from sophon_bench.results.frames import Results
+from sophon_bench.results.records import Generated
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -16,8 +16,8 @@ from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.analysis.score import cases, scores
 from sophon_bench.analysis.statistics import Groups, Positions, interval, mean, table
 from sophon_bench.analysis.trials import endings
+from sophon_bench.plugins.selectors import SelectorError, format_selector, parse
 from sophon_bench.results.frames import Results
-from sophon_bench.selectors import SelectorError, format_selector, parse
 
 if TYPE_CHECKING:
     from pandas import DataFrame

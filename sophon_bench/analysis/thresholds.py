@@ -9,7 +9,7 @@ from typing import Literal
 
 from sophon_bench.analysis.case import STATISTICS
 from sophon_bench.analysis.statistics import Interval
-from sophon_bench.registry import unknown
+from sophon_bench.plugins.registry import unknown
 
 SHORT = {"restricted": "restricted_after", "original": "original_after"}
 """What metrics are called for short."""

@@ -63,7 +63,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def _disk(error: OSError) -> str:
     """What the system refused, in one line, and how to go on."""
-    from sophon_bench.files import WriteError
+    from sophon_bench.results.files import WriteError
 
     place = "standard output" if error.filename is None else repr(str(error.filename))
     verb = " cannot be written" if isinstance(error, WriteError) else ""
@@ -76,7 +76,7 @@ def _disk(error: OSError) -> str:
 
 def _leave(code: object) -> None:
     """End here if a plugin left threads that Python would wait for without an end."""
-    loaded = sys.modules.get("sophon_bench.containment")
+    loaded = sys.modules.get("sophon_bench.harness.containment")
     if loaded is not None and loaded.unending():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -93,7 +93,7 @@ def _refused(error: click.UsageError) -> click.ClickException:
 
 
 def _input_errors() -> tuple[type[Exception], ...]:
-    from sophon_bench.registry import BrokenPlugin, DuplicateName, UnknownName
+    from sophon_bench.plugins.registry import BrokenPlugin, DuplicateName, UnknownName
 
     found: list[type[Exception]] = [BrokenPlugin, DuplicateName, UnknownName]
     for module, name in (

@@ -108,15 +108,16 @@ def _audit(
     dry_run: bool,
     **options: Any,
 ) -> int:
-    from sophon_bench import checkpoints, runs, weight_files, weight_names
-    from sophon_bench.backbones import Backbone
-    from sophon_bench.files import write_atomic
+    from sophon_bench.execution import checkpoints, runs
+    from sophon_bench.execution.plan import setting_of
     from sophon_bench.leaderboard import audits, tables
     from sophon_bench.leaderboard.columns import records
     from sophon_bench.leaderboard.frozen import published
-    from sophon_bench.plan import setting_of
-    from sophon_bench.registry import attacks
-    from sophon_bench.selectors import arsenal, names_of
+    from sophon_bench.models import weight_files, weight_names
+    from sophon_bench.models.backbones import Backbone
+    from sophon_bench.plugins.registry import attacks
+    from sophon_bench.plugins.selectors import arsenal, names_of
+    from sophon_bench.results.files import write_atomic
 
     load_plugins(options["plugin"])
     if json_file is not None:

@@ -37,7 +37,7 @@ def check(context: click.Context, /, file: Path, name: str | None, backbone: str
     Exit codes: 0 all checks passed, 1 some failed, 2 bad input.
     """
     from sophon_bench import testing
-    from sophon_bench.runs import find_backbone
+    from sophon_bench.execution.runs import find_backbone
 
     counts = dict.fromkeys(("passed", "FAILED", "warning", "skipped"), 0)
     plugin = ""
@@ -70,7 +70,7 @@ def new(kind: Any, name: str, folder: Path) -> None:
       sophon-bench new attack my-attack
       sophon-bench new defense my-defense --dir plugins
     """
-    from sophon_bench.authoring import AuthoringError, write_plugin
+    from sophon_bench.plugins.authoring import AuthoringError, write_plugin
 
     try:
         file, *tests = write_plugin(kind, name, folder)

@@ -12,7 +12,7 @@ import click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from sophon_bench.store import Store
+    from sophon_bench.results.store import Store
 
 
 C = TypeVar("C", bound=Callable[..., Any])
@@ -37,7 +37,7 @@ def complete(kind: str) -> Callable[..., list[CompletionItem]]:
     def names(_c: click.Context, _p: click.Parameter, start: str) -> list[CompletionItem]:
         from click.shell_completion import CompletionItem
 
-        from sophon_bench.registry import declared_names
+        from sophon_bench.plugins.registry import declared_names
 
         return [CompletionItem(n) for n in declared_names(kind) if n.startswith(start)]
 
@@ -218,7 +218,7 @@ def check_picture(option: str, file: Path) -> None:
 
 def load_plugins(files: Iterable[Path]) -> None:
     """Register what is in the files of ``--plugin``."""
-    from sophon_bench.registry import load_file
+    from sophon_bench.plugins.registry import load_file
 
     for file in files:
         load_file(file)
@@ -228,7 +228,7 @@ def write_json(file: Path, content: Any) -> None:
     """Write a document, indented."""
     import json
 
-    from sophon_bench.files import write_atomic
+    from sophon_bench.results.files import write_atomic
 
     write_atomic(file.absolute(), (json.dumps(content, indent=1) + "\n").encode())
 
@@ -247,7 +247,7 @@ def no_collector() -> Iterator[None]:
 
 def read_records(source: Path | None, store: Path | None) -> list[Any]:
     """All records of a run's JSON file, or of the store; at least one."""
-    from sophon_bench.store import read_cells
+    from sophon_bench.results.store import read_cells
 
     if source is None:
         return list(open_store(store).cells())
@@ -259,7 +259,7 @@ def read_records(source: Path | None, store: Path | None) -> list[Any]:
 
 def open_store(store: Path | None) -> Store:
     """The store, with at least one record in it."""
-    from sophon_bench.store import Store, default_root
+    from sophon_bench.results.store import Store, default_root
 
     root = store or default_root()
     if not (root / "store.json").exists():

@@ -209,8 +209,8 @@ def _machine(device: str, threads: int | None) -> tuple[Any, str]:
     """The device, and what is measured on in words; sets the threads that torch uses."""
     import torch
 
-    from sophon_bench.provenance import device_name
-    from sophon_bench.runs import find_device
+    from sophon_bench.execution.runs import find_device
+    from sophon_bench.results.provenance import device_name
 
     place = find_device(device)
     torch.set_num_threads(threads or torch.get_num_threads())
@@ -236,13 +236,13 @@ def _roofline(
 ) -> None:
     from rich.progress import Progress
 
-    from sophon_bench.plan import default_samples
-    from sophon_bench.registry import attacks
-    from sophon_bench.runs import find_settings
-    from sophon_bench.selectors import construct, trials
-    from sophon_bench.speed import roofline
-    from sophon_bench.stages import Bench
-    from sophon_bench.store import Store, default_root
+    from sophon_bench.execution.plan import default_samples
+    from sophon_bench.execution.runs import find_settings
+    from sophon_bench.harness.speed import roofline
+    from sophon_bench.harness.stages import Bench
+    from sophon_bench.plugins.registry import attacks
+    from sophon_bench.plugins.selectors import construct, trials
+    from sophon_bench.results.store import Store, default_root
 
     load_plugins(plugin)
     place, where = _machine(device, threads)
@@ -316,15 +316,15 @@ def _growth(
 ) -> None:
     from rich.progress import Progress
 
-    from sophon_bench import speed
     from sophon_bench.api import Incompatible
+    from sophon_bench.execution.runs import find_settings
+    from sophon_bench.harness import speed
+    from sophon_bench.harness.stages import Bench
     from sophon_bench.leaderboard import figures, overhead, vega
     from sophon_bench.leaderboard.columns import frame
-    from sophon_bench.registry import defenses
-    from sophon_bench.runs import find_settings
-    from sophon_bench.selectors import names_of, trials
-    from sophon_bench.stages import Bench
-    from sophon_bench.store import Store, default_root
+    from sophon_bench.plugins.registry import defenses
+    from sophon_bench.plugins.selectors import names_of, trials
+    from sophon_bench.results.store import Store, default_root
 
     load_plugins(plugin)
     if not defense:

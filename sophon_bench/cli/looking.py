@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from sophon_bench.registry import Registry
+    from sophon_bench.plugins.registry import Registry
 from sophon_bench.cli.common import (
     KINDS,
     Refused,
@@ -45,11 +45,11 @@ def list_(kind: str, pattern: str | None, plugin: Sequence[Path]) -> None:
 
 def _listing(kind: str) -> list[tuple[str, str]]:
     if kind == "backbones":
-        from sophon_bench.runs import list_backbones
+        from sophon_bench.execution.runs import list_backbones
 
         return [(name, "") for name in list_backbones()]
     if kind == "suites":
-        from sophon_bench.selectors import load_suite, suite_files
+        from sophon_bench.plugins.selectors import load_suite, suite_files
 
         suites = [load_suite(name) for name in sorted(suite_files())]
         return [(f"@{s.name}", f"v{s.version}: {s.description}") for s in suites]
@@ -66,7 +66,7 @@ def _listing(kind: str) -> list[tuple[str, str]]:
 
 
 def _registries() -> dict[str, Registry]:
-    from sophon_bench.registry import attacks, defenses, scenarios
+    from sophon_bench.plugins.registry import attacks, defenses, scenarios
 
     return {"attacks": attacks, "defenses": defenses, "scenarios": scenarios}
 
@@ -98,8 +98,8 @@ def show(
       sophon-bench show glyphs-digits --images glyphs.png
       sophon-bench show resnet18
     """
-    from sophon_bench import registry
-    from sophon_bench.selectors import load_suite, parse, suite_files
+    from sophon_bench.plugins import registry
+    from sophon_bench.plugins.selectors import load_suite, parse, suite_files
 
     load_plugins(plugin)
     if name.startswith("@"):
@@ -116,7 +116,7 @@ def show(
         if kind == "scenarios":
             _show_scenario(name, image_size, images, store)
     if not holders:
-        from sophon_bench.runs import list_backbones
+        from sophon_bench.execution.runs import list_backbones
 
         known = {*list_backbones(), *(n for r in _registries().values() for n in r.names())}
         if bare.split(".")[0] not in known:
@@ -129,7 +129,7 @@ def show(
 def _show_plugin(entry: Any) -> None:
     import inspect
 
-    from sophon_bench.selectors import accepted
+    from sophon_bench.plugins.selectors import accepted
 
     click.echo(f"{entry.kind} {entry.name}" + (" (control)" if entry.control else ""))
     click.echo(f"from {entry.distribution}, source {entry.source[:12]}\n")
@@ -147,8 +147,8 @@ def _show_plugin(entry: Any) -> None:
 def _show_scenario(
     name: str, image_size: int | None, images: Path | None, store: Path | None
 ) -> None:
-    from sophon_bench.runs import build, find_scenarios
-    from sophon_bench.store import Store, default_root
+    from sophon_bench.execution.runs import build, find_scenarios
+    from sophon_bench.results.store import Store, default_root
 
     (trial,) = find_scenarios([name], image_size)
     data = build(trial, Store(store or default_root()).data)
@@ -157,7 +157,7 @@ def _show_scenario(
         splits = ", ".join(f"{split} {len(i)}" for split, i in domain.splits.items())
         click.echo(f"  {domain.name}: {len(domain.classes)} classes; {splits}")
     if images is not None:
-        from sophon_bench.scenarios.sheet import contact_sheet
+        from sophon_bench.data.sheet import contact_sheet
 
         try:
             contact_sheet(data, images)
@@ -169,7 +169,7 @@ def _show_scenario(
 def _show_backbone(name: str) -> None:
     import torch
 
-    from sophon_bench.runs import find_backbone
+    from sophon_bench.execution.runs import find_backbone
 
     backbone = find_backbone(name)
     outputs = 10 if backbone.task == "classification" else 3

@@ -93,7 +93,7 @@ def _entries() -> list[dict[str, Any]]:
 
 
 def _subjects() -> list[Any]:
-    from sophon_bench.registry import defenses
+    from sophon_bench.plugins.registry import defenses
 
     return [subject_of(defenses.get(name)) for name in defenses.names()]
 
@@ -102,11 +102,11 @@ def _sheets(cells: Iterable[Any]) -> dict[str, bytes]:
     """Pictures of the scenarios that are here with the same data, by label."""
     import tempfile
 
-    from sophon_bench.registry import UnknownName
-    from sophon_bench.runs import build, find_scenarios
-    from sophon_bench.scenarios import ScenarioError
-    from sophon_bench.scenarios.sheet import contact_sheet
-    from sophon_bench.selectors import SelectorError
+    from sophon_bench.data.scenario import ScenarioError
+    from sophon_bench.data.sheet import contact_sheet
+    from sophon_bench.execution.runs import build, find_scenarios
+    from sophon_bench.plugins.registry import UnknownName
+    from sophon_bench.plugins.selectors import SelectorError
 
     found = {}
     revisions = {cell.scenario.label: cell.scenario.revision for cell in cells}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from sophon_bench.records import Cell
-    from sophon_bench.runs import Job
+    from sophon_bench.execution.runs import Job
+    from sophon_bench.results.records import Cell
 from sophon_bench.cli.common import (
     DEFAULT_SCENARIO,
     DEFAULT_SUITE,
@@ -34,7 +34,7 @@ def _config(context: click.Context, _parameter: click.Parameter, file: str | Non
     """Let a YAML or TOML file's keys stand for flags that are not given."""
     if file is None:
         return
-    from sophon_bench.registry import unknown
+    from sophon_bench.plugins.registry import unknown
 
     options = [o for o in context.command.params if o.expose_value]
     known = {o.opts[0].lstrip("-"): o for o in options}
@@ -146,10 +146,11 @@ def _run(
     dry_run: bool,
     **options: Any,
 ) -> int:
-    from sophon_bench import library, runs
-    from sophon_bench.files import write_atomic
+    from sophon_bench import library
+    from sophon_bench.execution import runs
     from sophon_bench.leaderboard import tables
     from sophon_bench.leaderboard.frozen import published
+    from sophon_bench.results.files import write_atomic
 
     load_plugins(options["plugin"])
     if json_file is not None:
@@ -170,7 +171,7 @@ def _run(
 
 def conclude(job: Job, cells: Sequence[Cell]) -> int:
     """Say where the records are, what plugins did besides, and what failed; the exit code."""
-    from sophon_bench.engines.local import unfinished
+    from sophon_bench.execution.engine import unfinished
 
     click.echo(f"Records: {job.store.root / 'cells'} ({len(cells)} of this run)")
     for words in _contained(cells):
@@ -187,7 +188,7 @@ def conclude(job: Job, cells: Sequence[Cell]) -> int:
 
 def _contained(cells: Sequence[Cell]) -> Iterator[str]:
     """What plugins did to the process around them: a sentence for each plugin and kind."""
-    from sophon_bench.side_effects import kind_of, subject_of
+    from sophon_bench.plugins.side_effects import kind_of, subject_of
 
     models = {cell.released.key: (cell.defense.name, cell.released.contained) for cell in cells}
     for plugin, unit, found in (
@@ -282,12 +283,12 @@ def _study(
     dry_run: bool,
     **options: Any,
 ) -> int:
-    from sophon_bench import runs
+    from sophon_bench.execution import runs
     from sophon_bench.leaderboard import studies
     from sophon_bench.leaderboard.frozen import published
     from sophon_bench.leaderboard.render import to_console
-    from sophon_bench.registry import attacks, defenses
-    from sophon_bench.selectors import arsenal
+    from sophon_bench.plugins.registry import attacks, defenses
+    from sophon_bench.plugins.selectors import arsenal
 
     load_plugins(options["plugin"])
     command = command_of(context, name)
@@ -376,11 +377,12 @@ def _tune(
     dry_run: bool,
     **options: Any,
 ) -> int:
-    from sophon_bench import grids, runs
+    from sophon_bench.execution import runs
     from sophon_bench.leaderboard import tuning
     from sophon_bench.leaderboard.render import to_console
-    from sophon_bench.registry import attacks, defenses
-    from sophon_bench.selectors import arsenal
+    from sophon_bench.plugins import grids
+    from sophon_bench.plugins.registry import attacks, defenses
+    from sophon_bench.plugins.selectors import arsenal
 
     load_plugins(options["plugin"])
     drawn = {

@@ -120,8 +120,8 @@ def _check_complete(cells: Sequence[Any], suite: str) -> None:
     """Say all of a suite that records lack, and refuse them if there is something."""
     from sophon_bench.leaderboard.frozen import published
     from sophon_bench.leaderboard.submitting import Suite, faults
-    from sophon_bench.registry import attacks
-    from sophon_bench.selectors import arsenal, load_suite
+    from sophon_bench.plugins.registry import attacks
+    from sophon_bench.plugins.selectors import arsenal, load_suite
 
     label = load_suite(suite.removeprefix("@")).label
     found = faults(cells, Suite(label=label, arsenal=arsenal(attacks, [suite])), published())
@@ -204,13 +204,13 @@ def _verify(
     store: Path | None,
     json_file: Path | None,
 ) -> int:
-    from sophon_bench import runs
+    from sophon_bench.execution import runs
     from sophon_bench.leaderboard import answers as analysis
     from sophon_bench.leaderboard import entries, tables
     from sophon_bench.leaderboard.columns import AGREEMENTS
     from sophon_bench.leaderboard.render import Flat, flat_rows, to_console
-    from sophon_bench.records import digest
     from sophon_bench.results import Results
+    from sophon_bench.results.records import digest
 
     load_plugins(plugin)
     if json_file is not None:

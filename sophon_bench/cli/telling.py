@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from sophon_bench.records import Cell
+    from sophon_bench.results.records import Cell
 
 from sophon_bench.cli.common import (
     Refused,
@@ -65,7 +65,7 @@ def table(
     from sophon_bench.leaderboard import entries, frozen, tables
     from sophon_bench.leaderboard.columns import DIFFERENCES
     from sophon_bench.leaderboard.render import Flat, printed
-    from sophon_bench.registry import unknown
+    from sophon_bench.plugins.registry import unknown
     from sophon_bench.results import Results
 
     if published and (source or store):
@@ -193,8 +193,8 @@ def pictures(
 
 def _fitting(selector: str, cells: Sequence[Cell]) -> set[str]:
     """Keys of the records whose attack a selector fits; refused if no record has one."""
-    from sophon_bench.registry import unknown
-    from sophon_bench.selectors import parse
+    from sophon_bench.plugins.registry import unknown
+    from sophon_bench.plugins.selectors import parse
 
     wanted = parse(selector)
 
@@ -213,7 +213,7 @@ def _fitting(selector: str, cells: Sequence[Cell]) -> set[str]:
 
 def _equal(value: Any, text: Any) -> bool:
     """Whether a hyperparameter is what a selector says; numbers may be written in any way."""
-    from sophon_bench.selectors import scalar
+    from sophon_bench.plugins.selectors import scalar
 
     try:
         return float(value) == float(text)
@@ -257,12 +257,12 @@ def cards(
       sophon-bench cards sophon-ice ntl --from out.json
       sophon-bench cards --from standard.json --from paper.json --out docs/defenses.md
     """
-    from sophon_bench.files import write_atomic
     from sophon_bench.leaderboard.cards import Recipe, cards
     from sophon_bench.leaderboard.frozen import published
-    from sophon_bench.registry import attacks, defenses
-    from sophon_bench.selectors import load_suite, trials
-    from sophon_bench.store import default_root
+    from sophon_bench.plugins.registry import attacks, defenses
+    from sophon_bench.plugins.selectors import load_suite, trials
+    from sophon_bench.results.files import write_atomic
+    from sophon_bench.results.store import default_root
 
     load_plugins(plugin)
     entries = [defenses.get(name) for name in names or defenses.names()]

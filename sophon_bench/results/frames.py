@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sophon_bench.records import Cell, Cost, PluginId, StageRecord
+from sophon_bench.results.records import Cell, Cost, PluginId, StageRecord
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -32,24 +32,23 @@ sys.path.insert(0, str(Path(__file__).parent))
 import references
 from synthetic import records_like, write_records
 
-from sophon_bench.api import AttackView, Domain, Model
-from sophon_bench.backbones import Backbone
+from sophon_bench.api import AttackView, Domain, Model, attacks, defenses, scenarios
+from sophon_bench.data.samples import Pixels
+from sophon_bench.data.tasks.classification import Classification
 from sophon_bench.defenses.sophon.losses import inverse_cross_entropy
 from sophon_bench.defenses.sophon.simulate import draw_steps, first_order, reset
 from sophon_bench.defenses.sophon.strategies import Strategy
 from sophon_bench.defenses.sophon.unroll import second_order
-from sophon_bench.engines.local import LocalEngine
+from sophon_bench.execution.engine import LocalEngine
+from sophon_bench.execution.plan import Registries, Request, Setting, Stage, make_plan
+from sophon_bench.harness.meter import CountedSamples, Meter, PeakMemory, WatchedTask, profile
+from sophon_bench.harness.speed import exponent
 from sophon_bench.leaderboard import vega
-from sophon_bench.meter import CountedSamples, Meter, PeakMemory, WatchedTask, profile
-from sophon_bench.plan import Registries, Request, Setting, Stage, make_plan
-from sophon_bench.provenance import device_name
-from sophon_bench.records import DataId
-from sophon_bench.registry import attacks, defenses, scenarios
-from sophon_bench.samples import Pixels
-from sophon_bench.selectors import Arsenal, Rules, trials
-from sophon_bench.speed import exponent
-from sophon_bench.store import Store
-from sophon_bench.tasks.classification import Classification
+from sophon_bench.models.backbones import Backbone
+from sophon_bench.plugins.selectors import Arsenal, Rules, trials
+from sophon_bench.results.provenance import device_name
+from sophon_bench.results.records import DataId
+from sophon_bench.results.store import Store
 
 CLASSES = 10
 SIZES = {"test_resnet": 32, "resnet18": 64}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sophon_bench.records import (
+from sophon_bench.results.records import (
     SCHEMA,
     Cell,
     Cost,

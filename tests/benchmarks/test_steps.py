@@ -21,15 +21,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 import references
 from synthetic import write_records
 
-from sophon_bench.api import AttackView, DefenseView, Domain, Model, Samples
-from sophon_bench.backbones import Backbone
+from sophon_bench.api import AttackView, DefenseView, Domain, Model, Samples, attacks, defenses
 from sophon_bench.cli import main
-from sophon_bench.meter import Meter, profile
-from sophon_bench.records import Cell
-from sophon_bench.registry import attacks, defenses
-from sophon_bench.selectors import trials
-from sophon_bench.store import Store
-from sophon_bench.tasks.classification import Classification
+from sophon_bench.data.tasks.classification import Classification
+from sophon_bench.harness.meter import Meter, profile
+from sophon_bench.models.backbones import Backbone
+from sophon_bench.plugins.selectors import trials
+from sophon_bench.results.records import Cell
+from sophon_bench.results.store import Store
 
 CPU = torch.device("cpu")
 SIZES = {"test_resnet": 32, "resnet18": 64}

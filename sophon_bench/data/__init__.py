@@ -1,0 +1,1 @@
+"""Data: samples, splits, tasks, scenarios and their checks."""

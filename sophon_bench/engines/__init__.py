@@ -1,1 +1,0 @@
-"""Where stages run."""

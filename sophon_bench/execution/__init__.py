@@ -1,0 +1,1 @@
+"""Execution: what a run has to do, in which order, and where."""

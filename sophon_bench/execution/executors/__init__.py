@@ -1,0 +1,101 @@
+"""Where stages are done: each module here is a way, and names it.
+
+A module has a function ``start(work: Work) -> Executor``; a new file is found without editing a
+list. Whatever the way, a stage's record is the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from sophon_bench.execution.plan import Setting, Stage
+from sophon_bench.execution.worker import Tick, Upstream
+from sophon_bench.models.backbones import Compile
+from sophon_bench.results.records import Cell, StageRecord
+
+Done = list[tuple[Stage, StageRecord | Cell]]
+"""Stages that are finished, with their records."""
+
+AUTO = "auto"
+"""In this process for one worker, else in several."""
+
+
+class WorkerDied(Exception):
+    """A worker process ended by itself, or could not do its work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What an executor needs to know to do stages.
+
+    Attributes:
+        store: Root of the store that all workers write to.
+        device: Where they train.
+        settings: Every setting of the stages to come.
+        plugins: Plugin files to load in each process.
+        workers: How many stages may be under way at once.
+        threads: CPU threads of each.
+        compiled: How models are compiled.
+        tick: Told how stages go.
+    """
+
+    store: Path
+    device: torch.device
+    settings: Sequence[Setting]
+    plugins: Sequence[Path]
+    workers: int
+    threads: int
+    compiled: Compile
+    tick: Tick
+
+
+class Executor(Protocol):
+    """Does stages that are handed to it, and writes their records into the store."""
+
+    @property
+    def size(self) -> int:
+        """How many submissions may be open at once."""
+        ...
+
+    def submit(self, stages: Sequence[Stage], upstream: Upstream) -> None:
+        """Take a stage, or companions; only while fewer than `size` are open."""
+        ...
+
+    def wait(self) -> Done:
+        """The next submission that is finished, of at least one that is open.
+
+        Raises:
+            StoreError: If the store cannot be used.
+            WriteError: If it cannot be written.
+            WorkerDied: If a process ends by itself.
+        """
+        ...
+
+    def close(self) -> None:
+        """End all work, whatever it is at; what is written is whole."""
+        ...
+
+
+def executors() -> list[str]:
+    """Names of all ways."""
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+
+
+def start(name: str, work: Work) -> Executor:
+    """An executor that is ready for stages.
+
+    Args:
+        name: One of `executors`, or `AUTO`.
+    """
+    if name == AUTO:
+        name = "in-process" if work.workers == 1 else "processes"
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    executor: Executor = module.start(work)
+    return executor

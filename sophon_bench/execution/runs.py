@@ -1,0 +1,383 @@
+"""One path from words to records, for every command that makes some."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sophon_bench import protocol
+from sophon_bench.api import Generative
+from sophon_bench.data import checking
+from sophon_bench.data.scenario import ScenarioData, ScenarioError
+from sophon_bench.execution.engine import LocalEngine
+from sophon_bench.execution.plan import (
+    Plan,
+    PlanError,
+    Registries,
+    Request,
+    Setting,
+    make_plan,
+    plan_again,
+)
+from sophon_bench.execution.progress import reporter
+from sophon_bench.models import inception, unets
+from sophon_bench.models.backbones import (
+    Architecture,
+    Backbone,
+    BackboneError,
+    Compile,
+    Precision,
+)
+from sophon_bench.models.backbones import list_backbones as timm_names
+from sophon_bench.plugins.failures import first_line, sentence
+from sophon_bench.plugins.registry import Registry
+from sophon_bench.plugins.registry import attacks as all_attacks
+from sophon_bench.plugins.registry import defenses as all_defenses
+from sophon_bench.plugins.registry import scenarios as all_scenarios
+from sophon_bench.plugins.selectors import (
+    Arsenal,
+    Trial,
+    construct,
+    format_selector,
+    parse,
+    scalar,
+    trials,
+)
+from sophon_bench.results.files import WriteError
+from sophon_bench.results.records import Cell, DataId, PluginId
+from sophon_bench.results.store import Store, default_root
+
+DEFAULT_BACKBONES = {"classification": "test_resnet", "denoising": "unet"}
+"""What is taken where no backbone is named, by task."""
+
+AT_ONCE = 32
+"""Trials at most that train at once on a GPU, unless said otherwise; on the CPU it does not pay."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Where and how to run, in the words of the command line.
+
+    Attributes:
+        scenario: Selectors.
+        backbone: Selectors; empty: the one of `DEFAULT_BACKBONES`.
+        samples: The attacker's n; empty: the middle one of the scenario's.
+        seeds: Of data, pre-training, defense and attack.
+        steps: Longest budget in updates of 64 examples; None: the scenario's.
+        image_size: In pixels; None: the scenario's.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:INDEX``.
+        precision: Of forward and backward passes.
+        compiled: How models are compiled.
+        workers: Processes.
+        threads: CPU threads of each; None: all of them, shared out.
+        together: Trials at most that train at once; None: as many as pay on the device.
+        plugin: Files that were loaded, for the processes to load too.
+        store: Where finished work is and goes; None: in the user's cache directory.
+        retry_failed: Whether to do failed cells and models again.
+        command: What gives the same numbers again, for the run's manifest.
+    """
+
+    scenario: Sequence[str] = ()
+    backbone: Sequence[str] = ()
+    samples: Sequence[int] = ()
+    seeds: Sequence[int] = ()
+    steps: int | None = None
+    image_size: int | None = None
+    device: str = "auto"
+    precision: Precision = "fp32"
+    compiled: Compile = "off"
+    workers: int = 1
+    threads: int | None = None
+    together: int | None = None
+    plugin: Sequence[Path] = ()
+    store: Path | None = None
+    retry_failed: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A plan, and what it will run on."""
+
+    plan: Plan
+    store: Store
+    device: torch.device
+    threads: int
+    options: Options
+
+    @contextlib.contextmanager
+    def engine(self) -> Iterator[LocalEngine]:
+        """An engine for the plan, with progress shown while the context is open."""
+        with reporter(self.plan.stages) as progress:
+            yield LocalEngine(
+                self.store,
+                self.device,
+                progress,
+                retry_failed=self.options.retry_failed,
+                workers=self.options.workers,
+                threads=self.threads,
+                plugins=self.options.plugin,
+                compiled=self.options.compiled,
+                together=self.options.together or (AT_ONCE if self.device.type == "cuda" else 1),
+                command=self.options.command,
+            )
+
+    def run(self) -> list[Cell]:
+        """Do what the store does not have; all cells of the plan."""
+        with self.engine() as engine:
+            return engine.run(self.plan)
+
+
+def prepare(options: Options, *, defenses: Sequence[Trial], attacks: Arsenal) -> Job:
+    """Cross defenses with attacks. Nothing is trained yet; torch's threads are set.
+
+    Raises:
+        PlanError: For a device that is not there, or what `make_plan` refuses.
+        SelectorError: For a scenario's malformed selector, or a value that it does not take.
+        UnknownName: For a scenario that is not registered.
+        ScenarioError: If `build` refuses a scenario, or Inception's weights are not what they
+            should be.
+        BackboneError: For a backbone that there is not, or that does not take the images.
+        StoreError: If the store cannot be used.
+    """
+    place, threads, store = _where(options)
+    settings = find_settings(
+        options.scenario,
+        options.backbone,
+        image_size=options.image_size,
+        precision=options.precision,
+        cache=store.data,
+    )
+    request = Request(
+        defenses=defenses,
+        attacks=attacks,
+        seeds=options.seeds,
+        samples=options.samples,
+        steps=options.steps,
+    )
+    plan = make_plan(request, settings, Registries(attacks=all_attacks, defenses=all_defenses))
+    return Job(plan=plan, store=store, device=place, threads=threads, options=options)
+
+
+def _where(options: Options) -> tuple[torch.device, int, Store]:
+    """Device, CPU threads of each process, and store; sets this process's threads."""
+    place = find_device(options.device)
+    threads = options.threads or max(1, torch.get_num_threads() // options.workers)
+    torch.set_num_threads(threads)
+    return place, threads, Store(options.store or default_root())
+
+
+def again(cells: Sequence[Cell], options: Options) -> Job:
+    """Exactly these cells once more, of the plugins and data that are installed.
+
+    What decides a cell (scenario, backbone, precision, n, seed, budget) is read from it; those
+    ``options`` are not looked at. Nothing is trained yet; torch's threads are set.
+
+    Raises:
+        PlanError: For a device that is not there, or a cell that the installed version would not
+            make: a plugin, the data or the protocol is another one. Says which.
+        SelectorError: For hyperparameters that a plugin does not take.
+        UnknownName: For a plugin that is not registered.
+        BackboneError: For a backbone that there is not.
+        StoreError: If the store cannot be used.
+    """
+    place, threads, store = _where(options)
+    find = functools.cache(functools.partial(find_setting, cache=store.data))
+    parts = [
+        (
+            cell,
+            find(_selector(cell.scenario), cell.backbone, cell.precision),
+            _trial(all_defenses, cell.defense),
+            _trial(all_attacks, cell.attack),
+        )
+        for cell in cells
+    ]
+    plan = plan_again(parts)
+    for (cell, setting, defense, attack), stage in zip(parts, plan.cells, strict=True):
+        if cell.key != stage.key:
+            raise PlanError(_changed(cell, setting, defense, attack))
+    return Job(plan=plan, store=store, device=place, threads=threads, options=options)
+
+
+def _selector(scenario: DataId) -> str:
+    return format_selector(scenario.name, scenario.parameters)
+
+
+def find_setting(scenario: str, backbone: str, precision: str, *, cache: Path) -> Setting:
+    """One scenario under one backbone; raises as `find_settings`."""
+    bits: Precision = "bf16" if precision == "bf16" else "fp32"
+    (found,) = find_settings([scenario], [backbone], image_size=None, precision=bits, cache=cache)
+    return found
+
+
+def _trial(registry: Registry, plugin: PluginId) -> Trial:
+    entry = registry.get(plugin.name)
+    return Trial(entry, construct(entry, plugin.parameters))
+
+
+def _changed(cell: Cell, setting: Setting, defense: Trial, attack: Trial) -> str:
+    """In words, why the installed version would not make a cell."""
+    pairs = [
+        ("data revision", cell.scenario.revision[:12], setting.data_id.revision[:12]),
+        (
+            "protocol",
+            f"{cell.protocol} ({cell.protocol_digest})",
+            f"{protocol.VERSION} ({protocol.digest()})",
+        ),
+        *(
+            (f"{kind} {was.label}, source", was.source[:12], now.entry.source[:12])
+            for kind, was, now in (
+                ("defense", cell.defense, defense),
+                ("attack", cell.attack, attack),
+            )
+        ),
+        ("parameters of the defense", cell.defense.parameters, defense.parameters),
+        ("parameters of the attack", cell.attack.parameters, attack.parameters),
+        ("defense from", cell.defense.distribution, defense.entry.distribution),
+        ("attack from", cell.attack.distribution, attack.entry.distribution),
+    ]
+    found = [f"{what} is {now}, the record has {was}" for what, was, now in pairs if was != now]
+    return (
+        f"not comparable: {cell.attack.label} against {cell.defense.label}, seed {cell.seed}: "
+        + ("; ".join(found) or "the scenario, the backbone or pre-training is another version")
+    )
+
+
+def find_device(text: str) -> torch.device:
+    """The device that ``--device`` names.
+
+    Raises:
+        PlanError: If there is no such device.
+    """
+    if text == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = text.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise PlanError(f"--device takes auto, cpu, cuda or cuda:INDEX; got {text!r}")
+    if text.startswith("cpu:"):
+        raise PlanError(f"--device takes no index for the CPU; got {text!r}, try --device cpu")
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            raise PlanError(f"--device {text}: torch finds {count} CUDA devices; try --device cpu")
+    return torch.device(text)
+
+
+def find_settings(
+    scenarios: Sequence[str],
+    backbones: Sequence[str],
+    *,
+    image_size: int | None,
+    precision: Precision,
+    cache: Path,
+) -> list[Setting]:
+    """Every scenario under every backbone, its data built or found in ``cache``.
+
+    Raises:
+        SelectorError: For a malformed selector, or a value that the scenario does not take.
+        UnknownName: For a scenario that is not registered.
+        ScenarioError: If `build` refuses a scenario, or Inception's weights are not what they
+            should be.
+        BackboneError: For a backbone that there is not, that is for another task, or does not take
+            the images.
+        WriteError: If ``cache`` cannot be written.
+    """
+    found = []
+    for scenario in find_scenarios(scenarios, image_size):
+        chosen = [find_backbone(text) for text in backbones]
+        data = build(scenario, cache)
+        task = data.original.task.name
+        if isinstance(data.restricted.task, Generative):
+            inception.weights()
+        for backbone in chosen or [find_backbone(DEFAULT_BACKBONES[task])]:
+            if backbone.task != task:
+                raise BackboneError(
+                    f"backbone {backbone.label!r} is for {backbone.task}, and scenario "
+                    f"{scenario.label!r} is a task of {task}; leave --backbone out, or try "
+                    f"{DEFAULT_BACKBONES[task]!r}"
+                )
+            backbone.check(data.image_size, data.original.task.num_outputs)
+            identity = DataId(
+                name=scenario.name,
+                label=scenario.label,
+                parameters=scenario.parameters,
+                revision=data.revision,
+            )
+            found.append(Setting(scenario, data, identity, backbone, precision))
+    return found
+
+
+def build(scenario: Trial, cache: Path | None) -> ScenarioData:
+    """What a scenario builds, or has kept in ``cache``, after a look at all of it.
+
+    Raises:
+        ScenarioError: If its data is not here, if building it fails, or if what it builds is not
+            what the harness needs; one line.
+        WriteError: If ``cache`` cannot be written.
+    """
+    name = f"scenario {scenario.label}"
+    try:
+        data: ScenarioData = scenario.plugin.build(cache)
+        found = [words for _, words in checking.problems(data)]
+    except ScenarioError as error:
+        raise ScenarioError(first_line(error)) from error
+    # sys.exit in a plugin is no reason to leave without a word
+    except (Exception, SystemExit) as error:
+        if isinstance(error, WriteError) or getattr(error, "errno", None) in UNWRITABLE:
+            raise
+        file = Path(str(getattr(sys.modules.get(scenario.entry.cls.__module__), "__file__", "")))
+        words = sentence(error, lambda other: other.resolve() == file.resolve())
+        raise ScenarioError(f"{name} cannot be built: {words}") from error
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        raise ScenarioError(f"{name}: {found[0]}{more}")
+    return data
+
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What the system says where no more can be written, whoever writes."""
+
+
+def find_scenarios(selectors: Sequence[str], image_size: int | None) -> list[Trial]:
+    """The scenarios that ``selectors`` stand for, at another size of images if one is given.
+
+    Raises:
+        SelectorError: For a malformed selector, or a value that the scenario does not take.
+        UnknownName: For a name that is not registered.
+    """
+    found = trials(all_scenarios, selectors)
+    if image_size is None:
+        return found
+    return [dataclasses.replace(trial, plugin=_sized(trial, image_size)) for trial in found]
+
+
+def _sized(trial: Trial, image_size: int) -> Any:
+    return construct(trial.entry, {**trial.parameters, "image_size": image_size})
+
+
+def list_backbones() -> list[str]:
+    """All names of timm, and the denoising U-Net's."""
+    return [*timm_names(), unets.NAME]
+
+
+def find_backbone(text: str) -> Architecture:
+    """The backbone that a selector stands for.
+
+    Raises:
+        SelectorError: For a malformed selector.
+        BackboneError: If there is none of that name.
+    """
+    selector = parse(text)
+    parameters = {k: scalar(v) for k, v in selector.parameters.items()}
+    if selector.name == unets.NAME:
+        return unets.UNet.of(parameters)
+    return Backbone.of(selector.name, parameters)

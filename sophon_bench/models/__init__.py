@@ -1,0 +1,1 @@
+"""Models: timm backbones, denoising U-Nets, and files of weights."""

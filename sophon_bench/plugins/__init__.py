@@ -1,0 +1,1 @@
+"""Names to plugins: registry, selectors, suites, identity, templates."""

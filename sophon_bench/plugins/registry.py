@@ -1,0 +1,401 @@
+"""Names -> plugins: discovery, files, and close matches for a name that is not there.
+
+Plugins are found through the entry-point group ``sophon_bench.plugins``. An entry names a module
+or a package; a package is walked, so that a new file in it is found without editing a list.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, is_dataclass
+from importlib.machinery import ModuleSpec
+from importlib.metadata import EntryPoint, entry_points, version
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from sophon_bench.plugins.identity import source_hash
+
+GROUP = "sophon_bench.plugins"
+PREFIX = "sophon_bench"
+SHORT_PACKAGES = ("attacks", "defenses", "leaderboard")
+
+NAME = r"^[a-z0-9]+(-[a-z0-9]+)*\Z"
+NAME_LENGTH = 60
+"""What plugins, suites, studies and entries are called: it is a file name, a selector and a cell of
+tables everywhere."""
+
+C = TypeVar("C", bound=type)
+
+Mechanism = Literal["gradient", "function", "repair", "noise"]
+
+
+class UnknownName(LookupError):
+    """A name that nothing is registered under; the message names close alternatives."""
+
+
+class DuplicateName(ValueError):
+    """Two plugins claim one name."""
+
+
+class BrokenPlugin(ImportError):
+    """A plugin file that cannot be loaded."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered plugin class.
+
+    Attributes:
+        control: Whether it is what others are compared with (the undefended model, fresh weights).
+        optional: Whether a control runs only where it is asked for; every table needs the others.
+        mechanism: What an attack works by; flags compare mechanisms.
+        hidden: Whether lists leave it out (a canary, say); its name still finds it.
+        source: What the plugin's source does, as a hash (`identity.source_hash`); in every key.
+        distribution: ``name==version`` of the package it came from, or the file's name.
+    """
+
+    name: str
+    kind: str
+    cls: type[Any]
+    control: bool
+    optional: bool
+    mechanism: Mechanism
+    hidden: bool
+    source: str
+    distribution: str
+
+    @property
+    def summary(self) -> str:
+        """The first line of the class docstring."""
+        return (self.cls.__doc__ or "").strip().split("\n")[0]
+
+    @property
+    def reference(self) -> str:
+        """The publication: what follows ``Reference:`` in the module docstring, or nothing."""
+        module = sys.modules.get(self.cls.__module__)
+        text = (getattr(module, "__doc__", None) or "").partition("Reference:")[2]
+        return " ".join(text.split("\n\n")[0].split())
+
+    @property
+    def claim(self) -> str:
+        """What the publication measured, as the class declares it, or nothing."""
+        return str(getattr(self.cls, "claim", ""))
+
+    @property
+    def presets(self) -> dict[str, dict[str, Any]]:
+        """Named sets of hyperparameters that the class declares; ``preset=NAME`` selects one."""
+        return dict(getattr(self.cls, "presets", {}))
+
+    @property
+    def tuning(self) -> dict[str, tuple[Any, ...]]:
+        """The grid that the class declares for tuning: values by hyperparameter."""
+        return dict(getattr(self.cls, "tuning", {}))
+
+
+def name_problem(name: object) -> str | None:
+    """Why a plugin, a suite or a study cannot be called ``name``, in one line; None if it can."""
+    if _is_name(name):
+        return None
+    words = f"{name!r} should be lower-case letters and digits joined by hyphens, at most " + (
+        f"{NAME_LENGTH} characters"
+    )
+    if not isinstance(name, str) or not re.fullmatch(r"[\w .-]+", name, re.ASCII):
+        return words
+    better = re.sub(r"[\W_]+", "-", name.lower()).strip("-")
+    return f"{words}; try {better!r}" if _is_name(better) else words
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and len(name) <= NAME_LENGTH and bool(re.match(NAME, name))
+
+
+class Registry:
+    """The plugins of one kind, by name."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def register(
+        self,
+        name: str,
+        *,
+        control: bool = False,
+        optional: bool = False,
+        mechanism: Mechanism = "gradient",
+        hidden: bool = False,
+    ) -> Callable[[C], C]:
+        """Class decorator that enters a frozen dataclass under ``name``.
+
+        Args:
+            name: Lower-case letters and digits joined by hyphens, at most 60 characters.
+            control: Others are compared with it; every run needs it, asked for or not.
+            optional: Of a control: only runs that ask for it have it.
+            mechanism: What an attack works by: ``gradient`` steps on what was released; its
+                ``function`` alone (probes, distillation); gradient steps after ``repair`` of the
+                weights (re-scaling, for instance) or after ``noise`` on them.
+            hidden: Leave it out of lists; it is found by its name.
+
+        Raises:
+            DuplicateName: If another class has that name.
+            TypeError: If the class is not a dataclass.
+            ValueError: If the name will not do.
+        """
+        if problem := name_problem(name):
+            raise ValueError(f"{self.kind} name {problem}")
+
+        def enter(cls: C) -> C:
+            module = sys.modules.get(cls.__module__)
+            if cls.__module__.split(".")[0] in SHORT_PACKAGES:
+                raise ImportError(
+                    f"{cls.__module__} was imported by its short name, which would register "
+                    f"{name!r} twice; import {PREFIX}.{cls.__module__} instead"
+                )
+            if not is_dataclass(cls):
+                raise TypeError(
+                    f"{self.kind} {name!r} must be a dataclass: put "
+                    f"@dataclass(frozen=True, kw_only=True) under the register decorator"
+                )
+            if name in self._entries:
+                other = self._entries[name].cls
+                raise DuplicateName(
+                    f"{self.kind} {name!r} is registered twice: by {_place(other)} and by "
+                    f"{_place(cls)}; rename one of them"
+                )
+            file = getattr(module, "__file__", None)
+            self._entries[name] = Entry(
+                name=name,
+                kind=self.kind,
+                cls=cls,
+                control=control,
+                optional=optional,
+                mechanism=mechanism,
+                hidden=hidden,
+                source=source_hash(Path(file)) if file else "",
+                distribution=_distribution(cls.__module__, file),
+            )
+            return cls
+
+        return enter
+
+    def get(self, name: str) -> Entry:
+        """The entry called ``name``.
+
+        Raises:
+            UnknownName: With the closest names that exist.
+        """
+        discover()
+        if name not in self._entries:
+            raise UnknownName(unknown(self.kind, name, self._entries))
+        return self._entries[name]
+
+    def names(self, *, hidden: bool = False) -> list[str]:
+        """All names, sorted; hidden ones only if asked for."""
+        discover()
+        return sorted(n for n, entry in self._entries.items() if hidden or not entry.hidden)
+
+    def controls(self) -> list[str]:
+        """Names of the controls that every run needs, sorted."""
+        entries = [self._entries[name] for name in self.names()]
+        return [entry.name for entry in entries if entry.control and not entry.optional]
+
+    def remove(self, name: str) -> None:
+        """Forget ``name``, so that a test or a notebook can register it again."""
+        self._entries.pop(name, None)
+
+
+attacks = Registry("attack")
+defenses = Registry("defense")
+scenarios = Registry("scenario")
+
+
+def unknown(kind: str, name: str, known: Iterable[str], *, otherwise: str = "") -> str:
+    """One line that says ``name`` does not exist and what comes close.
+
+    Args:
+        kind: What it should have been, ``attack`` for instance.
+        name: What was given.
+        known: What there is.
+        otherwise: The hint where nothing comes close and there is too much to name.
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        hint = "did you mean " + " or ".join(repr(c) for c in close) + "?"
+    elif not names:
+        hint = "there are none"
+    elif len(names) <= 12:
+        hint = "there are: " + ", ".join(names)
+    else:
+        hint = otherwise or f"'sophon-bench list {kind}s' shows all {len(names)}"
+    return f"unknown {kind} {name!r}; {hint}"
+
+
+_discovered = False
+
+
+def discover() -> None:
+    """Import every installed plugin, once. A broken one warns and is skipped.
+
+    Raises:
+        DuplicateName: If two plugins claim one name.
+    """
+    global _discovered
+    if _discovered:
+        return
+    _discovered = True
+    for point in _points():
+        for module in _modules(point.value):
+            _import(module)
+
+
+def _points() -> list[EntryPoint]:
+    return sorted(set(entry_points(group=GROUP)), key=lambda point: point.value)
+
+
+def find_spec(module: str) -> ModuleSpec | None:
+    """Where a plugin module is; None if its package is missing or broken."""
+    try:
+        return importlib.util.find_spec(module)
+    except Exception:
+        return None
+
+
+def entry_roots() -> list[str]:
+    """Modules and packages that the installed entry points name."""
+    return [point.value for point in _points()]
+
+
+def _import(module: str) -> None:
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            importlib.import_module(module)
+    except DuplicateName:
+        raise
+    except Exception as error:
+        reason = str(error).split("\n")[0]
+        warnings.warn(
+            f"plugin module {module} is skipped: {type(error).__name__}: {reason}", stacklevel=2
+        )
+
+
+def _modules(root: str) -> Iterator[str]:
+    """``root`` and, if it is a package, every module below it; nothing is imported but packages."""
+    yield root
+    spec = find_spec(root)
+    if spec is None or spec.submodule_search_locations is None:
+        return
+    for info in pkgutil.iter_modules(list(spec.submodule_search_locations)):
+        name = f"{root}.{info.name}"
+        if info.ispkg:
+            yield from _modules(name)
+        else:
+            yield name
+
+
+FILE_PREFIX = "sophon_bench_plugin_"
+"""Begins the module names of plugin files."""
+
+
+def _place(cls: type) -> str:
+    """The module of a class, or the file where that is a plugin's."""
+    if cls.__module__.startswith(FILE_PREFIX):
+        return str(getattr(sys.modules.get(cls.__module__), "__file__", cls.__module__))
+    return cls.__module__
+
+
+def load_file(path: Path) -> None:
+    """Load one plugin file (``--plugin FILE.py``).
+
+    Raises:
+        BrokenPlugin: If the file is missing, is not Python, raises, or registers nothing.
+        DuplicateName: If it claims a name that exists.
+    """
+    discover()
+    if not path.is_file():
+        raise BrokenPlugin(f"plugin file {str(path)!r} does not exist")
+    name = f"{FILE_PREFIX}{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise BrokenPlugin(f"plugin file {str(path)!r} is not a Python file (expected NAME.py)")
+    module = importlib.util.module_from_spec(spec)
+    before = {id(e) for r in (attacks, defenses, scenarios) for e in r._entries.values()}
+    sys.modules[name] = module
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # where tables go, nothing else does
+            spec.loader.exec_module(module)
+    except DuplicateName:
+        del sys.modules[name]
+        raise
+    except SystemExit as error:
+        del sys.modules[name]
+        raise BrokenPlugin(
+            f"plugin file {str(path)!r} leaves Python while it is loaded (sys.exit at its top "
+            f"level); move that under 'if __name__ == \"__main__\"'"
+        ) from error
+    except Exception as error:
+        del sys.modules[name]
+        where = f" at line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        reason = (error.msg if isinstance(error, SyntaxError) else str(error)).split("\n")[0]
+        raise BrokenPlugin(
+            f"plugin file {str(path)!r} cannot be loaded: {type(error).__name__}{where}: {reason}"
+        ) from error
+    after = {id(e) for r in (attacks, defenses, scenarios) for e in r._entries.values()}
+    if after == before:
+        del sys.modules[name]
+        raise BrokenPlugin(
+            f"plugin file {str(path)!r} registers nothing; decorate a dataclass with "
+            f"@attacks.register(NAME) or @defenses.register(NAME) from sophon_bench.api"
+        )
+
+
+def declared_names(kind: str) -> list[str]:
+    """Names of installed plugins, read from their source without importing it.
+
+    Shell completion uses this: it must answer before torch could be imported.
+    """
+    found: set[str] = set()
+    for point in _points():
+        root = find_spec(point.value)
+        if root is None or root.origin is None:
+            continue
+        origin = Path(root.origin)
+        files = origin.parent.rglob("*.py") if root.submodule_search_locations else [origin]
+        for file in files:
+            found.update(_registered_in(file, f"{kind}s"))
+    return sorted(found)
+
+
+def _registered_in(file: Path, registry: str) -> Iterator[str]:
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):
+        return
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id=found), attr="register"),
+                args=[ast.Constant(value=str(name))],
+            ) if found == registry:
+                yield name
+
+
+def _distribution(module: str, file: str | None) -> str:
+    if module.startswith(f"{PREFIX}."):
+        return f"sophon-bench=={version('sophon-bench')}"
+    for point in _points():
+        if module == point.value or module.startswith(point.value + "."):
+            return f"{point.dist.name}=={point.dist.version}" if point.dist else point.name
+    return Path(file).name if file else module
