@@ -85,7 +85,7 @@ def test_a_grid_that_the_plugin_does_not_take_is_refused(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", [n for n in defenses.names() if defenses.get(n).tuning])
+@pytest.mark.parametrize("name", [n for n in defenses.names() if defenses.get(n).declared.tuning])
 def test_every_declared_grid_is_taken_whole(name: str) -> None:
     declared = defenses.get(name)
     found = configurations(declared, 10**6)

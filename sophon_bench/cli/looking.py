@@ -140,7 +140,7 @@ def _show_plugin(entry: Any) -> None:
         click.echo(f"  {field.name} = {field.default!r}  ({accepted(entry.cls, field.name)})")
     for preset, text in presets_of(entry).items():
         click.echo(f"  preset={preset}: {text}")
-    for field, grid in entry.tuning.items():
+    for field, grid in entry.declared.tuning.items():
         click.echo(f"  tuning {field}: {', '.join(map(str, grid))}")
 
 

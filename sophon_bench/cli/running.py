@@ -416,7 +416,7 @@ def _tune(
             cells,
             found,
             defense=name,
-            grid=defenses.get(name).tuning,
+            grid=defenses.get(name).declared.tuning,
             drawn_with=grids.DRAWN_WITH,
             command=commands[name],
         )

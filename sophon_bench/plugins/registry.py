@@ -23,6 +23,7 @@ from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from sophon_bench.plugins.declared import Declared
 from sophon_bench.plugins.identity import source_hash
 
 GROUP = "sophon_bench.plugins"
@@ -87,19 +88,9 @@ class Entry:
         return " ".join(text.split("\n\n")[0].split())
 
     @property
-    def claim(self) -> str:
-        """What the publication measured, as the class declares it, or nothing."""
-        return str(getattr(self.cls, "claim", ""))
-
-    @property
-    def presets(self) -> dict[str, dict[str, Any]]:
-        """Named sets of hyperparameters that the class declares; ``preset=NAME`` selects one."""
-        return dict(getattr(self.cls, "presets", {}))
-
-    @property
-    def tuning(self) -> dict[str, tuple[Any, ...]]:
-        """The grid that the class declares for tuning: values by hyperparameter."""
-        return dict(getattr(self.cls, "tuning", {}))
+    def declared(self) -> Declared:
+        """The optional attributes of the class."""
+        return Declared.of(self.cls)
 
 
 def name_problem(name: object) -> str | None:

@@ -425,10 +425,11 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _preset(entry: Entry, name: Any) -> dict[str, Any]:
-    if str(name) not in entry.presets:
-        raise SelectorError(unknown(f"preset of {entry.name}", str(name), entry.presets))
-    return entry.presets[str(name)]
+def _preset(entry: Entry, name: Any) -> Mapping[str, Any]:
+    presets = entry.declared.presets
+    if str(name) not in presets:
+        raise SelectorError(unknown(f"preset of {entry.name}", str(name), presets))
+    return presets[str(name)]
 
 
 def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
