@@ -18,6 +18,7 @@ import msgspec
 from sophon_bench import protocol
 from sophon_bench.data.scenario import ScenarioData
 from sophon_bench.models.backbones import Architecture, Precision
+from sophon_bench.plugins.failures import BadInput
 from sophon_bench.plugins.registry import Registry
 from sophon_bench.plugins.selectors import (
     Arsenal,
@@ -46,7 +47,7 @@ from sophon_bench.results.records import (
 )
 
 
-class PlanError(ValueError):
+class PlanError(BadInput, ValueError):
     """A request that no plan can be made for, seen before any work starts."""
 
 

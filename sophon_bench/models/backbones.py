@@ -28,6 +28,7 @@ from torch.nn.utils import skip_init
 from sophon_bench.api import Model
 from sophon_bench.models import published_weights
 from sophon_bench.models.published_weights import WeightsError, in_short
+from sophon_bench.plugins.failures import BadInput
 from sophon_bench.plugins.registry import unknown
 from sophon_bench.plugins.selectors import format_selector
 
@@ -49,7 +50,7 @@ _OURS = {
 }
 
 
-class BackboneError(ValueError):
+class BackboneError(BadInput, ValueError):
     """A backbone that does not exist, or cannot be built or trained as asked; one line."""
 
 

@@ -12,6 +12,7 @@ from string import Template
 from typing import Literal
 
 from sophon_bench.plugins import registry
+from sophon_bench.plugins.failures import BadInput
 
 Kind = Literal["attack", "defense"]
 
@@ -19,7 +20,7 @@ PLACEHOLDER = "AUTHORS, TITLE, VENUE YEAR"
 """What the templates have where the citation goes; the conformance checks warn of it."""
 
 
-class AuthoringError(ValueError):
+class AuthoringError(BadInput, ValueError):
     """A plugin that cannot be written as asked; one line."""
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from sophon_bench.plugins.declared import Declared
+from sophon_bench.plugins.failures import BadInput
 from sophon_bench.plugins.identity import source_hash
 
 GROUP = "sophon_bench.plugins"
@@ -40,15 +41,15 @@ C = TypeVar("C", bound=type)
 Mechanism = Literal["gradient", "function", "repair", "noise"]
 
 
-class UnknownName(LookupError):
+class UnknownName(BadInput, LookupError):
     """A name that nothing is registered under; the message names close alternatives."""
 
 
-class DuplicateName(ValueError):
+class DuplicateName(BadInput, ValueError):
     """Two plugins claim one name."""
 
 
-class BrokenPlugin(ImportError):
+class BrokenPlugin(BadInput, ImportError):
     """A plugin file that cannot be loaded."""
 
 

@@ -29,7 +29,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
-from sophon_bench.plugins.failures import sentence
+from sophon_bench.plugins.failures import BadInput, sentence
 from sophon_bench.plugins.registry import (
     Entry,
     Registry,
@@ -49,7 +49,7 @@ _QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 D = TypeVar("D", bound=BaseModel)
 
 
-class SelectorError(ValueError):
+class SelectorError(BadInput, ValueError):
     """A selector that does not parse, or a parameter or value that the plugin does not take."""
 
 
