@@ -38,7 +38,7 @@ from sophon_bench.execution import runs
 from sophon_bench.harness import generation, stages
 from sophon_bench.harness.generation import classifier_score, frechet, gaussian, picture
 from sophon_bench.harness.meter import Meter
-from sophon_bench.models.backbones import BackboneError
+from sophon_bench.models.architecture import BackboneError
 from sophon_bench.models.unets import UNet, UNetModel
 from sophon_bench.results.pictures import pixels_of
 

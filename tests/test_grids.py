@@ -10,7 +10,8 @@ from annotated_types import Gt
 
 from sophon_bench.plugins.grids import configurations
 from sophon_bench.plugins.registry import Entry, Registry, attacks, defenses
-from sophon_bench.plugins.selectors import SelectorError, suite_files, trials
+from sophon_bench.plugins.selectors import SelectorError
+from sophon_bench.plugins.suites import suite_files, trials
 
 GRID = {"lr": (0.01, 0.1, 0.5), "several": (("x",), ("y", "z")), "on": (False, True)}
 

@@ -49,7 +49,7 @@ def _listing(kind: str) -> list[tuple[str, str]]:
 
         return [(name, "") for name in list_backbones()]
     if kind == "suites":
-        from sophon_bench.plugins.selectors import load_suite, suite_files
+        from sophon_bench.plugins.suites import load_suite, suite_files
 
         suites = [load_suite(name) for name in sorted(suite_files())]
         return [(f"@{s.name}", f"v{s.version}: {s.description}") for s in suites]
@@ -99,7 +99,8 @@ def show(
       sophon-bench show resnet18
     """
     from sophon_bench.plugins import registry
-    from sophon_bench.plugins.selectors import load_suite, parse, suite_files
+    from sophon_bench.plugins.selectors import parse
+    from sophon_bench.plugins.suites import load_suite, suite_files
 
     load_plugins(plugin)
     if name.startswith("@"):

@@ -17,18 +17,11 @@ import msgspec
 
 from sophon_bench import protocol
 from sophon_bench.data.scenario import ScenarioData
-from sophon_bench.models.backbones import Architecture, Precision
+from sophon_bench.models.architecture import Architecture, Precision
 from sophon_bench.plugins.failures import BadInput
 from sophon_bench.plugins.registry import Registry
-from sophon_bench.plugins.selectors import (
-    Arsenal,
-    Rules,
-    SelectorError,
-    Trial,
-    names_of,
-    trials,
-    vary,
-)
+from sophon_bench.plugins.selectors import SelectorError, Trial, names_of, vary
+from sophon_bench.plugins.suites import Arsenal, Rules, trials
 from sophon_bench.protocol import (
     ENDED,
     LEAST_SAMPLES,

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from sophon_bench.api import Incompatible, Model
-from sophon_bench.models.backbones import BackboneError, Precision, seeded
+from sophon_bench.api import Incompatible
+from sophon_bench.models.architecture import (
+    BackboneError,
+    DetachedModel,
+    Precision,
+    check_pixels,
+    seeded,
+)
 from sophon_bench.plugins.registry import unknown
-from sophon_bench.plugins.selectors import format_selector
+from sophon_bench.plugins.selectors import format_selector, plain
 
 NAME = "unet"
 
@@ -49,11 +55,9 @@ class UNet:
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()
         }
-        made = cls(**values)
-        made._check_values()
-        return made
+        return cls(**values)
 
-    def _check_values(self) -> None:
+    def __post_init__(self) -> None:
         channels = self.channels
         if not (isinstance(channels, tuple) and channels and all(_count(c) for c in channels)):
             raise BackboneError(
@@ -75,16 +79,11 @@ class UNet:
     @property
     def label(self) -> str:
         """The selector, of what is no default: ``unet[channels=[32,64]]``."""
-        changed = {
-            field.name: _plain(getattr(self, field.name))
-            for field in fields(self)
-            if getattr(self, field.name) != field.default
-        }
-        return format_selector(NAME, changed)
+        values = ((field, getattr(self, field.name)) for field in fields(self))
+        return format_selector(NAME, {f.name: v for f, v in values if v != f.default})
 
     def identity(self) -> dict[str, Any]:
-        """Name and parameters as plain JSON."""
-        parameters = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        parameters = {field.name: plain(getattr(self, field.name)) for field in fields(self)}
         return {"name": NAME, "parameters": parameters}
 
     def build(
@@ -95,20 +94,6 @@ class UNet:
         precision: Precision = "fp32",
         fresh: bool = False,  # noqa: ARG002
     ) -> UNetModel:
-        """A model on the CPU in train mode with every parameter trainable.
-
-        Args:
-            num_outputs: Channels of the images.
-            rng: CPU generator that the weights are drawn from; no global generator moves.
-            precision: ``bf16`` runs the model under autocast; weights and outputs stay float32.
-            fresh: No matter: there are no published weights.
-
-        Raises:
-            BackboneError: If diffusers is not installed, or refuses the parameters.
-        """
-        if precision not in get_args(Precision):
-            known = " or ".join(get_args(Precision))
-            raise BackboneError(f"unknown precision {precision!r}; expected {known}")
         levels = len(self.channels)
         with seeded(rng):
             body = _diffusers().UNet2DModel(
@@ -121,10 +106,9 @@ class UNet:
                 down_block_types=self._kinds("Down", range(levels)),
                 up_block_types=self._kinds("Up", reversed(range(levels))),
             )
-        model = UNetModel(body, num_outputs, precision=precision)
-        return model.requires_grad_(True).train()
+        return UNetModel(body, num_outputs, precision=precision)
 
-    def _kinds(self, way: Literal["Down", "Up"], levels: Any) -> tuple[str, ...]:
+    def _kinds(self, way: Literal["Down", "Up"], levels: Iterable[int]) -> tuple[str, ...]:
         lowest = len(self.channels) - 1
         return tuple(
             f"{'Attn' if self.attention and level == lowest else ''}{way}Block2D"
@@ -132,20 +116,12 @@ class UNet:
         )
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Pixels ``(N, 3, H, W)`` uint8 as float32 in [-1, 1], in channels-last order."""
-        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise BackboneError(
-                f"expected uint8 pixels of shape (N, 3, H, W), got {pixels.dtype} "
-                f"{tuple(pixels.shape)}"
-            )
+        """As `Architecture.normalize`, in [-1, 1]."""
+        check_pixels(pixels)
         return pixels.float().div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
 
     def check(self, image_size: int, num_outputs: int) -> None:
-        """See that images of this size can be halved as often as the levels ask, and be trained on.
-
-        Raises:
-            BackboneError: If not, with sizes that can.
-        """
+        """As `Architecture.check`: images are halved once for each level after the first."""
         step = 2 ** (len(self.channels) - 1)
         if image_size < step or image_size % step:
             below, above = image_size // step * step, -(-image_size // step) * step
@@ -161,10 +137,6 @@ def _count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def _diffusers() -> Any:
     try:
         import diffusers
@@ -176,13 +148,8 @@ def _diffusers() -> Any:
     return diffusers
 
 
-class UNetModel(Model):
-    """A U-Net, its last convolution detached.
-
-    Attributes:
-        body: diffusers' module; where its last convolution was, what it saw passes through.
-        head: That convolution, on ``(B, D, H, W)``.
-        passed: What goes to the head passes through: a place to count passes of a compiled body.
+class UNetModel(DetachedModel):
+    """A U-Net, its last convolution detached; the head works on ``(B, D, H, W)``.
 
     Args:
         body: A `UNet2DModel`, which is taken apart.
@@ -191,17 +158,9 @@ class UNetModel(Model):
     """
 
     def __init__(self, body: Any, num_outputs: int, *, precision: Precision = "fp32") -> None:
-        super().__init__()
-        self.precision = precision
-        self._num_outputs = num_outputs
-        self.head: nn.Module = body.conv_out
+        head: nn.Module = body.conv_out
         body.conv_out = nn.Identity()
-        self.body = body
-        self.passed = nn.Identity()
-
-    @property
-    def num_outputs(self) -> int:
-        return self._num_outputs
+        super().__init__(body, head, num_outputs, precision)
 
     def forward(self, inputs: Tensor, timesteps: Tensor | None = None) -> Tensor:
         """Predicted noise ``(B, C, H, W)``.
@@ -212,11 +171,9 @@ class UNetModel(Model):
         """
         if timesteps is None:
             timesteps = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
-        enabled = self.precision == "bf16"
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=enabled):
+        with self._autocast(inputs):
             seen: Tensor = self.passed(self.body(inputs, timesteps, return_dict=False)[0])
-            outputs: Tensor = self.head(seen)
-        return outputs.float() if enabled else outputs
+            return self._cast(self.head(seen))
 
     def features(self, inputs: Tensor) -> Tensor:  # noqa: ARG002
         """There are none.
@@ -242,16 +199,17 @@ class UNetModel(Model):
         with seeded(rng):
             drawn = nn.Conv2d(old.in_channels, num_outputs, 3, padding=1)
         # a copy goes on being counted: here a head is more than a per cent of a pass
-        self.head = copy.deepcopy(old).requires_grad_(True).train()
-        self.head.load_state_dict(drawn.state_dict())
-        self.drawn_head = tuple(p.detach().clone() for p in self.head.parameters())
+        head = copy.deepcopy(old).requires_grad_(True).train()
+        head.load_state_dict(drawn.state_dict())
+        self._set_head(head, num_outputs)
 
     def blocks(self) -> list[tuple[str, nn.Module]]:
         """Levels on the way down, the middle, levels on the way up, as ``(path, module)``."""
-        levels: list[tuple[str, nn.Module]] = [
-            *((f"body.down_blocks.{i}", b) for i, b in enumerate(self.body.down_blocks)),
-            ("body.mid_block", self.body.mid_block),
-            *((f"body.up_blocks.{i}", b) for i, b in enumerate(self.body.up_blocks)),
+        body = self.body
+        return [
+            ("body.conv_in", body.conv_in),
+            *((f"body.down_blocks.{i}", b) for i, b in enumerate(body.down_blocks)),
+            ("body.mid_block", body.mid_block),
+            *((f"body.up_blocks.{i}", b) for i, b in enumerate(body.up_blocks)),
+            ("body.conv_norm_out", body.conv_norm_out),
         ]
-        first: Sequence[tuple[str, nn.Module]] = [("body.conv_in", self.body.conv_in)]
-        return [*first, *levels, ("body.conv_norm_out", self.body.conv_norm_out)]

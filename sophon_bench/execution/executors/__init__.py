@@ -17,7 +17,7 @@ import torch
 
 from sophon_bench.execution.plan import Setting, Stage
 from sophon_bench.execution.worker import Tick, Upstream
-from sophon_bench.models.backbones import Compile
+from sophon_bench.models.architecture import Compile
 from sophon_bench.plugins.failures import Failure
 from sophon_bench.results.records import Cell, StageRecord
 
