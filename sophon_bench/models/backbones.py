@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import re
@@ -20,7 +19,7 @@ from sophon_bench.models import published_weights
 from sophon_bench.models.architecture import BackboneError, Precision, check_pixels, seeded
 from sophon_bench.models.published_weights import WeightsError, in_short
 from sophon_bench.models.timm_models import TimmModel, classifiers
-from sophon_bench.plugins.registry import unknown
+from sophon_bench.plugins.registry import closest, unknown
 from sophon_bench.plugins.selectors import format_selector, plain
 
 Value = bool | int | float | str | None | tuple["Value", ...]
@@ -228,12 +227,8 @@ class Backbone:
             return f"backbone {self.label!r} cannot be built: {in_short(error)}"
         with torch.device("meta"):
             accepted = _accepted(timm.create_model(self.name))
-        close = difflib.get_close_matches(found[1], accepted, n=3)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else ""
-        return (
-            f"backbone {self.name!r} takes no parameter {found[1]!r}; "
-            f"{hint or 'it takes: ' + ', '.join(accepted)}"
-        )
+        hint = closest(found[1], accepted, f"it takes: {', '.join(accepted)}")
+        return f"backbone {self.name!r} takes no parameter {found[1]!r}; {hint}"
 
 
 @functools.lru_cache

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, MinLen
 from torch import Tensor, nn
 
 from sophon_bench.api import Incompatible
@@ -18,12 +19,16 @@ from sophon_bench.models.architecture import (
     check_pixels,
     seeded,
 )
-from sophon_bench.plugins.registry import unknown
-from sophon_bench.plugins.selectors import format_selector, plain
+from sophon_bench.plugins.registry import Registry
+from sophon_bench.plugins.selectors import Trial, check_parameters, construct
 
 NAME = "unet"
 
 
+_registry = Registry("backbone")
+
+
+@_registry.register(NAME)
 @dataclass(frozen=True)
 class UNet:
     """diffusers' `UNet2DModel`.
@@ -35,56 +40,39 @@ class UNet:
         groups: Of group normalisation; divides every number of channels.
     """
 
-    channels: tuple[int, ...] = (16, 32, 64)
-    layers: int = 1
+    channels: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)] = (16, 32, 64)
+    layers: Annotated[int, Ge(1)] = 1
     attention: bool = True
-    groups: int = 8
+    groups: Annotated[int, Ge(1)] = 8
 
     task: ClassVar[str] = "denoising"
 
+    def __post_init__(self) -> None:
+        for count in self.channels:
+            if count % self.groups:
+                raise ValueError(
+                    f"channels have to be multiples of groups={self.groups}; got {count}"
+                )
+
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> UNet:
-        """A U-Net from a dict of plain values; lists become tuples.
+        """A U-Net from a dict of plain values.
 
         Raises:
-            BackboneError: For a parameter that there is not, or a value that it does not take.
+            SelectorError: For a parameter that there is not, or a value that it does not take.
         """
-        known = {field.name: field.type for field in fields(cls)}
-        for key in parameters.keys() - known.keys():
-            raise BackboneError(unknown("parameter of backbone unet", key, known))
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()
-        }
-        return cls(**values)
-
-    def __post_init__(self) -> None:
-        channels = self.channels
-        if not (isinstance(channels, tuple) and channels and all(_count(c) for c in channels)):
-            raise BackboneError(
-                f"channels of unet has to be a list of counts such as [16,32,64]; got {channels!r}"
-            )
-        for name in ("layers", "groups"):
-            if not _count(getattr(self, name)):
-                raise BackboneError(
-                    f"{name} of unet has to be a whole number from 1; got {getattr(self, name)!r}"
-                )
-        if not isinstance(self.attention, bool):
-            raise BackboneError(f"attention of unet is true or false; got {self.attention!r}")
-        for count in channels:
-            if count % self.groups:
-                raise BackboneError(
-                    f"channels of unet have to be multiples of groups={self.groups}; got {count}"
-                )
+        entry = _registry.get(NAME)
+        check_parameters(entry, parameters)
+        made: UNet = construct(entry, parameters)
+        return made
 
     @property
     def label(self) -> str:
         """The selector, of what is no default: ``unet[channels=[32,64]]``."""
-        values = ((field, getattr(self, field.name)) for field in fields(self))
-        return format_selector(NAME, {f.name: v for f, v in values if v != f.default})
+        return Trial(_registry.get(NAME), self).label
 
     def identity(self) -> dict[str, Any]:
-        parameters = {field.name: plain(getattr(self, field.name)) for field in fields(self)}
-        return {"name": NAME, "parameters": parameters}
+        return {"name": NAME, "parameters": Trial(_registry.get(NAME), self).parameters}
 
     def build(
         self,
@@ -131,10 +119,6 @@ class UNet:
                 f"{image_size}x{image_size} cannot be; try {near}"
             )
         self.build(num_outputs, torch.Generator().manual_seed(0))
-
-
-def _count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _diffusers() -> Any:

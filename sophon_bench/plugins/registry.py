@@ -16,7 +16,7 @@ import pkgutil
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
 from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points, version
@@ -221,16 +221,17 @@ def unknown(kind: str, name: str, known: Iterable[str], *, otherwise: str = "") 
         otherwise: The hint where nothing comes close and there is too much to name.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if close:
-        hint = "did you mean " + " or ".join(repr(c) for c in close) + "?"
-    elif not names:
-        hint = "there are none"
-    elif len(names) <= 12:
-        hint = "there are: " + ", ".join(names)
-    else:
-        hint = otherwise or f"'sophon-bench list {kind}s' shows all {len(names)}"
-    return f"unknown {kind} {name!r}; {hint}"
+    otherwise = otherwise or f"'sophon-bench list {kind}s' shows all {len(names)}"
+    return f"unknown {kind} {name!r}; {closest(name, names, otherwise)}"
+
+
+def closest(name: str, known: Sequence[str], otherwise: str) -> str:
+    """What a name that does not exist may mean; if nothing, what there is, or ``otherwise``."""
+    if close := difflib.get_close_matches(name, known, n=3, cutoff=0.5):
+        return "did you mean " + " or ".join(map(repr, close)) + "?"
+    if not known:
+        return "there are none"
+    return "there are: " + ", ".join(known) if len(known) <= 12 else otherwise
 
 
 _discovered = False

@@ -33,6 +33,7 @@ from sophon_bench.plugins.registry import (
     Entry,
     Registry,
     attacks,
+    closest,
     defenses,
     scenarios,
     unknown,
@@ -309,11 +310,11 @@ def check_parameters(entry: Entry, names: Iterable[str]) -> None:
     Raises:
         SelectorError: Naming the first that it does not have, and close ones that it has.
     """
-    fields = _fields(entry.cls)
+    fields = sorted(_fields(entry.cls))
     for name in names:
         if name not in fields:
-            known = unknown("parameter", name, fields).split("; ", 1)[1]
-            raise SelectorError(f"{entry.kind} {entry.name!r} has no parameter {name!r}; {known}")
+            hint = closest(name, fields, f"'sophon-bench show {entry.name}' lists them")
+            raise SelectorError(f"{entry.kind} {entry.name!r} has no parameter {name!r}; {hint}")
 
 
 def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
@@ -340,12 +341,13 @@ def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
         ) from error
     except ValidationError as error:
         first = error.errors()[0]
-        field = str(first["loc"][0]) if first["loc"] else ""
         message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        field = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "missing":
             raise SelectorError(f"{entry.kind} {entry.name!r} needs {field}=…") from error
-        given = f"{field}={_format(values[field])}" if field in values else f"{values}"
-        raise SelectorError(f"{entry.name}[{given}]: {field} {message}".strip()) from error
+        wrong = {field: values[field]} if field else values
+        words = f"{field} {message}" if field else message
+        raise SelectorError(f"{format_selector(entry.name, wrong)}: {words}") from error
     # the class is anybody's: whatever its __post_init__ raises, sys.exit too
     except (Exception, SystemExit) as error:
         reason = sentence(error, lambda file: str(file) == inspect.getsourcefile(entry.cls))
