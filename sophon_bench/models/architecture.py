@@ -96,6 +96,7 @@ class DetachedModel(Model):
         passed: What the head sees passes through: a place to count passes where the body is
             compiled, and its modules are not called one by one.
         precision: ``fp32``, or ``bf16`` for autocast; the result is float32 either way.
+        num_outputs: Width of the head's output.
     """
 
     def __init__(

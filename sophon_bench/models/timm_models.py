@@ -19,13 +19,7 @@ from sophon_bench.models.architecture import BackboneError, DetachedModel, Preci
 
 
 class TimmModel(DetachedModel):
-    """A timm classifier, its head detached; the head works on features ``(B, D)``.
-
-    Args:
-        body: A timm classifier, which is taken apart.
-        num_outputs: The classifier's width.
-        precision: What `forward` and `features` compute in; the result is float32 either way.
-    """
+    """A timm classifier, which is taken apart; the head works on features ``(B, D)``."""
 
     def __init__(self, body: nn.Module, num_outputs: int, *, precision: Precision = "fp32") -> None:
         # feature_info names timm's stages; a container that holds one, or the head, is no block

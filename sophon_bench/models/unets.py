@@ -133,13 +133,7 @@ def _diffusers() -> Any:
 
 
 class UNetModel(DetachedModel):
-    """A U-Net, its last convolution detached; the head works on ``(B, D, H, W)``.
-
-    Args:
-        body: A `UNet2DModel`, which is taken apart.
-        num_outputs: Channels of the images.
-        precision: What is computed in; the result is float32 either way.
-    """
+    """A `UNet2DModel`, which is taken apart; its last convolution works on ``(B, D, H, W)``."""
 
     def __init__(self, body: Any, num_outputs: int, *, precision: Precision = "fp32") -> None:
         head: nn.Module = body.conv_out

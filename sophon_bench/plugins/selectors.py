@@ -43,7 +43,7 @@ LONGEST_NAME = 40
 """Letters of the longest name that a trial may be given: tables have to hold it."""
 
 _TOKEN = re.compile(r"""[^\[\],=\s'"]+""")
-_QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
+_QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")
 
 T = TypeVar("T")
 
@@ -229,8 +229,11 @@ class _Parser:
         items = []
         while not self._take("]"):
             items.append(item())
-            if not self._take(",") and not self._ahead("]"):
-                raise self._error("',' or ']'")
+            if self._take(","):
+                continue
+            if self._take("]"):
+                break
+            raise self._error("',' or ']'")
         return items
 
     def _token(self, expected: str) -> str:
@@ -239,18 +242,14 @@ class _Parser:
         if not found:
             raise self._error(expected)
         self.at = found.end()
-        quoted = found[0][0] in "'\""
-        return found[0][1:-1] if quoted else found[0]
+        return found[0][1:-1] if found.re is _QUOTED else found[0]
 
     def _space(self) -> None:
         self.at = len(self.text) - len(self.text[self.at :].lstrip())
 
-    def _ahead(self, mark: str) -> bool:
-        self._space()
-        return self.text.startswith(mark, self.at)
-
     def _take(self, mark: str) -> bool:
-        found = self._ahead(mark)
+        self._space()
+        found = self.text.startswith(mark, self.at)
         self.at += found
         return found
 
