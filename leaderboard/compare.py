@@ -34,7 +34,7 @@ from sophon_bench.leaderboard.render import (
 )
 from sophon_bench.leaderboard.tables import by_place, heading
 from sophon_bench.plugins.registry import unknown
-from sophon_bench.plugins.selectors import read_document
+from sophon_bench.plugins.suites import read_document
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -17,6 +17,7 @@ import msgspec
 from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.leaderboard import tables
 from sophon_bench.leaderboard.columns import records
+from sophon_bench.plugins.failures import BadInput
 from sophon_bench.plugins.registry import NAME, NAME_LENGTH
 from sophon_bench.results.files import write_atomic
 from sophon_bench.results.records import SCHEMA, Cell, Point, Record, digest
@@ -33,7 +34,7 @@ Line = Annotated[str, msgspec.Meta(min_length=1, max_length=300, pattern=r"^[^\x
 """One line of text."""
 
 
-class EntryError(ValueError):
+class EntryError(BadInput, ValueError):
     """A file that is no entry, or one whose records are not what they were; says what and where."""
 
 

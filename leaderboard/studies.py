@@ -30,14 +30,8 @@ from sophon_bench.leaderboard.score_tables import (
 )
 from sophon_bench.leaderboard.tables import by_place, heading
 from sophon_bench.plugins.registry import Registry, unknown
-from sophon_bench.plugins.selectors import (
-    Name,
-    SelectorError,
-    Trial,
-    check_parameters,
-    read_document,
-    trials,
-)
+from sophon_bench.plugins.selectors import SelectorError, Trial, check_parameters
+from sophon_bench.plugins.suites import Name, read_document, trials
 from sophon_bench.results import Results
 from sophon_bench.results.files import write_atomic
 from sophon_bench.results.records import Cell

@@ -16,7 +16,8 @@ from sophon_bench.analysis.envelope import outcomes
 from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard.columns import records
-from sophon_bench.plugins.selectors import Arsenal, Trial
+from sophon_bench.plugins.selectors import Trial
+from sophon_bench.plugins.suites import Arsenal
 from sophon_bench.results import Results
 from sophon_bench.results.records import Cell
 

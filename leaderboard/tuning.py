@@ -17,6 +17,7 @@ from sophon_bench.leaderboard.names import Legend
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows
 from sophon_bench.leaderboard.score_tables import called_by, footnotes, over, plural
 from sophon_bench.leaderboard.tables import WHERE, heading
+from sophon_bench.plugins.failures import BadInput
 from sophon_bench.results import Results
 from sophon_bench.results.files import write_atomic
 from sophon_bench.results.records import Cell
@@ -31,7 +32,7 @@ CRITERION = (
 )
 
 
-class Occupied(ValueError):
+class Occupied(BadInput, ValueError):
     """A document is there that another search made, or the same one with other results."""
 
 

@@ -2,7 +2,8 @@
 
 An attack or a defense is a frozen dataclass (its fields are the hyperparameters) with one method,
 ``run``: a generator that yields after every update. The plugin says how to make progress; the
-harness owns the budget, the clock, the scoring, the checkpoints, the seeds and when to stop.
+harness owns the budget, the clock, the scoring, the checkpoints, the seeds and when to stop. What
+else a plugin may declare is listed in `Declared`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from sophon_bench.plugins.declared import Declared as Declared
 from sophon_bench.plugins.registry import attacks as attacks
 from sophon_bench.plugins.registry import defenses as defenses
 from sophon_bench.plugins.registry import scenarios as scenarios

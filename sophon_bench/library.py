@@ -25,9 +25,11 @@ from sophon_bench.leaderboard import answers, audits, entries
 from sophon_bench.leaderboard.columns import records
 from sophon_bench.leaderboard.frozen import published
 from sophon_bench.models import weight_files
-from sophon_bench.models.backbones import Backbone, BackboneError
+from sophon_bench.models.architecture import BackboneError
+from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins.registry import attacks, defenses, load_file, unknown
-from sophon_bench.plugins.selectors import Arsenal, Trial, arsenal, names_of, trials
+from sophon_bench.plugins.selectors import Trial, names_of
+from sophon_bench.plugins.suites import Arsenal, arsenal, trials
 from sophon_bench.results import Results
 from sophon_bench.results.store import Store, StoreError, read_cells
 

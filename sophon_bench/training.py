@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from sophon_bench.api import Batch, Domain, Incompatible, Model, Task
+from sophon_bench.fused_sgd import FusedSGD, aligned
 
 OptimizerName = Literal[
     "sgd", "momentum", "nesterov", "adagrad", "adadelta", "rmsprop", "adam", "adamw"
@@ -45,59 +45,20 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer called ``name``; momentum and Nesterov use 0.9, the rest torch's defaults.
 
-    Args:
-        lr: Step size, positive.
-        decay: L2 penalty (decoupled for ``adamw``), at least 0.
+    ``decay`` is an L2 penalty, decoupled for ``adamw``.
     """
     return _optimizer(name, [{"params": list(parameters), "lr": lr, "weight_decay": decay}])
 
 
 def _optimizer(name: OptimizerName, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
     kinds = {(p.device.type, p.dtype) for group in groups for p in group["params"]}
-    if len(kinds) != 1 or next(iter(kinds))[0] not in _FUSED.get(name, ()):
+    if len(kinds) != 1 or kinds.pop()[0] not in _FUSED.get(name, ()):
         return _OPTIMIZERS[name](groups)
     if name in ("sgd", "momentum", "nesterov"):
-        return _SGD(groups, momentum=0.0 if name == "sgd" else 0.9, nesterov=name == "nesterov")
+        return FusedSGD(groups, momentum=0.0 if name == "sgd" else 0.9, nesterov=name == "nesterov")
     optimizer = _OPTIMIZERS[name](groups, fused=True)
     optimizer.register_step_pre_hook(_align)
     return optimizer
-
-
-class _SGD(torch.optim.SGD):
-    """torch's fused kernel and nothing around it, which on a small model takes as long again."""
-
-    def __init__(self, groups: Sequence[dict[str, Any]], *, momentum: float, nesterov: bool):
-        super().__init__(groups, momentum=momentum, nesterov=nesterov)
-        self._velocities: list[list[Tensor | None]] = [
-            [torch.zeros_like(p) if momentum else None for p in group["params"]]
-            for group in self.param_groups
-        ]
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override] # noqa: ARG002
-        for group, velocities in zip(self.param_groups, self._velocities, strict=True):
-            moving = [
-                (parameter, _aligned(parameter.grad, parameter), velocity)
-                for parameter, velocity in zip(group["params"], velocities, strict=True)
-                if parameter.grad is not None
-            ]
-            if not moving:
-                continue
-            parameters, gradients, heavy = zip(*moving, strict=True)
-            torch._fused_sgd_(
-                parameters,
-                gradients,
-                heavy if group["momentum"] else [],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                momentum=group["momentum"],
-                dampening=0.0,
-                nesterov=group["nesterov"],
-                maximize=False,
-                is_first_step=False,
-            )
-
-    step.hooked = True  # type: ignore[attr-defined] # torch wraps a step that is not
 
 
 def _align(optimizer: torch.optim.Optimizer, *_arguments: Any) -> None:
@@ -105,18 +66,7 @@ def _align(optimizer: torch.optim.Optimizer, *_arguments: Any) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
-                parameter.grad = _aligned(parameter.grad, parameter)
-
-
-def _aligned(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """``gradient``, laid out as ``parameter`` is.
-
-    torch's fused kernels walk through both in the order of memory, whatever their strides: of a
-    transposed gradient they would silently take the wrong elements.
-    """
-    if gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
+                parameter.grad = aligned(parameter.grad, parameter)
 
 
 ScheduleName = Literal["constant", "cosine", "one-cycle", "warm-up"]
@@ -150,11 +100,7 @@ def make_schedule(
 
 
 def check_schedule(name: ScheduleName, steps: int | None) -> None:
-    """See that a schedule that ends knows when.
-
-    Raises:
-        ValueError: If it does not.
-    """
+    """Raise ValueError if a schedule that ends does not know when."""
     if name in ("cosine", "one-cycle") and steps is None:
         raise ValueError(f"schedule={name} needs steps=N, the length of the schedule")
 
@@ -194,9 +140,13 @@ def last_blocks(model: Model, count: int) -> list[tuple[str, nn.Module]]:
     return blocks[starts[-count] :]
 
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""Normalisation by statistics of a batch; timm's own are of these classes as well."""
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether ``module`` is a normalisation layer, torch's or one of timm's own."""
-    known = (_BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    known = (*BATCH_NORMS, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
     leaf = not any(True for child in module.children() if any(True for _ in child.parameters()))
     return isinstance(module, known) or (leaf and "norm" in type(module).__name__.lower())
 
@@ -307,11 +257,6 @@ def descend_many(
 class _Together:
     """Copies of a model side by side: one pass moves all of them.
 
-    Args:
-        model: What they begin as; it stands for all of them in every pass.
-        moving: Its parameters that are trained.
-        count: How many.
-
     Attributes:
         members: The copies; their weights and buffers are slices of stacked ones.
         moving: For each, its parameters that are trained.
@@ -338,7 +283,7 @@ class _Together:
         for name, stacked in self._buffers.items():
             path, _, leaf = name.rpartition(".")
             for member, part in zip(self.members, stacked, strict=True):
-                member.get_submodule(path)._buffers[leaf] = part
+                setattr(member.get_submodule(path), leaf, part)
 
     def differentiate(self, task: Task, batch: Batch) -> None:
         """Give every copy's moving parameters the gradient of its own loss on ``batch``."""
@@ -360,13 +305,7 @@ class _Together:
 def train(
     model: Model, domain: Domain, *, steps: int, batch_size: int, lr: float, rng: torch.Generator
 ) -> Iterator[Model]:
-    """Plain training: AdamW, one-cycle, gradient norm clipped at 1; yields after every update.
-
-    Args:
-        steps: Updates, the horizon of the schedule.
-        lr: Peak step size.
-        rng: CPU generator that the batches are drawn from.
-    """
+    """AdamW, one-cycle over ``steps`` updates with peak ``lr``, gradient norm clipped at 1."""
     for _ in descend(
         lambda batch: domain.task.loss(model, batch),
         domain.train.batches(batch_size, rng),

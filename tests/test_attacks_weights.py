@@ -21,7 +21,7 @@ from sophon_bench.attacks._normalized import MIN_RMS, Normalized, lars, muon, or
 from sophon_bench.attacks._signed import Signed
 from sophon_bench.data.tasks.classification import Classification
 from sophon_bench.harness import stages
-from sophon_bench.plugins.selectors import trials
+from sophon_bench.plugins.suites import trials
 
 STILL = "optimizer=sgd,lr=1e-30"
 

@@ -30,7 +30,7 @@ from sophon_bench.leaderboard import audits
 from sophon_bench.models import weight_files
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.weight_files import CheckpointError
-from sophon_bench.plugins.selectors import arsenal
+from sophon_bench.plugins.suites import arsenal
 from sophon_bench.results.records import Cell
 from sophon_bench.results.store import Store, read_cells
 

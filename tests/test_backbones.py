@@ -11,14 +11,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from sophon_bench.models.backbones import (
-    Backbone,
-    BackboneError,
-    TimmModel,
-    frozen_statistics,
-    resembling,
-)
+from sophon_bench.models.architecture import BackboneError
+from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.backbones import list_backbones as list_names
+from sophon_bench.models.timm_models import TimmModel
+from sophon_bench.models.weight_hints import resembling
 
 TINY_VIT = {"img_size": 32, "patch_size": 4}
 FAST = [
@@ -125,15 +122,15 @@ def test_forward_is_head_of_features(model: TimmModel, inputs: Tensor):
 @every_backbone
 def test_gradient_reaches_head_and_body(model: TimmModel, inputs: Tensor):
     model(inputs).square().mean().backward()
-    assert all(p.grad is not None for p in model.head_parameters())
-    assert any(p.grad is not None and p.grad.any() for p in model.body_parameters())
+    assert all(p.grad is not None for p in model.head.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in model.body.parameters())
 
 
 @every_backbone
 def test_head_and_body_partition_the_parameters(original: TimmModel):
-    parts = original.head_parameters() + original.body_parameters()
+    parts = [*original.head.parameters(), *original.body.parameters()]
     assert sorted(map(id, parts)) == sorted(map(id, original.parameters()))
-    assert original.head_parameters()
+    assert [*original.head.parameters()]
 
 
 @every_backbone
@@ -143,9 +140,9 @@ def test_blocks_run_in_order_and_partition_the_body(model: TimmModel, inputs: Te
     assert all(model.get_submodule(name) is block for name, block in blocks)
     within = [p for _, block in blocks for p in block.parameters()]
     assert len({id(p) for p in within}) == len(within)
-    assert {id(p) for p in within} <= {id(p) for p in model.body_parameters()}
+    assert {id(p) for p in within} <= {id(p) for p in model.body.parameters()}
     covered = sum(p.numel() for p in within)
-    assert covered > 0.97 * sum(p.numel() for p in model.body_parameters())
+    assert covered > 0.97 * sum(p.numel() for p in model.body.parameters())
 
     ran: list[str] = []
     for name, block in blocks:
@@ -162,7 +159,7 @@ def test_fresh_head(model: TimmModel, inputs: Tensor, global_state):
     assert type(model.head) is type(old)
     assert model.num_outputs == 3
     assert all(module.training for module in model.head.modules())
-    assert all(p.requires_grad for p in model.head_parameters())
+    assert all(p.requires_grad for p in model.head.parameters())
     assert same(model.body, body)
     assert model.eval()(inputs).shape == (2, 3)
 
@@ -230,31 +227,6 @@ def test_fp32_leaves_double_alone():
     model = Backbone.of("test_resnet").build(3, generator()).double()
     model.fresh_head(2, generator())
     assert model(torch.randn(2, 3, 32, 32).double()).dtype == torch.float64
-
-
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])  # plain and timm's own
-def test_frozen_statistics(name: str):
-    model = Backbone.of(name).build(3, generator())
-    inputs = torch.randn(4, 3, 32, 32, generator=generator()) * 5 + 1
-    types = [type(module) for module in model.modules()]
-    buffers = {k: v.clone() for k, v in model.named_buffers()}
-    assert buffers
-
-    with frozen_statistics(model):
-        model(inputs)
-        assert model.training
-        assert all(torch.equal(v, buffers[k]) for k, v in model.named_buffers())
-    assert [type(module) for module in model.modules()] == types
-    assert all(module.training for module in model.modules())
-    model(inputs)
-    assert not all(torch.equal(v, buffers[k]) for k, v in model.named_buffers())
-
-
-def test_frozen_statistics_leaves_eval_in_eval():
-    model = Backbone.of("test_resnet").build(3, generator()).eval()
-    with pytest.raises(KeyError), frozen_statistics(model):
-        raise KeyError
-    assert not any(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize(

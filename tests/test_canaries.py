@@ -20,9 +20,11 @@ from sophon_bench.api import Batch, Incompatible, attacks, defenses, scenarios
 from sophon_bench.execution.engine import LocalEngine
 from sophon_bench.execution.plan import Registries, Request, Setting, make_plan
 from sophon_bench.harness import stages
-from sophon_bench.models.backbones import Architecture, Backbone
+from sophon_bench.models.architecture import Architecture
+from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.unets import UNet
-from sophon_bench.plugins.selectors import Trial, arsenal, construct, trials
+from sophon_bench.plugins.selectors import Trial, construct
+from sophon_bench.plugins.suites import arsenal, trials
 from sophon_bench.results import Results
 from sophon_bench.results.records import DataId
 from sophon_bench.results.store import Store

@@ -24,7 +24,7 @@ from sophon_bench.cli import main
 from sophon_bench.leaderboard import compare as gate
 from sophon_bench.leaderboard.tables import document, report
 from sophon_bench.plugins import registry
-from sophon_bench.plugins.selectors import trials
+from sophon_bench.plugins.suites import trials
 from sophon_bench.results import Results as Records
 from sophon_bench.results.records import Cell
 from sophon_bench.results.store import read_cells

@@ -29,7 +29,7 @@ from sophon_bench.harness.containment import Containment
 from sophon_bench.harness.process_settings import HOOKS, LOOKED_AT, SWAPPED
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry, side_effects
-from sophon_bench.plugins.selectors import arsenal, trials
+from sophon_bench.plugins.suites import arsenal, trials
 from sophon_bench.results.records import Cell, DataId, StageRecord, dump
 from sophon_bench.results.store import Store
 

@@ -412,7 +412,7 @@ def test_steps_get_smaller_along_a_cosine(small: Bench) -> None:
 
 def test_the_papers_preset_counts_its_cost() -> None:
     entry = defenses.get("sophon-dos")
-    plugin = construct(entry, entry.presets["paper"])
+    plugin = construct(entry, entry.declared.presets["paper"])
     assert plugin.steps == 200 * (1 + 10)
     assert short("sophon-dos", iterations=7).steps == 7
     assert plugin.planned_units == 200 * (50 * (130 + 20) + 10 * 150)

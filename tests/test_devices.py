@@ -12,9 +12,10 @@ from sophon_bench.cli import main
 from sophon_bench.harness import stages
 from sophon_bench.harness.meter import PeakMemory
 from sophon_bench.harness.stages import Bench, Made
-from sophon_bench.models.backbones import Backbone, Precision
+from sophon_bench.models.architecture import Precision
+from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry
-from sophon_bench.plugins.selectors import trials
+from sophon_bench.plugins.suites import trials
 
 BF16 = 0.1
 """What bf16 may change in a score: chance is 0.25 on the tiny scenario, whose splits are small."""

@@ -30,7 +30,7 @@ from sophon_bench.execution.plan import (
 from sophon_bench.harness import stages
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry
-from sophon_bench.plugins.selectors import arsenal, trials
+from sophon_bench.plugins.suites import arsenal, trials
 from sophon_bench.results.records import Cell, DataId
 from sophon_bench.results.store import Store
 

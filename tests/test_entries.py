@@ -27,7 +27,7 @@ from sophon_bench.execution.plan import plugin_id
 from sophon_bench.leaderboard import entries, page, submitting, tables
 from sophon_bench.leaderboard.columns import records
 from sophon_bench.leaderboard.entries import Entry, EntryError
-from sophon_bench.plugins.selectors import Arsenal, Rules, trials
+from sophon_bench.plugins.suites import Arsenal, Rules, trials
 from sophon_bench.results import Results
 from sophon_bench.results.records import Cell
 from sophon_bench.results.store import Store

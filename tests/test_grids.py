@@ -10,7 +10,8 @@ from annotated_types import Gt
 
 from sophon_bench.plugins.grids import configurations
 from sophon_bench.plugins.registry import Entry, Registry, attacks, defenses
-from sophon_bench.plugins.selectors import SelectorError, suite_files, trials
+from sophon_bench.plugins.selectors import SelectorError
+from sophon_bench.plugins.suites import suite_files, trials
 
 GRID = {"lr": (0.01, 0.1, 0.5), "several": (("x",), ("y", "z")), "on": (False, True)}
 
@@ -85,7 +86,7 @@ def test_a_grid_that_the_plugin_does_not_take_is_refused(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", [n for n in defenses.names() if defenses.get(n).tuning])
+@pytest.mark.parametrize("name", [n for n in defenses.names() if defenses.get(n).declared.tuning])
 def test_every_declared_grid_is_taken_whole(name: str) -> None:
     declared = defenses.get(name)
     found = configurations(declared, 10**6)

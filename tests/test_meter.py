@@ -22,7 +22,8 @@ from sophon_bench.harness.meter import (
     flop_counter,
     profile,
 )
-from sophon_bench.models.backbones import Backbone, TimmModel
+from sophon_bench.models.backbones import Backbone
+from sophon_bench.models.timm_models import TimmModel
 
 CPU = torch.device("cpu")
 BACKBONES = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"]

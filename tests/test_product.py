@@ -139,7 +139,7 @@ def test_a_plugin_says_what_it_is_and_where_it_is_from(entry: Entry) -> None:
 
 @pytest.mark.parametrize("entry", BUILT_IN, ids=ids)
 def test_defaults_and_presets_survive_the_trip_through_a_record(entry: Entry) -> None:
-    for parameters in ({}, *entry.presets.values()):
+    for parameters in ({}, *entry.declared.presets.values()):
         trial = Trial(entry, construct(entry, parameters))
         assert construct(entry, trial.parameters) == trial.plugin
 

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from sophon_bench import testing
 from sophon_bench.cli import main
-from sophon_bench.models.backbones import Backbone, BackboneError
+from sophon_bench.models.architecture import BackboneError
+from sophon_bench.models.backbones import Backbone
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 ASKED = Backbone.of("test_resnet", {"pretrained": True})

@@ -6,12 +6,14 @@ import warnings
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sophon_bench.api import Declared
 from sophon_bench.cli import main
 from sophon_bench.plugins import registry
 from sophon_bench.plugins.registry import (
@@ -45,6 +47,23 @@ def test_a_name_is_taken_once() -> None:
     things.register("a")(Empty)
     with pytest.raises(DuplicateName, match="thing 'a' is registered twice"):
         things.register("a")(Empty)
+
+
+def test_optional_attributes_have_defaults_and_may_be_variables_fields_or_properties() -> None:
+    @dataclass(frozen=True)
+    class Telling:
+        steps: int = 3
+        presets: ClassVar[dict[str, dict[str, int]]] = {"long": {"steps": 9}}
+
+        @property
+        def planned_units(self) -> float:
+            return 2.0 * self.steps
+
+    things = Registry("thing")
+    things.register("telling")(Telling)
+    assert Declared.of(Empty()) == Declared.of(Empty) == Declared()
+    assert Declared.of(Telling(9)) == Declared(steps=9, planned_units=18.0, presets=Telling.presets)
+    assert things.get("telling").declared == Declared(steps=3, presets=Telling.presets)
 
 
 NAMES: list[tuple[object, str | None]] = [

@@ -16,16 +16,13 @@ from sophon_bench.plugins.selectors import (
     SelectorError,
     Trial,
     accepted,
-    arsenal,
     format_selector,
-    load_suite,
     names_of,
     parse,
     split_name,
-    suite_files,
-    trials,
     vary,
 )
+from sophon_bench.plugins.suites import arsenal, load_suite, suite_files, trials
 
 things = Registry("thing")
 

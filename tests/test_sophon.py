@@ -31,7 +31,8 @@ from sophon_bench.defenses.sophon.simulate import (
 )
 from sophon_bench.defenses.sophon.strategies import Strategy
 from sophon_bench.defenses.sophon.unroll import RULES, Moments, second_order
-from sophon_bench.plugins.selectors import SelectorError, trials
+from sophon_bench.plugins.selectors import SelectorError
+from sophon_bench.plugins.suites import trials
 from sophon_bench.training import make_optimizer
 
 QUICK = {  # all that is tuned is named, so that tuning it breaks no test

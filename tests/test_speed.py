@@ -30,7 +30,7 @@ from sophon_bench.leaderboard.columns import frame
 from sophon_bench.leaderboard.vega import Figure
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry
-from sophon_bench.plugins.selectors import trials
+from sophon_bench.plugins.suites import trials
 
 
 def test_numbers_of_a_roofline_fit_together(bench: Bench) -> None:

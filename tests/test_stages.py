@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sophon_bench.api import AttackView, Batch, DefenseView, Incompatible, Model, Predictor, attacks
 from sophon_bench.harness import stages
 from sophon_bench.harness.stages import Attacked, Bench, Made, NoUpdate
-from sophon_bench.plugins.selectors import trials
+from sophon_bench.plugins.suites import trials
 
 BUDGET = 8 * 64
 

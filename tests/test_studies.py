@@ -17,7 +17,8 @@ from sophon_bench.cli import main
 from sophon_bench.leaderboard import figures, studies
 from sophon_bench.leaderboard.columns import frame
 from sophon_bench.leaderboard.studies import Study, load_study, study_files, varied
-from sophon_bench.plugins.selectors import SelectorError, trials
+from sophon_bench.plugins.selectors import SelectorError
+from sophon_bench.plugins.suites import trials
 from sophon_bench.results import Results
 from sophon_bench.results.records import Cell
 

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 import itertools
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
 from sophon_bench.api import Batch, Incompatible, Model, attacks
+from sophon_bench.fused_sgd import FusedSGD
 from sophon_bench.harness import stages
 from sophon_bench.models.backbones import Backbone
-from sophon_bench.plugins.selectors import trials
+from sophon_bench.plugins.suites import trials
 from sophon_bench.training import (
     OptimizerName,
     ScheduleName,
@@ -36,6 +37,29 @@ def test_a_gradient_may_lie_in_memory_in_another_order(name: OptimizerName) -> N
         make_optimizer(name, [parameter], lr=0.1).step()
         moved.append(parameter.detach())
     assert torch.equal(*moved)
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_what_calls_torchs_kernel_itself_is_torchs_own_sgd(momentum: float, nesterov: bool) -> None:
+    options: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov}
+    groups: list[list[dict[str, Any]]] = [
+        [{"params": [nn.Parameter(torch.ones(3, 2))], "lr": 0.1, "weight_decay": 0.01},
+         {"params": [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))], "lr": 0.3}]
+        for _ in range(2)
+    ]  # fmt: skip
+    groups[0][1]["weight_decay"] = groups[1][1]["weight_decay"] = 0.0
+    own = FusedSGD(groups[0], **options)
+    theirs = torch.optim.SGD(groups[1], lr=0.1, fused=True, **options)
+    for seed in range(4):
+        for optimizer in (own, theirs):
+            rng = torch.Generator().manual_seed(seed)
+            for group in optimizer.param_groups:
+                group["params"][0].grad = torch.randn(group["params"][0].shape, generator=rng)
+            optimizer.step()
+    for one, other in zip(own.param_groups, theirs.param_groups, strict=True):
+        assert all(map(torch.equal, one["params"], other["params"]))
+    within: Any = FusedSGD.step.__wrapped__  # type: ignore[attr-defined] # by no_grad
+    assert not hasattr(within, "__wrapped__"), "torch wraps a step that has no mark"
 
 
 @pytest.mark.parametrize("name", get_args(OptimizerName))

@@ -171,7 +171,7 @@ def test_a_file_of_something_else_is_never_written_over(tmp_path: Path, content:
 
 def test_show_tells_the_grid() -> None:
     assert "tuning alpha: " in call("show", "sophon-ice").stdout
-    assert defenses.get("none").tuning == {}
+    assert defenses.get("none").declared.tuning == {}
 
 
 @pytest.mark.parametrize("file", sorted(SEARCHES.glob("*.json")), ids=lambda f: f.stem)

@@ -23,6 +23,7 @@ from sophon_bench.cli import (
     telling,
 )
 from sophon_bench.cli.common import Refused
+from sophon_bench.plugins.failures import Failure
 
 
 class Group(click.Group):
@@ -47,14 +48,14 @@ class Group(click.Group):
             return super().invoke(context)
         except click.UsageError as error:
             raise _refused(error) from error
-        except Exception as error:
-            if isinstance(error, _input_errors()):
-                raise Refused(str(error)) from error
-            if type(error).__name__ == "WorkerDied":
-                raise click.ClickException(str(error)) from error
-            if isinstance(error, OSError) and error.errno not in (None, errno.EPIPE):
-                raise click.ClickException(_disk(error)) from error
-            raise
+        except Failure as error:
+            told = click.ClickException(str(error))
+            told.exit_code = error.exit_code
+            raise told from error
+        except OSError as error:
+            if error.errno in (None, errno.EPIPE):
+                raise
+            raise click.ClickException(_disk(error)) from error
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -90,25 +91,6 @@ def _refused(error: click.UsageError) -> click.ClickException:
     path = error.ctx.command_path if error.ctx else "sophon-bench"
     message = " ".join(error.format_message().split())
     return Refused(message if "Did you mean" in message else f"{message} (see '{path} --help')")
-
-
-def _input_errors() -> tuple[type[Exception], ...]:
-    from sophon_bench.plugins.registry import BrokenPlugin, DuplicateName, UnknownName
-
-    found: list[type[Exception]] = [BrokenPlugin, DuplicateName, UnknownName]
-    for module, name in (
-        ("plugins.selectors", "SelectorError"),
-        ("results.store", "StoreError"),
-        ("models.backbones", "BackboneError"),
-        ("execution.plan", "PlanError"),
-        ("data.scenario", "ScenarioError"),
-        ("results.pictures", "PictureError"),
-        ("leaderboard.entries", "EntryError"),
-        ("leaderboard.tuning", "Occupied"),
-    ):
-        loaded = sys.modules.get(f"sophon_bench.{module}")
-        found += [getattr(loaded, name)] if loaded else []
-    return tuple(found)
 
 
 def _warn(message: Warning | str, *_rest: Any, **_named: Any) -> None:

@@ -116,7 +116,8 @@ def _audit(
     from sophon_bench.models import weight_files, weight_names
     from sophon_bench.models.backbones import Backbone
     from sophon_bench.plugins.registry import attacks
-    from sophon_bench.plugins.selectors import arsenal, names_of
+    from sophon_bench.plugins.selectors import names_of
+    from sophon_bench.plugins.suites import arsenal
     from sophon_bench.results.files import write_atomic
 
     load_plugins(options["plugin"])

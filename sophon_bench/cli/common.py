@@ -274,7 +274,7 @@ def presets_of(entry: Any) -> dict[str, str]:
     """A plugin's presets in words, by name."""
     return {
         name: ", ".join(f"{k}={v}" for k, v in values.items()) or "the defaults"
-        for name, values in entry.presets.items()
+        for name, values in entry.declared.presets.items()
     }
 
 
@@ -289,7 +289,7 @@ def subject_of(entry: Any) -> Any:
         name=entry.name,
         description=inspect.cleandoc(entry.cls.__doc__ or ""),
         reference=entry.reference,
-        claim=entry.claim,
+        claim=entry.declared.claim,
         source=entry.source,
         hyperparameters={f.name: repr(f.default) for f in dataclasses.fields(entry.cls)},
         presets=presets_of(entry),

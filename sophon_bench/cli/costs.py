@@ -241,7 +241,8 @@ def _roofline(
     from sophon_bench.harness.speed import roofline
     from sophon_bench.harness.stages import Bench
     from sophon_bench.plugins.registry import attacks
-    from sophon_bench.plugins.selectors import construct, trials
+    from sophon_bench.plugins.selectors import construct
+    from sophon_bench.plugins.suites import trials
     from sophon_bench.results.store import Store, default_root
 
     load_plugins(plugin)
@@ -323,7 +324,8 @@ def _growth(
     from sophon_bench.leaderboard import figures, overhead, vega
     from sophon_bench.leaderboard.columns import frame
     from sophon_bench.plugins.registry import defenses
-    from sophon_bench.plugins.selectors import names_of, trials
+    from sophon_bench.plugins.selectors import names_of
+    from sophon_bench.plugins.suites import trials
     from sophon_bench.results.store import Store, default_root
 
     load_plugins(plugin)

@@ -49,7 +49,7 @@ def _listing(kind: str) -> list[tuple[str, str]]:
 
         return [(name, "") for name in list_backbones()]
     if kind == "suites":
-        from sophon_bench.plugins.selectors import load_suite, suite_files
+        from sophon_bench.plugins.suites import load_suite, suite_files
 
         suites = [load_suite(name) for name in sorted(suite_files())]
         return [(f"@{s.name}", f"v{s.version}: {s.description}") for s in suites]
@@ -99,7 +99,8 @@ def show(
       sophon-bench show resnet18
     """
     from sophon_bench.plugins import registry
-    from sophon_bench.plugins.selectors import load_suite, parse, suite_files
+    from sophon_bench.plugins.selectors import parse
+    from sophon_bench.plugins.suites import load_suite, suite_files
 
     load_plugins(plugin)
     if name.startswith("@"):
@@ -140,7 +141,7 @@ def _show_plugin(entry: Any) -> None:
         click.echo(f"  {field.name} = {field.default!r}  ({accepted(entry.cls, field.name)})")
     for preset, text in presets_of(entry).items():
         click.echo(f"  preset={preset}: {text}")
-    for field, grid in entry.tuning.items():
+    for field, grid in entry.declared.tuning.items():
         click.echo(f"  tuning {field}: {', '.join(map(str, grid))}")
 
 

@@ -288,7 +288,7 @@ def _study(
     from sophon_bench.leaderboard.frozen import published
     from sophon_bench.leaderboard.render import to_console
     from sophon_bench.plugins.registry import attacks, defenses
-    from sophon_bench.plugins.selectors import arsenal
+    from sophon_bench.plugins.suites import arsenal
 
     load_plugins(options["plugin"])
     command = command_of(context, name)
@@ -382,7 +382,7 @@ def _tune(
     from sophon_bench.leaderboard.render import to_console
     from sophon_bench.plugins import grids
     from sophon_bench.plugins.registry import attacks, defenses
-    from sophon_bench.plugins.selectors import arsenal
+    from sophon_bench.plugins.suites import arsenal
 
     load_plugins(options["plugin"])
     drawn = {
@@ -416,7 +416,7 @@ def _tune(
             cells,
             found,
             defense=name,
-            grid=defenses.get(name).tuning,
+            grid=defenses.get(name).declared.tuning,
             drawn_with=grids.DRAWN_WITH,
             command=commands[name],
         )

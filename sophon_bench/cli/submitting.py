@@ -121,7 +121,7 @@ def _check_complete(cells: Sequence[Any], suite: str) -> None:
     from sophon_bench.leaderboard.frozen import published
     from sophon_bench.leaderboard.submitting import Suite, faults
     from sophon_bench.plugins.registry import attacks
-    from sophon_bench.plugins.selectors import arsenal, load_suite
+    from sophon_bench.plugins.suites import arsenal, load_suite
 
     label = load_suite(suite.removeprefix("@")).label
     found = faults(cells, Suite(label=label, arsenal=arsenal(attacks, [suite])), published())

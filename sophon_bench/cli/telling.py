@@ -260,7 +260,7 @@ def cards(
     from sophon_bench.leaderboard.cards import Recipe, cards
     from sophon_bench.leaderboard.frozen import published
     from sophon_bench.plugins.registry import attacks, defenses
-    from sophon_bench.plugins.selectors import load_suite, trials
+    from sophon_bench.plugins.suites import load_suite, trials
     from sophon_bench.results.files import write_atomic
     from sophon_bench.results.store import default_root
 

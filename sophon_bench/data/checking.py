@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import combinations
 
 import numpy as np
@@ -37,35 +37,26 @@ def problems(data: object) -> Iterator[tuple[str, str]]:
         says where, what there is and what is expected. If splits are wrong, nothing else is
         looked at.
     """
-    if not isinstance(data, ScenarioData):
-        yield "splits", f"build returns {_shown(data)}; ScenarioData is expected"
-        return
-    if wrong := [*_splits(data)]:
-        yield from (("splits", words) for words in wrong)
-        return
-    for what, check in (
-        ("images", _tasks),
-        ("images", _pixels),
-        ("images", _labels),
-        ("sources", _sources),
-        ("samples", _samples),
-    ):
-        yield from ((what, words) for words in check(data))
+    wrong = [("splits", words) for words in _splits(data)]
+    yield from wrong
+    if isinstance(data, ScenarioData) and not wrong:
+        for what, check in CHECKS:
+            yield from ((what, words) for words in check(data))
 
 
-def _splits(data: ScenarioData) -> Iterator[str]:
+def _splits(data: object) -> Iterator[str]:
     """What is not of its type, has no name, or is not there."""
+    if not isinstance(data, ScenarioData):
+        yield f"build returns {_shown(data)}; ScenarioData is expected"
+        return
     benign: object = data.benign
     if not isinstance(benign, tuple):
         yield f"benign is {_shown(benign)}; a tuple of DomainData is expected"
         return
-    roles = [("original", data.original), ("restricted", data.restricted)]
-    roles += [("benign", domain) for domain in benign]
-    names = []
-    for role, domain in roles:
+    roles = ["original", "restricted", *("benign" for _ in benign)]
+    for role, domain in zip(roles, data.domains, strict=True):
         yield from _parts(role, domain)
-        if isinstance(domain, DomainData):
-            names.append(domain.name)
+    names = [domain.name for domain in data.domains if isinstance(domain, DomainData)]
     for name, count in Counter(map(_shown, names)).items():
         if count > 1:
             yield f"{count} domains are called {name}; each needs a name of its own"
@@ -121,9 +112,8 @@ def _tasks(data: ScenarioData) -> Iterator[str]:
                 f"{first.name}; one is expected for all domains"
             )
         classifies = task.name == Classification.name
-        expected = len(domain.classes) if classifies else CHANNELS
+        expected, each = (len(domain.classes), "class") if classifies else (CHANNELS, "channel")
         if task.num_outputs != expected:
-            each = "class" if classifies else "channel"
             yield (
                 f"{domain.name}: its task has {_shown(task.num_outputs)} outputs; {expected} are "
                 f"expected, one for each {each}"
@@ -201,14 +191,23 @@ def _samples(data: ScenarioData) -> Iterator[str]:
             f"samples={_shown(given)}; whole numbers from 2 to the {pool} images of "
             f"{data.restricted.name}/attacker are expected"
         )
-    for name in ("steps", "pretrain_steps"):
-        if not _is_whole(value := getattr(data, name), 1):
-            yield f"{name} is {_shown(value)}; a whole number is expected, at least 1"
-    if not _is_whole(data.generated, 2):
-        yield (
-            f"generated is {_shown(data.generated)}; a whole number is expected, at least 2: fewer "
-            f"images have no covariance"
-        )
+    for name, least, why in (
+        ("steps", 1, ""),
+        ("pretrain_steps", 1, ""),
+        ("generated", 2, ": fewer images have no covariance"),
+    ):
+        if not _is_whole(value := getattr(data, name), least):
+            yield f"{name} is {_shown(value)}; a whole number is expected, at least {least}{why}"
+
+
+CHECKS: tuple[tuple[str, Callable[[ScenarioData], Iterator[str]]], ...] = (
+    ("images", _tasks),
+    ("images", _pixels),
+    ("images", _labels),
+    ("sources", _sources),
+    ("samples", _samples),
+)
+"""What is looked at once the splits are right."""
 
 
 def _each_split(data: ScenarioData) -> Iterator[tuple[DomainData, str, Images]]:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sophon_bench.api import Task
+from sophon_bench.plugins.failures import BadInput
 from sophon_bench.results.files import write_atomic
 
 
@@ -140,7 +141,7 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, np.integer) else value
 
 
-class ScenarioError(ValueError):
+class ScenarioError(BadInput, ValueError):
     """A scenario's data is not on this machine, or is not what it should be."""
 
 

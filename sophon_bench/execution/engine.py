@@ -22,7 +22,7 @@ from sophon_bench.execution.plan import (
 )
 from sophon_bench.execution.worker import Worker
 from sophon_bench.harness import stages
-from sophon_bench.models.backbones import Compile
+from sophon_bench.models.architecture import Compile
 from sophon_bench.results.provenance import capture
 from sophon_bench.results.records import Asked, Cell, Run, StageRecord
 from sophon_bench.results.store import Manifest, Store

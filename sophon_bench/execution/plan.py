@@ -17,17 +17,11 @@ import msgspec
 
 from sophon_bench import protocol
 from sophon_bench.data.scenario import ScenarioData
-from sophon_bench.models.backbones import Architecture, Precision
+from sophon_bench.models.architecture import Architecture, Precision
+from sophon_bench.plugins.failures import BadInput
 from sophon_bench.plugins.registry import Registry
-from sophon_bench.plugins.selectors import (
-    Arsenal,
-    Rules,
-    SelectorError,
-    Trial,
-    names_of,
-    trials,
-    vary,
-)
+from sophon_bench.plugins.selectors import SelectorError, Trial, names_of, vary
+from sophon_bench.plugins.suites import Arsenal, Rules, trials
 from sophon_bench.protocol import (
     ENDED,
     LEAST_SAMPLES,
@@ -46,7 +40,7 @@ from sophon_bench.results.records import (
 )
 
 
-class PlanError(ValueError):
+class PlanError(BadInput, ValueError):
     """A request that no plan can be made for, seen before any work starts."""
 
 

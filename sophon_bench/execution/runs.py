@@ -30,28 +30,16 @@ from sophon_bench.execution.plan import (
 )
 from sophon_bench.execution.progress import reporter
 from sophon_bench.models import inception, unets
-from sophon_bench.models.backbones import (
-    Architecture,
-    Backbone,
-    BackboneError,
-    Compile,
-    Precision,
-)
+from sophon_bench.models.architecture import Architecture, BackboneError, Compile, Precision
+from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.backbones import list_backbones as timm_names
 from sophon_bench.plugins.failures import first_line, sentence
 from sophon_bench.plugins.registry import Registry
 from sophon_bench.plugins.registry import attacks as all_attacks
 from sophon_bench.plugins.registry import defenses as all_defenses
 from sophon_bench.plugins.registry import scenarios as all_scenarios
-from sophon_bench.plugins.selectors import (
-    Arsenal,
-    Trial,
-    construct,
-    format_selector,
-    parse,
-    scalar,
-    trials,
-)
+from sophon_bench.plugins.selectors import Trial, construct, format_selector, parse, scalar
+from sophon_bench.plugins.suites import Arsenal, trials
 from sophon_bench.results.files import WriteError
 from sophon_bench.results.records import Cell, DataId, PluginId
 from sophon_bench.results.store import Store, default_root

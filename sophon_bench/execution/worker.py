@@ -23,7 +23,7 @@ from sophon_bench.execution.plan import (
 )
 from sophon_bench.harness import stages
 from sophon_bench.models import layers
-from sophon_bench.models.backbones import Compile
+from sophon_bench.models.architecture import Compile
 from sophon_bench.plugins.failures import first_line, sentence
 from sophon_bench.protocol import REFERENCE_BATCH
 from sophon_bench.results.provenance import capture

@@ -19,6 +19,7 @@ import torch
 from sophon_bench.api import Attack, AttackView, Defense, DefenseView
 from sophon_bench.harness.meter import CountedSamples, Meter, WatchedTask
 from sophon_bench.harness.stages import Bench, pretraining
+from sophon_bench.plugins.failures import BadInput
 
 RESIDENT = 8
 """Batches that the bare passes take turns with."""
@@ -162,7 +163,7 @@ def _loop(bench: Bench, plugin: Attack, samples: int) -> Iterator[object]:
     return run
 
 
-class Unmeasurable(ValueError):
+class Unmeasurable(BadInput, ValueError):
     """Growth that cannot be measured as asked."""
 
 

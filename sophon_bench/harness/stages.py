@@ -46,7 +46,7 @@ from sophon_bench.harness.meter import (
     profile,
 )
 from sophon_bench.models import inception
-from sophon_bench.models.backbones import Architecture, Compile, Precision
+from sophon_bench.models.architecture import Architecture, Compile, Precision
 from sophon_bench.protocol import (
     FIT_EXAMPLES,
     PRETRAIN_BATCH,

@@ -1,40 +1,26 @@
-"""timm -> `Model`: any classifier of timm as a body with a detachable head.
-
-The classifier is taken out of timm's module and stands beside what is left, so that
-``forward(x) == head(features(x))`` and "body or head" is a matter of ``.parameters()``.
-"""
+"""timm's classifiers as backbones: names and parameters, built, checked and scaled for."""
 
 from __future__ import annotations
 
-import copy
-import difflib
 import functools
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar
 
 import timm
 import torch
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import skip_init
 
-from sophon_bench.api import Model
 from sophon_bench.models import published_weights
+from sophon_bench.models.architecture import BackboneError, Precision, check_pixels, seeded
 from sophon_bench.models.published_weights import WeightsError, in_short
-from sophon_bench.plugins.registry import unknown
-from sophon_bench.plugins.selectors import format_selector
-
-Precision = Literal["fp32", "bf16"]
-Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
-"""How the body is compiled: not at all, or in one of `torch.compile`'s modes; CUDA graphs in the
-last two."""
+from sophon_bench.models.timm_models import TimmModel, classifiers
+from sophon_bench.plugins.registry import closest, unknown
+from sophon_bench.plugins.selectors import format_selector, plain
 
 Value = bool | int | float | str | None | tuple["Value", ...]
 
@@ -49,104 +35,9 @@ _OURS = {
 }
 
 
-class BackboneError(ValueError):
-    """A backbone that does not exist, or cannot be built or trained as asked; one line."""
-
-
 def list_backbones() -> list[str]:
     """All names of timm."""
     return list(timm.list_models())
-
-
-COMMON = (
-    "resnet18", "resnet34", "resnet50", "resnet101", "vit_tiny_patch16_224",
-    "vit_small_patch16_224", "vit_base_patch16_224", "deit_tiny_patch16_224", "convnext_tiny",
-    "mobilenetv3_small_100", "mobilenetv3_large_100", "efficientnet_b0", "vgg11_bn", "vgg16",
-    "vgg19_bn", "densenet121", "swin_tiny_patch4_window7_224", "test_resnet",
-)  # fmt: skip
-"""Architectures that `resembling` compares with besides those of a like name."""
-
-
-def resembling(shapes: Mapping[str, Sequence[int]], name: str) -> list[str]:
-    """Architectures that have weights of these names and shapes, two (a classifier's) aside.
-
-    Args:
-        shapes: Of a state dict, under timm's own names.
-        name: What it was taken for; of architectures, those of a like name and `COMMON` are tried.
-    """
-    given = {key: tuple(shape) for key, shape in shapes.items()}
-    close = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=8)
-    found = []
-    for other in dict.fromkeys([*close, *COMMON]):
-        expected = _shapes(other)
-        same = sum(given.get(key) == shape for key, shape in expected.items())
-        if max(len(given), len(expected)) - same <= 2:
-            found.append(other)
-    return found
-
-
-@functools.cache
-def _shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """Of the state dict of a timm model, as it is without parameters."""
-    with torch.device("meta"):
-        state = timm.create_model(name).state_dict()
-    return {key: tuple(tensor.shape) for key, tensor in state.items()}
-
-
-@contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
-    """Normalise with BatchNorm's running statistics, and do not move them, inside the ``with``.
-
-    Module types stay as they are; calling ``model.train()`` inside ends the effect.
-    """
-    frozen = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
-    for module in frozen:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in frozen:
-            module.training = True
-
-
-class Architecture(Protocol):
-    """What the models of a run are built by: timm's classifiers, or a denoising U-Net.
-
-    Attributes:
-        task: The name of the tasks that it is for.
-        label: The selector for it.
-    """
-
-    @property
-    def task(self) -> str: ...
-
-    @property
-    def label(self) -> str: ...
-
-    def __hash__(self) -> int: ...
-
-    def identity(self) -> dict[str, Any]:
-        """Name and parameters as plain JSON."""
-        ...
-
-    def build(
-        self,
-        num_outputs: int,
-        rng: torch.Generator,
-        *,
-        precision: Precision = "fp32",
-        fresh: bool = False,
-    ) -> Model:
-        """A model on the CPU in train mode, its weights drawn from ``rng``."""
-        ...
-
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """uint8 pixels ``(N, 3, H, W)`` in the scale that models take."""
-        ...
-
-    def check(self, image_size: int, num_outputs: int) -> None:
-        """Fail early and in words if such images or outputs are not for it."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -176,11 +67,8 @@ class Backbone:
         return format_selector(self.name, dict(self.parameters))
 
     def identity(self) -> dict[str, Any]:
-        """Name and parameters as plain JSON."""
-        return {
-            "name": self.name,
-            "parameters": {key: _plain(value) for key, value in self.parameters},
-        }
+        parameters = {key: plain(value) for key, value in self.parameters}
+        return {"name": self.name, "parameters": parameters}
 
     def build(
         self,
@@ -190,29 +78,13 @@ class Backbone:
         precision: Precision = "fp32",
         fresh: bool = False,
     ) -> TimmModel:
-        """A model on the CPU in train mode with every parameter trainable.
-
-        Args:
-            num_outputs: Width of the head's output.
-            rng: CPU generator that the weights are drawn from; no global generator moves.
-            precision: ``bf16`` runs the model under autocast; weights and outputs stay float32.
-            fresh: Whether to ignore the parameter ``pretrained``, and draw all weights.
-
-        Raises:
-            BackboneError: If timm does not know the name or refuses the parameters, or its weights
-                cannot be had.
-        """
-        if precision not in get_args(Precision):
-            known = " or ".join(get_args(Precision))
-            raise BackboneError(f"unknown precision {precision!r}; expected {known}")
         body = self._create(num_outputs, rng, fresh=fresh)
-        if not _classifiers(body):
+        if not classifiers(body):
             raise BackboneError(
                 f"backbone {self.label!r} is no classifier: timm's {type(body).__name__} has no "
                 f"head to fine-tune; choose another, such as 'resnet18'"
             )
-        model = TimmModel(body, num_outputs, precision=precision)
-        return model.requires_grad_(True).train()
+        return TimmModel(body, num_outputs, precision=precision)
 
     def _create(self, num_outputs: int, rng: torch.Generator, *, fresh: bool) -> nn.Module:
         """The architecture as timm makes it, its classifier in place."""
@@ -226,13 +98,13 @@ class Backbone:
         _config(self.name)  # says so if there is no such name
         if pretrained:
             parameters["pretrained_cfg_overlay"] = self._published()
-        with seeded(rng):
-            try:
+        try:
+            with seeded(rng):
                 body: nn.Module = timm.create_model(
                     self.name, pretrained=pretrained, num_classes=num_outputs, **parameters
                 )
-            except Exception as error:
-                raise BackboneError(self._refusal(error)) from error
+        except Exception as error:
+            raise BackboneError(self._refusal(error)) from error
         return body
 
     @property
@@ -241,47 +113,33 @@ class Backbone:
         value = dict(self.parameters).get("pretrained", False)
         if not isinstance(value, bool):
             raise BackboneError(
-                f"pretrained of backbone {self.label!r} is true or false; got {_plain(value)!r}"
+                f"pretrained of backbone {self.label!r} is true or false; got {plain(value)!r}"
             )
         return value
 
     def _published(self) -> dict[str, Any]:
         """What makes timm read its weights from a file that is on this machine."""
+        _config(self.name)  # says so if there is no such name
         try:
             return published_weights.overlay(self.name)
         except WeightsError as error:
             raise BackboneError(f"backbone {self.label!r}: {error}") from error
 
     def check_weights(self) -> None:
-        """See that timm's weights are on this machine and whole, if the backbone starts from them.
-
-        They are downloaded if no cache holds them.
+        """Have timm's weights on this machine and whole, if the backbone starts from them.
 
         Raises:
             BackboneError: If they cannot be had, or their file does not hold them.
         """
         if self._pretrained:
-            _config(self.name)  # says so if there is no such name
             _check_file(self.label, self.name, **self._published())
 
     def timm_state(self, num_outputs: int) -> dict[str, Tensor]:
-        """The state dict of timm's own model, under timm's own names; its values mean nothing.
-
-        Raises:
-            BackboneError: As `build`.
-        """
+        """The state dict of timm's own model, under timm's own names; its values mean nothing."""
         return dict(self._create(num_outputs, torch.Generator(), fresh=True).state_dict())
 
     def adopt(self, state: Mapping[str, Tensor], num_outputs: int) -> dict[str, Tensor]:
-        """The state dict of a model of `build`, from one of timm's own model.
-
-        Args:
-            state: Names and shapes as those of `timm_state`.
-            num_outputs: Width of the classifier.
-
-        Raises:
-            BackboneError: As `build`.
-        """
+        """The state dict of a model of `build`, from one with the names of `timm_state`."""
         body = self._create(num_outputs, torch.Generator(), fresh=True)
         body.load_state_dict(state)
         return dict(TimmModel(body, num_outputs).state_dict())
@@ -293,37 +151,17 @@ class Backbone:
         return config.mean, config.std
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Pixels in the scale that the backbone was made for.
-
-        Args:
-            pixels: ``(N, 3, H, W)`` uint8.
-
-        Returns:
-            ``(N, 3, H, W)`` float32 in channels-last order, normalised with the mean and
-            deviation of timm's config.
-        """
-        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise BackboneError(
-                f"expected uint8 pixels of shape (N, 3, H, W), got {pixels.dtype} "
-                f"{tuple(pixels.shape)}"
-            )
+        """As `Architecture.normalize`, with mean and deviation of timm's config."""
+        check_pixels(pixels)
         mean, std = _statistics(self.name, pixels.shape[3], pixels.device)
         images = pixels.permute(0, 2, 3, 1).contiguous().float()
         images.flatten(2).div_(255).sub_(mean).div_(std)
         return images.permute(0, 3, 1, 2)
 
     def check(self, image_size: int, num_outputs: int) -> None:
-        """Build the model once and train it on two images, to fail early and in words.
+        """As `Architecture.check`: build the model once and train it on two images.
 
         If it starts from timm's weights, they are looked at as well, as by `check_weights`.
-
-        Args:
-            image_size: Height and width of the images, in pixels.
-            num_outputs: Width of the head's output.
-
-        Raises:
-            BackboneError: With what the backbone takes and, if any was found to work, a size or
-                parameters to use instead; or as `check_weights`.
         """
         if image_size < 1:
             raise BackboneError(f"images need at least 1 pixel a side, got {image_size}")
@@ -389,188 +227,8 @@ class Backbone:
             return f"backbone {self.label!r} cannot be built: {in_short(error)}"
         with torch.device("meta"):
             accepted = _accepted(timm.create_model(self.name))
-        close = difflib.get_close_matches(found[1], accepted, n=3)
-        hint = f"did you mean {' or '.join(map(repr, close))}?" if close else ""
-        return (
-            f"backbone {self.name!r} takes no parameter {found[1]!r}; "
-            f"{hint or 'it takes: ' + ', '.join(accepted)}"
-        )
-
-
-class TimmModel(Model):
-    """A timm classifier, its head detached.
-
-    Attributes:
-        body: timm's module; where its classifier was, features pass through.
-        head: timm's classifier, on features ``(B, D)``.
-        passed: What features pass through: a place to count passes where the body is compiled,
-            and its modules are not called one by one.
-        precision: ``fp32``, or ``bf16`` for autocast.
-
-    Args:
-        body: A timm classifier, which is taken apart.
-        num_outputs: The classifier's width.
-        precision: What `forward` and `features` compute in; the result is float32 either way.
-    """
-
-    def __init__(self, body: nn.Module, num_outputs: int, *, precision: Precision = "fp32") -> None:
-        super().__init__()
-        self.precision = precision
-        self._num_outputs = num_outputs
-        # feature_info names timm's stages; a container that holds one, or the head, is no block
-        stages = [info["module"] for info in getattr(body, "feature_info", [])]
-        paths = {id(module): name for name, module in body.named_modules()}
-        stages += [paths[id(classifier)] for classifier in _classifiers(body)]
-        self._inner = tuple(stages)
-        self.head = _detach_head(body)
-        self.body = body
-        self.passed = nn.Identity()
-
-    @property
-    def num_outputs(self) -> int:
-        return self._num_outputs
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        with self._autocast(inputs):
-            return self._cast(self.head(self.features(inputs)))
-
-    def features(self, inputs: Tensor) -> Tensor:
-        with self._autocast(inputs):
-            features: Tensor = self.body(inputs)
-            passed: Tensor = self.passed(features.flatten(1))
-            return self._cast(passed)
-
-    def fresh_head(self, num_outputs: int, rng: torch.Generator) -> None:
-        """Replace the head by the one that timm gives a new task, drawn from ``rng``.
-
-        The draw is made on the CPU, so that every device gets the same head.
-        """
-        if num_outputs < 1:
-            raise BackboneError(f"a head needs at least 1 output, got {num_outputs}")
-        tensors = [*self.body.parameters(), *self.body.buffers()]
-        skeleton: Any = copy.deepcopy(self.body, {id(t): _on_cpu(t) for t in tensors})
-        with seeded(rng):
-            skeleton.reset_classifier(num_outputs)
-        like = next(self.body.parameters())
-        self.head = _detach_head(skeleton).to(like.device, like.dtype).train()
-        self.drawn_head = tuple(p.detach().clone() for p in self.head.parameters())
-        self._num_outputs = num_outputs
-
-    def blocks(self) -> list[tuple[str, nn.Module]]:
-        """The body's stages in forward order as ``(path in the model, module)``.
-
-        The order is timm's of registration, which is not the order of running where an
-        architecture alternates between lists (CoaT, EfficientViM, Twins). Parameters that belong to
-        no stage (class token, position embedding) are in no block.
-        """
-        return list(_stages(self.body, "", self._inner))
-
-    def head_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the head; with `body_parameters`, each parameter exactly once."""
-        return list(self.head.parameters())
-
-    def body_parameters(self) -> list[nn.Parameter]:
-        """Parameters of all but the head."""
-        return list(self.body.parameters())
-
-    def _autocast(self, inputs: Tensor) -> torch.autocast:
-        enabled = self.precision == "bf16"
-        return torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=enabled)
-
-    def _cast(self, outputs: Tensor) -> Tensor:
-        return outputs.float() if self.precision == "bf16" else outputs
-
-
-class _Slot(nn.Module):
-    """Stands for one of several heads whose outputs timm averages; the average is all features.
-
-    It pads ``(B, D_i)`` to ``(B, D)``, its own place among the features of all heads.
-    """
-
-    def __init__(self, index: int, widths: Sequence[int]) -> None:
-        super().__init__()
-        self.padding = (sum(widths[:index]), sum(widths[index + 1 :]))
-        self.heads = len(widths)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return functional.pad(features, self.padding) * self.heads
-
-
-class _AveragedHeads(nn.Module):
-    """The heads of a distilled model: the mean of what each makes of its own features."""
-
-    def __init__(self, heads: Sequence[nn.Module], widths: Sequence[int]) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(heads)
-        self.widths = list(widths)
-
-    def forward(self, features: Tensor) -> Tensor:
-        parts = torch.split(features, self.widths, dim=1)
-        outputs = [head(part) for head, part in zip(self.heads, parts, strict=True)]
-        return torch.stack(outputs).mean(dim=0)
-
-
-def _classifiers(body: Any) -> list[nn.Module]:
-    """The classifiers of timm; several where their outputs are averaged."""
-    found = body.get_classifier() if hasattr(body, "get_classifier") else None
-    parts = found if isinstance(found, tuple | nn.ModuleList) else (found,)
-    return [p for p in parts if p is not None and any(True for _ in p.parameters())]
-
-
-def _detach_head(body: nn.Module) -> nn.Module:
-    """Take the classifier out of ``body`` and let the features through in its place."""
-    heads = _classifiers(body)
-    paths = {id(module): name for name, module in body.named_modules()}
-    if len(heads) == 1:
-        body.set_submodule(paths[id(heads[0])], nn.Identity())
-        return _linear(heads[0])
-    widths = [
-        next(m.in_features for m in head.modules() if isinstance(m, nn.Linear)) for head in heads
-    ]
-    for index, head in enumerate(heads):
-        body.set_submodule(paths[id(head)], _Slot(index, widths))
-    return _AveragedHeads(heads, widths)
-
-
-def _linear(head: nn.Module) -> nn.Module:
-    """A 1x1 convolution on pooled features as the linear layer that it is; others unchanged."""
-    if not isinstance(head, nn.Conv2d):
-        return head
-    linear: nn.Linear = skip_init(  # draws nothing
-        nn.Linear, head.in_channels, head.out_channels, bias=head.bias is not None
-    )
-    linear.weight = nn.Parameter(head.weight.detach().flatten(1))
-    if head.bias is not None:
-        linear.bias = nn.Parameter(head.bias.detach())
-    return linear
-
-
-def _stages(
-    module: nn.Module, prefix: str, inner: Sequence[str]
-) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
-        path = f"{prefix}{name}"
-        holds = isinstance(child, nn.Sequential) and any(i.startswith(f"{path}.") for i in inner)
-        if holds or isinstance(child, nn.ModuleList):
-            yield from _stages(child, f"{path}.", inner)
-        elif any(True for _ in child.parameters()):
-            yield f"body.{path}", child
-
-
-@contextmanager
-def seeded(rng: torch.Generator) -> Iterator[None]:
-    """The global CPU generator, seeded from ``rng`` inside the ``with`` and put back after it."""
-    seed = int(torch.randint(2**63 - 1, (), generator=rng))
-    with torch.random.fork_rng(devices=[]):
-        # not torch.manual_seed, which would seed the accelerators as well
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
-def _on_cpu(tensor: Tensor) -> Tensor:
-    """A stand-in of the same type, shape and dtype; its values are never read."""
-    empty = torch.empty_like(tensor, device="cpu", requires_grad=False)
-    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
+        hint = closest(found[1], accepted, f"it takes: {', '.join(accepted)}")
+        return f"backbone {self.name!r} takes no parameter {found[1]!r}; {hint}"
 
 
 @functools.lru_cache
@@ -619,22 +277,13 @@ def _accepted(body: nn.Module) -> list[str]:
     """Names of the parameters that the constructor of ``body`` takes."""
     names: dict[str, None] = {}
     for cls in type(body).__mro__:
-        parameters = inspect.signature(cls).parameters
-        variadic = [name for name, p in parameters.items() if p.kind is p.VAR_KEYWORD]
-        named = [
-            name
-            for name, p in parameters.items()
-            if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        ]
-        names.update(dict.fromkeys(named))
-        if not variadic or cls is nn.Module:
+        parameters = inspect.signature(cls).parameters.values()
+        by_name = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        names |= dict.fromkeys(p.name for p in by_name)
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters) or cls is nn.Module:
             break
     return [name for name in names if name not in {"device", "dtype", *_OURS}]
 
 
 def _frozen(value: Any) -> Value:
     return tuple(_frozen(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def _plain(value: Value) -> Any:
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value

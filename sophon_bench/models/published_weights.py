@@ -12,7 +12,7 @@ import os
 import pickle
 import zipfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -126,14 +126,12 @@ def _hub_file(config: PretrainedCfg, repository: str, revision: str) -> Path:
 
 def _published(repository: str, names: Sequence[str], revision: str) -> str:
     """The first of ``names`` that the repository has; the hub is asked once for each."""
-    *preferred, last = names
     timeout = int(os.environ.get("HF_HUB_ETAG_TIMEOUT", TIMEOUT))
-    for name in preferred:
-        with suppress(EntryNotFoundError):
+    for name in names:
+        with suppress(EntryNotFoundError) if name != names[-1] else nullcontext():
             get_hf_file_metadata(hf_hub_url(repository, name, revision=revision), timeout=timeout)
-            return name
-    get_hf_file_metadata(hf_hub_url(repository, last, revision=revision), timeout=timeout)
-    return last
+            break
+    return name
 
 
 def _url_file(config: PretrainedCfg, source: str | tuple[str, str]) -> Path:

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Ge, MinLen
 from torch import Tensor, nn
 
-from sophon_bench.api import Incompatible, Model
-from sophon_bench.models.backbones import BackboneError, Precision, seeded
-from sophon_bench.plugins.registry import unknown
-from sophon_bench.plugins.selectors import format_selector
+from sophon_bench.api import Incompatible
+from sophon_bench.models.architecture import (
+    BackboneError,
+    DetachedModel,
+    Precision,
+    check_pixels,
+    seeded,
+)
+from sophon_bench.plugins.registry import Registry
+from sophon_bench.plugins.selectors import Trial, check_parameters, construct
 
 NAME = "unet"
 
 
+_registry = Registry("backbone")
+
+
+@_registry.register(NAME)
 @dataclass(frozen=True)
 class UNet:
     """diffusers' `UNet2DModel`.
@@ -29,63 +40,39 @@ class UNet:
         groups: Of group normalisation; divides every number of channels.
     """
 
-    channels: tuple[int, ...] = (16, 32, 64)
-    layers: int = 1
+    channels: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)] = (16, 32, 64)
+    layers: Annotated[int, Ge(1)] = 1
     attention: bool = True
-    groups: int = 8
+    groups: Annotated[int, Ge(1)] = 8
 
     task: ClassVar[str] = "denoising"
 
+    def __post_init__(self) -> None:
+        for count in self.channels:
+            if count % self.groups:
+                raise ValueError(
+                    f"channels have to be multiples of groups={self.groups}; got {count}"
+                )
+
     @classmethod
     def of(cls, parameters: Mapping[str, Any]) -> UNet:
-        """A U-Net from a dict of plain values; lists become tuples.
+        """A U-Net from a dict of plain values.
 
         Raises:
-            BackboneError: For a parameter that there is not, or a value that it does not take.
+            SelectorError: For a parameter that there is not, or a value that it does not take.
         """
-        known = {field.name: field.type for field in fields(cls)}
-        for key in parameters.keys() - known.keys():
-            raise BackboneError(unknown("parameter of backbone unet", key, known))
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()
-        }
-        made = cls(**values)
-        made._check_values()
+        entry = _registry.get(NAME)
+        check_parameters(entry, parameters)
+        made: UNet = construct(entry, parameters)
         return made
-
-    def _check_values(self) -> None:
-        channels = self.channels
-        if not (isinstance(channels, tuple) and channels and all(_count(c) for c in channels)):
-            raise BackboneError(
-                f"channels of unet has to be a list of counts such as [16,32,64]; got {channels!r}"
-            )
-        for name in ("layers", "groups"):
-            if not _count(getattr(self, name)):
-                raise BackboneError(
-                    f"{name} of unet has to be a whole number from 1; got {getattr(self, name)!r}"
-                )
-        if not isinstance(self.attention, bool):
-            raise BackboneError(f"attention of unet is true or false; got {self.attention!r}")
-        for count in channels:
-            if count % self.groups:
-                raise BackboneError(
-                    f"channels of unet have to be multiples of groups={self.groups}; got {count}"
-                )
 
     @property
     def label(self) -> str:
         """The selector, of what is no default: ``unet[channels=[32,64]]``."""
-        changed = {
-            field.name: _plain(getattr(self, field.name))
-            for field in fields(self)
-            if getattr(self, field.name) != field.default
-        }
-        return format_selector(NAME, changed)
+        return Trial(_registry.get(NAME), self).label
 
     def identity(self) -> dict[str, Any]:
-        """Name and parameters as plain JSON."""
-        parameters = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
-        return {"name": NAME, "parameters": parameters}
+        return {"name": NAME, "parameters": Trial(_registry.get(NAME), self).parameters}
 
     def build(
         self,
@@ -95,20 +82,6 @@ class UNet:
         precision: Precision = "fp32",
         fresh: bool = False,  # noqa: ARG002
     ) -> UNetModel:
-        """A model on the CPU in train mode with every parameter trainable.
-
-        Args:
-            num_outputs: Channels of the images.
-            rng: CPU generator that the weights are drawn from; no global generator moves.
-            precision: ``bf16`` runs the model under autocast; weights and outputs stay float32.
-            fresh: No matter: there are no published weights.
-
-        Raises:
-            BackboneError: If diffusers is not installed, or refuses the parameters.
-        """
-        if precision not in get_args(Precision):
-            known = " or ".join(get_args(Precision))
-            raise BackboneError(f"unknown precision {precision!r}; expected {known}")
         levels = len(self.channels)
         with seeded(rng):
             body = _diffusers().UNet2DModel(
@@ -121,10 +94,9 @@ class UNet:
                 down_block_types=self._kinds("Down", range(levels)),
                 up_block_types=self._kinds("Up", reversed(range(levels))),
             )
-        model = UNetModel(body, num_outputs, precision=precision)
-        return model.requires_grad_(True).train()
+        return UNetModel(body, num_outputs, precision=precision)
 
-    def _kinds(self, way: Literal["Down", "Up"], levels: Any) -> tuple[str, ...]:
+    def _kinds(self, way: Literal["Down", "Up"], levels: Iterable[int]) -> tuple[str, ...]:
         lowest = len(self.channels) - 1
         return tuple(
             f"{'Attn' if self.attention and level == lowest else ''}{way}Block2D"
@@ -132,20 +104,12 @@ class UNet:
         )
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Pixels ``(N, 3, H, W)`` uint8 as float32 in [-1, 1], in channels-last order."""
-        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
-            raise BackboneError(
-                f"expected uint8 pixels of shape (N, 3, H, W), got {pixels.dtype} "
-                f"{tuple(pixels.shape)}"
-            )
+        """As `Architecture.normalize`, in [-1, 1]."""
+        check_pixels(pixels)
         return pixels.float().div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
 
     def check(self, image_size: int, num_outputs: int) -> None:
-        """See that images of this size can be halved as often as the levels ask, and be trained on.
-
-        Raises:
-            BackboneError: If not, with sizes that can.
-        """
+        """As `Architecture.check`: images are halved once for each level after the first."""
         step = 2 ** (len(self.channels) - 1)
         if image_size < step or image_size % step:
             below, above = image_size // step * step, -(-image_size // step) * step
@@ -155,14 +119,6 @@ class UNet:
                 f"{image_size}x{image_size} cannot be; try {near}"
             )
         self.build(num_outputs, torch.Generator().manual_seed(0))
-
-
-def _count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _diffusers() -> Any:
@@ -176,32 +132,13 @@ def _diffusers() -> Any:
     return diffusers
 
 
-class UNetModel(Model):
-    """A U-Net, its last convolution detached.
-
-    Attributes:
-        body: diffusers' module; where its last convolution was, what it saw passes through.
-        head: That convolution, on ``(B, D, H, W)``.
-        passed: What goes to the head passes through: a place to count passes of a compiled body.
-
-    Args:
-        body: A `UNet2DModel`, which is taken apart.
-        num_outputs: Channels of the images.
-        precision: What is computed in; the result is float32 either way.
-    """
+class UNetModel(DetachedModel):
+    """A `UNet2DModel`, which is taken apart; its last convolution works on ``(B, D, H, W)``."""
 
     def __init__(self, body: Any, num_outputs: int, *, precision: Precision = "fp32") -> None:
-        super().__init__()
-        self.precision = precision
-        self._num_outputs = num_outputs
-        self.head: nn.Module = body.conv_out
+        head: nn.Module = body.conv_out
         body.conv_out = nn.Identity()
-        self.body = body
-        self.passed = nn.Identity()
-
-    @property
-    def num_outputs(self) -> int:
-        return self._num_outputs
+        super().__init__(body, head, num_outputs, precision)
 
     def forward(self, inputs: Tensor, timesteps: Tensor | None = None) -> Tensor:
         """Predicted noise ``(B, C, H, W)``.
@@ -212,11 +149,9 @@ class UNetModel(Model):
         """
         if timesteps is None:
             timesteps = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
-        enabled = self.precision == "bf16"
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=enabled):
+        with self._autocast(inputs):
             seen: Tensor = self.passed(self.body(inputs, timesteps, return_dict=False)[0])
-            outputs: Tensor = self.head(seen)
-        return outputs.float() if enabled else outputs
+            return self._cast(self.head(seen))
 
     def features(self, inputs: Tensor) -> Tensor:  # noqa: ARG002
         """There are none.
@@ -242,16 +177,17 @@ class UNetModel(Model):
         with seeded(rng):
             drawn = nn.Conv2d(old.in_channels, num_outputs, 3, padding=1)
         # a copy goes on being counted: here a head is more than a per cent of a pass
-        self.head = copy.deepcopy(old).requires_grad_(True).train()
-        self.head.load_state_dict(drawn.state_dict())
-        self.drawn_head = tuple(p.detach().clone() for p in self.head.parameters())
+        head = copy.deepcopy(old).requires_grad_(True).train()
+        head.load_state_dict(drawn.state_dict())
+        self._set_head(head, num_outputs)
 
     def blocks(self) -> list[tuple[str, nn.Module]]:
         """Levels on the way down, the middle, levels on the way up, as ``(path, module)``."""
-        levels: list[tuple[str, nn.Module]] = [
-            *((f"body.down_blocks.{i}", b) for i, b in enumerate(self.body.down_blocks)),
-            ("body.mid_block", self.body.mid_block),
-            *((f"body.up_blocks.{i}", b) for i, b in enumerate(self.body.up_blocks)),
+        body = self.body
+        return [
+            ("body.conv_in", body.conv_in),
+            *((f"body.down_blocks.{i}", b) for i, b in enumerate(body.down_blocks)),
+            ("body.mid_block", body.mid_block),
+            *((f"body.up_blocks.{i}", b) for i, b in enumerate(body.up_blocks)),
+            ("body.conv_norm_out", body.conv_norm_out),
         ]
-        first: Sequence[tuple[str, nn.Module]] = [("body.conv_in", self.body.conv_in)]
-        return [*first, *levels, ("body.conv_norm_out", self.body.conv_norm_out)]

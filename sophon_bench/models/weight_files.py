@@ -27,6 +27,12 @@ NAMED = 3
 SHOWN = 100
 """How many characters of a name or a message from a file an error shows."""
 
+DEEPEST = 32
+"""How many components of a name can be the model's own; timm's have less than ten."""
+
+COUNTER = "num_batches_tracked"
+"""BatchNorm's count of batches, which no function of a timm model depends on."""
+
 LONGEST_HEADER = 2**32
 """Bytes; the length at the beginning of any other kind of file is nearly always larger."""
 
@@ -188,6 +194,11 @@ def _damage(content: bytes) -> str | None:
     if end > len(content):
         return f"it is cut off: its header tells of {end} bytes, there are {len(content)}"
     return None
+
+
+def counts(name: str) -> bool:
+    """Whether a name is of a counter."""
+    return name.rpartition(".")[2] == COUNTER
 
 
 def few(words: Iterable[str]) -> str:

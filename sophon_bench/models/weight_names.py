@@ -5,26 +5,27 @@ from __future__ import annotations
 import difflib
 import os
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from sophon_bench.models.backbones import Backbone, resembling
+from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.weight_files import (
+    DEEPEST,
     NAMED,
     CheckpointError,
     Content,
     Weights,
+    counts,
     few,
     shortened,
     shown,
 )
-
-DEEPEST = 32
-"""How many components of a name can be the model's own; timm's have less than ten."""
+from sophon_bench.models.weight_hints import renaming, resembling
 
 INNER_WRAPPERS = frozenset(
     {
@@ -34,29 +35,10 @@ INNER_WRAPPERS = frozenset(
 )  # fmt: skip
 """Components that wrappers of single modules put into a name: compiled, parallel, checkpointed."""
 
-COUNTER = "num_batches_tracked"
-"""BatchNorm's count of batches, which no function of a timm model depends on."""
-
-MOST_RULES = 4
-"""How many components may be renamed for the renaming to be told."""
-
-USUAL = frozenset(
-    {
-        (".gamma", ".weight"), (".beta", ".bias"), (".scale", ".weight"), (".shift", ".bias"),
-        (".offset", ".bias"),
-    }
-)  # fmt: skip
-"""Renamings that are meant where shapes leave a choice."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """What a file holds of a backbone.
-
-    Attributes:
-        weights: The state dict of a model of the backbone, as this benchmark releases it.
-        notes: How the file's names were read, where they are not the expected ones as they stand.
-    """
+    """A model's state dict, and how the file's names were read where they are not the expected."""
 
     weights: dict[str, Tensor]
     notes: list[str]
@@ -82,7 +64,7 @@ def fitted(
         BackboneError: If there is no such backbone.
     """
     layouts = _layouts(backbone, num_outputs)
-    prefix = None if prefix is None else dotted(prefix)
+    prefix = prefix and dotted(prefix)
     under = {n: t for n, t in content.tensors.items() if n.startswith(prefix or "")}
     candidates = _candidates(under, layouts, prefix)
     whole = [c for c in candidates if not c.problems]
@@ -99,14 +81,14 @@ def fitted(
     closest = min(fits or candidates, key=lambda c: sum(map(len, c.problems.values())))
     if closest.problems or closest.entangled:
         found = {**closest.problems, "unexpected": closest.inside}
-        words = "; ".join(_counted(kind, some) for kind, some in found.items() if some)
+        words = "; ".join(f"{len(s)} {kind} ({few(s)})" for kind, s in found.items() if s)
         hints = [_rule(closest), f"{_options(elsewhere)} fits" if elsewhere else ""]
-        hints = [hint for hint in hints if hint] or [_hint(closest, backbone, num_outputs)]
+        hints = hints if any(hints) else [_hint(closest, backbone, num_outputs)]
         raise CheckpointError("; ".join([f"{file} is no {model}: {words}", *filter(None, hints)]))
     if closest.unexpected and prefix is None:
         raise CheckpointError(
-            f"{file} holds more than a {model}: {_counted('unexpected', closest.unexpected)}; "
-            f"{_options(fits)} takes the model alone"
+            f"{file} holds more than a {model}: {len(closest.unexpected)} unexpected "
+            f"({few(closest.unexpected)}); {_options(fits)} takes the model alone"
         )
     weights = closest.weights()
     if not closest.layout.stem:
@@ -121,16 +103,11 @@ def dotted(prefix: str) -> str:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Names that a model's state dict may have.
-
-    Attributes:
-        expected: Their shapes and types; values mean nothing.
-        stem: What names of the body begin with.
-        head: Names of the head.
-    """
+    """Names that a model's state dict may have; of the values, only shapes and types count."""
 
     expected: Weights
     stem: str
+    """What names of the body begin with."""
     head: frozenset[str]
 
 
@@ -176,7 +153,9 @@ class _Candidate:
             if not others
         ]
         found = {
-            f"names of {len(expected)} missing": [self.place(name) for name in self.missing],
+            f"names of {len(expected)} missing": [
+                self.place(n) for n in expected if n not in self.sources and not counts(n)
+            ],
             "there more than once": [
                 f"{self.place(name)} as {' and '.join(map(shown, some))}"
                 for name, some in sources.items()
@@ -185,7 +164,7 @@ class _Candidate:
             "of another shape": [
                 f"{shown(source)} is {tuple(tensor.shape)} where {tuple(like.shape)} is expected"
                 for source, tensor, like in pairs
-                if tensor.shape != like.shape and not (_counts(source) and tensor.numel() == 1)
+                if tensor.shape != like.shape and not (counts(source) and tensor.numel() == 1)
             ],
             "of another kind": [
                 f"{shown(source)} holds {words}"
@@ -195,15 +174,10 @@ class _Candidate:
         }
         return {words: some for words, some in found.items() if some}
 
-    @property
-    def missing(self) -> list[str]:
-        """Expected names that are not there and are needed."""
-        return [n for n in self.layout.expected if n not in self.sources and not _counts(n)]
-
     @cached_property
     def unexpected(self) -> list[str]:
         """Names of the file that are none of the model's."""
-        return sorted(self.tensors.keys() - {n for some in self.sources.values() for n in some})
+        return sorted(self.tensors.keys() - {*chain(*self.sources.values())})
 
     @property
     def inside(self) -> list[str]:
@@ -213,11 +187,11 @@ class _Candidate:
     @property
     def entangled(self) -> bool:
         """Whether any of them is in the model's own modules, so that more than it is computed."""
-        modules = {self._module(name) for some in self.sources.values() for name in some}
-        return any(self._module(name) in modules for name in self.inside)
 
-    def _module(self, name: str) -> str:
-        return name.removeprefix(self.prefix).partition(".")[0]
+        def modules(names: Iterable[str]) -> set[str]:
+            return {name.removeprefix(self.prefix).partition(".")[0] for name in names}
+
+        return bool(modules(self.inside) & modules(chain(*self.sources.values())))
 
     @property
     def wrapper(self) -> str:
@@ -236,11 +210,7 @@ class _Candidate:
         return self.start + name.removeprefix(self.layout.stem)
 
     def bare(self, name: str, outer: str) -> str:
-        """A name of the file as the layout would have it.
-
-        Args:
-            outer: What is left out where a name is not the body's.
-        """
+        """A name of the file as the layout would have it, without ``outer`` if not the body's."""
         if name.startswith(self.start):
             return self.layout.stem + _unwrapped(name.removeprefix(self.start))
         return _unwrapped(name.removeprefix(outer))
@@ -253,7 +223,7 @@ class _Candidate:
                 found[name] = torch.zeros_like(like)
                 continue
             tensor = self.tensors[self.sources[name][0]]
-            found[name] = (tensor.reshape(()) if _counts(name) else tensor).to(like.dtype)
+            found[name] = (tensor.reshape(()) if counts(name) else tensor).to(like.dtype)
         return found
 
     def notes(self, chosen: str | None) -> list[str]:
@@ -274,23 +244,16 @@ class _Candidate:
         return found
 
 
-def _counts(name: str) -> bool:
-    return name.rpartition(".")[2] == COUNTER
-
-
 def _other_numbers(name: str, tensor: Tensor, like: Tensor) -> str:
     """What a tensor holds instead of what is expected, or nothing if it holds that."""
-    if _counts(name) and tensor.numel() == 1 and not tensor.is_complex():
+    if counts(name) and tensor.numel() == 1 and not tensor.is_complex():
         value = tensor.item()
         whole = float(value).is_integer() and abs(value) < 2**63
         return "" if whole else f"{value} where a whole number is expected"
     if (tensor.is_floating_point(), tensor.is_complex()) == (like.is_floating_point(), False):
         return ""
-    return f"{_type(tensor)} where {_type(like)} is expected"
-
-
-def _type(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    types = (str(one.dtype).removeprefix("torch.") for one in (tensor, like))
+    return " where ".join(types) + " is expected"
 
 
 def _unwrapped(name: str) -> str:
@@ -304,11 +267,7 @@ def _candidates(
 ) -> list[_Candidate]:
     """What may be a model in a file: each body that is as whole as any, with the nearest head.
 
-    Args:
-        chosen: The prefix that was asked for, if one was.
-
-    Returns:
-        At least one; where there is nothing like the model, one without tensors.
+    At least one; where there is nothing like the model, one without tensors.
     """
     own, plain = layouts
     body = {name.removeprefix(own.stem) for name in own.expected.keys() - own.head}
@@ -317,7 +276,7 @@ def _candidates(
     for layout in layouts:
         for prefix, of_head in _places(tensors, layout.head).items():
             heads[prefix].append((layout, of_head))
-    whole = min(sum(not _counts(name) for name in body), max(map(len, bodies.values()), default=0))
+    whole = min(sum(not counts(name) for name in body), max(map(len, bodies.values()), default=0))
 
     def candidate(
         layout: _Layout, prefix: str, start: str, of_head: Mapping[str, Sequence[str]]
@@ -348,7 +307,8 @@ def _candidates(
         else c
         for c in found
     ]
-    found = [c for c in found if _chosen(c.prefix, chosen)]
+    if chosen is not None:  # it, or what stands behind it
+        found = [c for c in found if c.prefix.startswith(chosen) and (chosen or not c.prefix)]
     if found:
         return sorted(found, key=lambda c: c.prefix)
     prefix = _common(tensors) if chosen is None else chosen
@@ -360,11 +320,6 @@ def _common(names: Iterable[str]) -> str:
     """What all names begin with, in whole components."""
     shared = os.path.commonprefix(list(names))  # noqa: RUF071 - of text, up to a dot
     return shared[: shared.rfind(".") + 1]
-
-
-def _chosen(prefix: str, chosen: str | None) -> bool:
-    """Whether a prefix is the one that was asked for, or stands behind it."""
-    return prefix == chosen if chosen == "" else prefix.startswith(chosen or "")
 
 
 def _places(names: Iterable[str], part: Collection[str]) -> dict[str, dict[str, list[str]]]:
@@ -379,10 +334,6 @@ def _places(names: Iterable[str], part: Collection[str]) -> dict[str, dict[str, 
                     places[name.removesuffix(rest)][own].append(name)
                     break
     return {prefix: dict(found) for prefix, found in places.items()}
-
-
-def _counted(kind: str, words: Sequence[str]) -> str:
-    return f"{len(words)} {kind} ({few(words)})"
 
 
 def _options(candidates: Iterable[_Candidate]) -> str:
@@ -420,23 +371,16 @@ def _hint(candidate: _Candidate, backbone: Backbone, num_outputs: int) -> str:
 
 def _resembling(candidate: _Candidate, name: str) -> list[str]:
     """Architectures that a file looks like, read as the candidate or without a common prefix."""
-    common = _common(candidate.tensors)
+    tensors, prefix, common = candidate.tensors, candidate.prefix, _common(candidate.tensors)
     readings = (
-        {
-            candidate.bare(n, candidate.prefix): n
-            for n in candidate.tensors
-            if n.startswith(candidate.prefix)
-        },
-        {_unwrapped(n.removeprefix(common)): n for n in candidate.tensors},
+        {candidate.bare(n, prefix): t.shape for n, t in tensors.items() if n.startswith(prefix)},
+        {_unwrapped(n.removeprefix(common)): t.shape for n, t in tensors.items()},
     )
-    for reading in readings:
-        likely = resembling(
-            {n.removeprefix("body."): candidate.tensors[at].shape for n, at in reading.items()},
-            name,
-        )
-        if likely:
-            return likely
-    return []
+    found = (
+        resembling({n.removeprefix("body."): shape for n, shape in reading.items()}, name)
+        for reading in readings
+    )
+    return next(filter(None, found), [])
 
 
 def _rule(candidate: _Candidate) -> str:
@@ -452,7 +396,7 @@ def _rule(candidate: _Candidate) -> str:
             for name in candidate.unexpected
             if name.startswith(outer)
         }
-        rules = _renaming(given, missing)
+        rules = renaming(given, missing)
         if rules:
             words = ", ".join(f"{given!r} for {expected!r}" for given, expected, _ in rules)
             count = sum(count for _, _, count in rules)
@@ -465,64 +409,3 @@ def _enclosing(prefix: str) -> Iterator[str]:
     words = prefix.split(".")[:-1]
     for at in range(len(words), max(-1, len(words) - DEEPEST), -1):
         yield "".join(f"{word}." for word in words[:at])
-
-
-def _renaming(
-    given: Mapping[str, Sequence[int]], missing: Mapping[str, Sequence[int]]
-) -> list[tuple[str, str, int]]:
-    """The few renamings of one component that turn given names into all that are missing.
-
-    Args:
-        given: Shapes by name.
-        missing: Shapes by expected name. Of BatchNorm's counters any may be left over.
-
-    Returns:
-        The component, what it is expected to be, and how many names have it, in the order of what
-        is missing; nothing if names are left that so few renamings do not explain.
-    """
-    spots = defaultdict(list)
-    for name, shape in missing.items():
-        for word, spot in _spots(name, shape):
-            spots[spot].append((name, word))
-    matches = defaultdict(list)
-    for name, shape in given.items():
-        for word, spot in _spots(name, shape):
-            for other, expected in spots.get(spot, ()):
-                matches[_numbered(word, expected)].append((name, other, (word, expected)))
-    order = {name: at for at, name in enumerate(missing)}
-    rules = []
-    left, needed = set(given), set(missing)
-    for _ in range(MOST_RULES):
-        live = {
-            rule: [m for m in some if m[0] in left and m[1] in needed]
-            for rule, some in matches.items()
-        }
-        rule = max(live, key=lambda r: (len(live[r]), r in USUAL, _likeness(*r)), default=None)
-        if rule is None or not live[rule]:
-            break
-        left -= {name for name, _, _ in live[rule]}
-        needed -= {name for _, name, _ in live[rule]}
-        exact = {words for _, _, words in live[rule]}
-        first = min(order[name] for _, name, _ in live[rule])
-        rules.append((first, (*(exact.pop() if len(exact) == 1 else rule), len(live[rule]))))
-    return [] if not all(map(_counts, left | needed)) else [rule for _, rule in sorted(rules)]
-
-
-def _spots(name: str, shape: Sequence[int]) -> Iterator[tuple[str, Hashable]]:
-    """Each component of a name, and what is around it."""
-    words = name.split(".")
-    for at, word in enumerate(words[:DEEPEST]):
-        around = (*words[:at], None, *words[at + 1 :])
-        yield word if at < len(words) - 1 else f".{word}", (around, tuple(shape))
-
-
-def _numbered(word: str, expected: str) -> tuple[str, str]:
-    """Two components, the number that both end in left open."""
-    number = expected.removeprefix(expected.rstrip("0123456789"))
-    if number and word.endswith(number) and number not in (word, expected):
-        return f"{word.removesuffix(number)}*", f"{expected.removesuffix(number)}*"
-    return word, expected
-
-
-def _likeness(word: str, expected: str) -> float:
-    return difflib.SequenceMatcher(None, word, expected).ratio()

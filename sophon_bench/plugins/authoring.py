@@ -12,6 +12,7 @@ from string import Template
 from typing import Literal
 
 from sophon_bench.plugins import registry
+from sophon_bench.plugins.failures import BadInput
 
 Kind = Literal["attack", "defense"]
 
@@ -19,7 +20,7 @@ PLACEHOLDER = "AUTHORS, TITLE, VENUE YEAR"
 """What the templates have where the citation goes; the conformance checks warn of it."""
 
 
-class AuthoringError(ValueError):
+class AuthoringError(BadInput, ValueError):
     """A plugin that cannot be written as asked; one line."""
 
 
@@ -44,14 +45,8 @@ def write_plugin(kind: Kind, name: str, folder: Path) -> list[Path]:
                 f"{str(path)!r} exists and is not overwritten; choose another name or --dir"
             )
     _check_module(name, module)
-    words = {
-        "name": name,
-        "module": module,
-        "cls": _class_name(kind, name),
-        "file": file.name,
-        "test": test.name,
-        "placeholder": PLACEHOLDER,
-    }
+    words = {"name": name, "module": module, "cls": _class_name(kind, name)}
+    words |= {"file": file.name, "test": test.name, "placeholder": PLACEHOLDER}
     for path, template in zip(wanted, (kind, "test"), strict=False):
         try:
             with path.open("x", encoding="utf-8") as opened:
@@ -100,9 +95,4 @@ def _template(name: str) -> str:
 
 def _is_plugin_package(folder: Path) -> bool:
     """Whether discovery walks this folder."""
-    for root in registry.entry_roots():
-        spec = registry.find_spec(root)
-        for place in (spec.submodule_search_locations or []) if spec else []:
-            if folder.resolve().is_relative_to(Path(place).resolve()):
-                return True
-    return False
+    return any(folder.resolve().is_relative_to(f.resolve()) for f in registry.entry_folders())

@@ -1,10 +1,26 @@
-"""What the code of others raised, in one line."""
+"""Failures that are told in one line, and what the code of others raised, in one line."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 from traceback import extract_tb
+
+
+class Failure(Exception):
+    """Something that a user can mend; its message is one line that says how.
+
+    Attributes:
+        exit_code: What the command line ends with.
+    """
+
+    exit_code = 1
+
+
+class BadInput(Failure):
+    """Something that a user named or wrote cannot be used; raised before any work starts."""
+
+    exit_code = 2
 
 
 def first_line(error: BaseException) -> str:

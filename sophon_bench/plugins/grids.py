@@ -21,15 +21,15 @@ def configurations(entry: Entry, count: int) -> list[Trial]:
     smaller one; fewer if the grid has fewer.
 
     Args:
-        entry: Its class has a variable ``tuning``: a tuple of values by hyperparameter. Each value
-            goes with the defaults of all others.
+        entry: Its class declares ``tuning``. Each value goes with the defaults of all others.
         count: At least 1.
 
     Raises:
         SelectorError: If there is no grid, or it names a parameter or a value that the plugin does
             not take.
     """
-    if not entry.tuning:
+    grid = entry.declared.tuning
+    if not grid:
         raise SelectorError(
             f"{entry.kind} {entry.name!r} declares no grid to search; add one to the body of its "
             "class, values by hyperparameter, such as "
@@ -37,8 +37,8 @@ def configurations(entry: Entry, count: int) -> list[Trial]:
         )
     base = Trial(entry, construct(entry, {}))
     try:
-        check_parameters(entry, entry.tuning)
-        axes = [[(key, v) for v in _values(base, key, entry.tuning[key])] for key in entry.tuning]
+        check_parameters(entry, grid)
+        axes = [[(key, v) for v in _values(base, key, grid[key])] for key in grid]
         others = [
             dict(choice)
             for choice in itertools.product(*axes)

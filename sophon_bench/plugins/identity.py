@@ -140,8 +140,4 @@ def _imported(file: Path, *, beside: bool) -> Iterator[Path]:
         for parts in (name.strip(".").split(".") for name in names):
             path = folder.joinpath(*parts)
             if parts[0] != PACKAGE:
-                yield from (
-                    found
-                    for found in (path.with_suffix(".py"), path / "__init__.py")
-                    if found.is_file()
-                )
+                yield from filter(Path.is_file, (path.with_suffix(".py"), path / "__init__.py"))

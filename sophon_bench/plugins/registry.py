@@ -6,28 +6,32 @@ or a package; a package is walked, so that a new file in it is found without edi
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, is_dataclass
 from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from sophon_bench.plugins.declared import Declared
+from sophon_bench.plugins.failures import BadInput, first_line
 from sophon_bench.plugins.identity import source_hash
 
 GROUP = "sophon_bench.plugins"
 PREFIX = "sophon_bench"
 SHORT_PACKAGES = ("attacks", "defenses", "leaderboard")
+FILE_PREFIX = "sophon_bench_plugin_"
+"""Begins the module names of plugin files."""
 
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*\Z"
 NAME_LENGTH = 60
@@ -39,15 +43,15 @@ C = TypeVar("C", bound=type)
 Mechanism = Literal["gradient", "function", "repair", "noise"]
 
 
-class UnknownName(LookupError):
+class UnknownName(BadInput, LookupError):
     """A name that nothing is registered under; the message names close alternatives."""
 
 
-class DuplicateName(ValueError):
+class DuplicateName(BadInput, ValueError):
     """Two plugins claim one name."""
 
 
-class BrokenPlugin(ImportError):
+class BrokenPlugin(BadInput, ImportError):
     """A plugin file that cannot be loaded."""
 
 
@@ -82,24 +86,13 @@ class Entry:
     @property
     def reference(self) -> str:
         """The publication: what follows ``Reference:`` in the module docstring, or nothing."""
-        module = sys.modules.get(self.cls.__module__)
-        text = (getattr(module, "__doc__", None) or "").partition("Reference:")[2]
+        text = (sys.modules[self.cls.__module__].__doc__ or "").partition("Reference:")[2]
         return " ".join(text.split("\n\n")[0].split())
 
     @property
-    def claim(self) -> str:
-        """What the publication measured, as the class declares it, or nothing."""
-        return str(getattr(self.cls, "claim", ""))
-
-    @property
-    def presets(self) -> dict[str, dict[str, Any]]:
-        """Named sets of hyperparameters that the class declares; ``preset=NAME`` selects one."""
-        return dict(getattr(self.cls, "presets", {}))
-
-    @property
-    def tuning(self) -> dict[str, tuple[Any, ...]]:
-        """The grid that the class declares for tuning: values by hyperparameter."""
-        return dict(getattr(self.cls, "tuning", {}))
+    def declared(self) -> Declared:
+        """The optional attributes of the class."""
+        return Declared.of(self.cls)
 
 
 def name_problem(name: object) -> str | None:
@@ -155,7 +148,6 @@ class Registry:
             raise ValueError(f"{self.kind} name {problem}")
 
         def enter(cls: C) -> C:
-            module = sys.modules.get(cls.__module__)
             if cls.__module__.split(".")[0] in SHORT_PACKAGES:
                 raise ImportError(
                     f"{cls.__module__} was imported by its short name, which would register "
@@ -172,7 +164,7 @@ class Registry:
                     f"{self.kind} {name!r} is registered twice: by {_place(other)} and by "
                     f"{_place(cls)}; rename one of them"
                 )
-            file = getattr(module, "__file__", None)
+            file = _file_of(cls)
             self._entries[name] = Entry(
                 name=name,
                 kind=self.kind,
@@ -181,7 +173,7 @@ class Registry:
                 optional=optional,
                 mechanism=mechanism,
                 hidden=hidden,
-                source=source_hash(Path(file)) if file else "",
+                source=source_hash(file) if file else "",
                 distribution=_distribution(cls.__module__, file),
             )
             return cls
@@ -229,16 +221,17 @@ def unknown(kind: str, name: str, known: Iterable[str], *, otherwise: str = "") 
         otherwise: The hint where nothing comes close and there is too much to name.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if close:
-        hint = "did you mean " + " or ".join(repr(c) for c in close) + "?"
-    elif not names:
-        hint = "there are none"
-    elif len(names) <= 12:
-        hint = "there are: " + ", ".join(names)
-    else:
-        hint = otherwise or f"'sophon-bench list {kind}s' shows all {len(names)}"
-    return f"unknown {kind} {name!r}; {hint}"
+    otherwise = otherwise or f"'sophon-bench list {kind}s' shows all {len(names)}"
+    return f"unknown {kind} {name!r}; {closest(name, names, otherwise)}"
+
+
+def closest(name: str, known: Sequence[str], otherwise: str) -> str:
+    """What a name that does not exist may mean; if nothing, what there is, or ``otherwise``."""
+    if close := difflib.get_close_matches(name, known, n=3, cutoff=0.5):
+        return "did you mean " + " or ".join(map(repr, close)) + "?"
+    if not known:
+        return "there are none"
+    return "there are: " + ", ".join(known) if len(known) <= 12 else otherwise
 
 
 _discovered = False
@@ -256,14 +249,20 @@ def discover() -> None:
     _discovered = True
     for point in _points():
         for module in _modules(point.value):
-            _import(module)
+            try:
+                with contextlib.redirect_stdout(sys.stderr):
+                    importlib.import_module(module)
+            except DuplicateName:
+                raise
+            except Exception as error:
+                warnings.warn(f"plugin module {module} is skipped: {_reason(error)}", stacklevel=2)
 
 
 def _points() -> list[EntryPoint]:
     return sorted(set(entry_points(group=GROUP)), key=lambda point: point.value)
 
 
-def find_spec(module: str) -> ModuleSpec | None:
+def _find_spec(module: str) -> ModuleSpec | None:
     """Where a plugin module is; None if its package is missing or broken."""
     try:
         return importlib.util.find_spec(module)
@@ -271,47 +270,32 @@ def find_spec(module: str) -> ModuleSpec | None:
         return None
 
 
-def entry_roots() -> list[str]:
-    """Modules and packages that the installed entry points name."""
-    return [point.value for point in _points()]
-
-
-def _import(module: str) -> None:
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            importlib.import_module(module)
-    except DuplicateName:
-        raise
-    except Exception as error:
-        reason = str(error).split("\n")[0]
-        warnings.warn(
-            f"plugin module {module} is skipped: {type(error).__name__}: {reason}", stacklevel=2
-        )
-
-
 def _modules(root: str) -> Iterator[str]:
     """``root`` and, if it is a package, every module below it; nothing is imported but packages."""
     yield root
-    spec = find_spec(root)
-    if spec is None or spec.submodule_search_locations is None:
-        return
-    for info in pkgutil.iter_modules(list(spec.submodule_search_locations)):
+    spec = _find_spec(root)
+    for info in pkgutil.iter_modules((spec and spec.submodule_search_locations) or []):
         name = f"{root}.{info.name}"
-        if info.ispkg:
-            yield from _modules(name)
-        else:
-            yield name
+        yield from _modules(name) if info.ispkg else [name]
 
 
-FILE_PREFIX = "sophon_bench_plugin_"
-"""Begins the module names of plugin files."""
+def entry_folders() -> list[Path]:
+    """Folders of the packages that the installed entry points name."""
+    specs = [_find_spec(point.value) for point in _points()]
+    return [Path(f) for spec in specs if spec for f in spec.submodule_search_locations or []]
 
 
-def _place(cls: type) -> str:
-    """The module of a class, or the file where that is a plugin's."""
-    if cls.__module__.startswith(FILE_PREFIX):
-        return str(getattr(sys.modules.get(cls.__module__), "__file__", cls.__module__))
-    return cls.__module__
+def declared_names(kind: str) -> list[str]:
+    """Names of installed plugins, read from their source without importing it.
+
+    Shell completion uses this: it must answer before torch could be imported.
+    """
+    specs = [_find_spec(point.value) for point in _points()]
+    single = [Path(s.origin) for s in specs if s and s.origin and not s.submodule_search_locations]
+    files = [*single, *(file for folder in entry_folders() for file in folder.rglob("*.py"))]
+    form = re.compile(rf"""^@{kind}s\.register\(\s*["']([^"']+)""", re.MULTILINE)
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in files)
+    return sorted({name for text in texts for name in form.findall(text)})
 
 
 def load_file(path: Path) -> None:
@@ -331,71 +315,60 @@ def load_file(path: Path) -> None:
     if spec is None or spec.loader is None:
         raise BrokenPlugin(f"plugin file {str(path)!r} is not a Python file (expected NAME.py)")
     module = importlib.util.module_from_spec(spec)
-    before = {id(e) for r in (attacks, defenses, scenarios) for e in r._entries.values()}
     sys.modules[name] = module
+    before = _registered()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # where tables go, nothing else does
             spec.loader.exec_module(module)
-    except DuplicateName:
+        if _registered() == before:
+            raise BrokenPlugin(
+                f"plugin file {str(path)!r} registers nothing; decorate a dataclass with "
+                f"@attacks.register(NAME) or @defenses.register(NAME) from sophon_bench.api"
+            )
+    except BaseException as error:
         del sys.modules[name]
+        if isinstance(error, SystemExit):
+            raise BrokenPlugin(
+                f"plugin file {str(path)!r} leaves Python while it is loaded (sys.exit at its top "
+                f"level); move that under 'if __name__ == \"__main__\"'"
+            ) from error
+        if isinstance(error, Exception) and not isinstance(error, BrokenPlugin | DuplicateName):
+            raise BrokenPlugin(
+                f"plugin file {str(path)!r} cannot be loaded: {_reason(error)}"
+            ) from error
         raise
-    except SystemExit as error:
-        del sys.modules[name]
-        raise BrokenPlugin(
-            f"plugin file {str(path)!r} leaves Python while it is loaded (sys.exit at its top "
-            f"level); move that under 'if __name__ == \"__main__\"'"
-        ) from error
-    except Exception as error:
-        del sys.modules[name]
-        where = f" at line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        reason = (error.msg if isinstance(error, SyntaxError) else str(error)).split("\n")[0]
-        raise BrokenPlugin(
-            f"plugin file {str(path)!r} cannot be loaded: {type(error).__name__}{where}: {reason}"
-        ) from error
-    after = {id(e) for r in (attacks, defenses, scenarios) for e in r._entries.values()}
-    if after == before:
-        del sys.modules[name]
-        raise BrokenPlugin(
-            f"plugin file {str(path)!r} registers nothing; decorate a dataclass with "
-            f"@attacks.register(NAME) or @defenses.register(NAME) from sophon_bench.api"
-        )
 
 
-def declared_names(kind: str) -> list[str]:
-    """Names of installed plugins, read from their source without importing it.
-
-    Shell completion uses this: it must answer before torch could be imported.
-    """
-    found: set[str] = set()
-    for point in _points():
-        root = find_spec(point.value)
-        if root is None or root.origin is None:
-            continue
-        origin = Path(root.origin)
-        files = origin.parent.rglob("*.py") if root.submodule_search_locations else [origin]
-        for file in files:
-            found.update(_registered_in(file, f"{kind}s"))
-    return sorted(found)
+def _registered() -> set[int]:
+    return {id(e) for r in (attacks, defenses, scenarios) for e in r._entries.values()}
 
 
-def _registered_in(file: Path, registry: str) -> Iterator[str]:
+def _reason(error: Exception) -> str:
+    """What the module of a plugin raised, in one line."""
+    kind = type(error).__name__
+    if isinstance(error, SyntaxError):
+        return f"{kind} at line {error.lineno}: {error.msg}"
+    return f"{kind}: {first_line(error)}"
+
+
+def _place(cls: type) -> str:
+    """The module of a class, or the file where that is a plugin's."""
+    file = _file_of(cls) if cls.__module__.startswith(FILE_PREFIX) else None
+    return str(file or cls.__module__)
+
+
+def _file_of(cls: type) -> Path | None:
+    """The file that a class is from; None of one that was made without a file."""
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError):
-        return
-    for node in ast.walk(tree):
-        match node:
-            case ast.Call(
-                func=ast.Attribute(value=ast.Name(id=found), attr="register"),
-                args=[ast.Constant(value=str(name))],
-            ) if found == registry:
-                yield name
+        return Path(inspect.getfile(cls))
+    except (OSError, TypeError):
+        return None
 
 
-def _distribution(module: str, file: str | None) -> str:
+def _distribution(module: str, file: Path | None) -> str:
     if module.startswith(f"{PREFIX}."):
         return f"sophon-bench=={version('sophon-bench')}"
     for point in _points():
         if module == point.value or module.startswith(point.value + "."):
             return f"{point.dist.name}=={point.dist.version}" if point.dist else point.name
-    return Path(file).name if file else module
+    return file.name if file else module

@@ -1,4 +1,4 @@
-"""``finetune[optimizer=adam,lr=[1e-3,1e-2]]`` and ``@suite`` -> trials.
+"""``finetune[optimizer=adam,lr=[1e-3,1e-2]]`` -> trials.
 
 Grammar::
 
@@ -21,35 +21,34 @@ import itertools
 import math
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
-from sophon_bench.plugins.failures import sentence
+from sophon_bench.plugins.failures import BadInput, sentence
 from sophon_bench.plugins.registry import (
     Entry,
     Registry,
-    UnknownName,
     attacks,
+    closest,
     defenses,
-    entry_roots,
-    find_spec,
-    name_problem,
     scenarios,
     unknown,
 )
 
+LONGEST_NAME = 40
+"""Letters of the longest name that a trial may be given: tables have to hold it."""
+
 _TOKEN = re.compile(r"""[^\[\],=\s'"]+""")
-_QUOTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
+_QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")
 
-D = TypeVar("D", bound=BaseModel)
+T = TypeVar("T")
 
 
-class SelectorError(ValueError):
+class SelectorError(BadInput, ValueError):
     """A selector that does not parse, or a parameter or value that the plugin does not take."""
 
 
@@ -85,97 +84,86 @@ class Trial:
     @property
     def parameters(self) -> dict[str, Any]:
         """Every hyperparameter by name, as plain JSON values."""
-        return {f.name: _plain(getattr(self.plugin, f.name)) for f in _fields(self.entry.cls)}
+        names = _fields(self.entry.cls)
+        return {name: plain(getattr(self.plugin, name)) for name in names}
 
     @property
     def label(self) -> str:
         """The shortest selector that gives this trial: only what differs from the defaults."""
         changed = {
-            f.name: getattr(self.plugin, f.name)
-            for f in _fields(self.entry.cls)
-            if getattr(self.plugin, f.name) != f.default
+            name: value
+            for name, field in _fields(self.entry.cls).items()
+            if (value := getattr(self.plugin, name)) != field.default
         }
         return format_selector(self.name, changed)
 
 
-class Rules(BaseModel):
-    """How an attacker goes on after the listed trials, by each model's own results.
-
-    Attributes:
-        refine: Of this many best families (trials that differ in ``lr`` only) the lr grid grows
-            until the best lr has a neighbour within half a decade on either side.
-        continued: This many best trials are done again with a longer budget.
-        times: How many times longer.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    refine: int = Field(default=0, ge=0)
-    continued: int = Field(default=0, ge=0, alias="continue")
-    times: int = Field(default=10, ge=2)
-
-
-def _checked_name(name: str) -> str:
-    if problem := name_problem(name):
-        raise ValueError(problem)
-    return name
-
-
-Name = Annotated[str, AfterValidator(_checked_name)]
-"""Of a suite or a study: that of its file."""
-
-
-class Suite(BaseModel):
-    """A named list of attack trials, read from a YAML file next to the attacks.
-
-    Attributes:
-        search: What the attacker does after the listed trials.
-        trainability: Plain recipes for the benign domains, scratch included.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: Name = ""
-    version: int = Field(ge=1)
-    description: str
-    trials: list[str] = Field(min_length=1)
-    search: Rules = Rules()
-    trainability: list[str] = []
-
-    @property
-    def label(self) -> str:
-        """As records carry it."""
-        return f"@{self.name} v{self.version}"
-
-
-@dataclass(frozen=True)
-class Arsenal:
-    """All that an attacker of a run has: trials, rules for more, and recipes for benign domains."""
-
-    trials: list[Trial]
-    rules: Rules = dataclasses.field(default_factory=Rules)
-    trainability: list[Trial] = dataclasses.field(default_factory=list)
-
-
-def format_selector(name: str, parameters: Mapping[str, Any]) -> str:
-    """The selector text for ``name`` with ``parameters``; `parse` reads it back."""
-    if not parameters:
-        return name
-    pairs = (f"{key}={_format(value)}" for key, value in parameters.items())
-    return f"{name}[{','.join(pairs)}]"
-
-
-def parse(text: str) -> Selector:
-    """Parse one selector.
+def expand(registry: Registry, text: str) -> list[Trial]:
+    """The trials of one selector, or the one that it gives a name to.
 
     Raises:
-        SelectorError: Naming the place, what was expected there, and the selector.
+        SelectorError: For a malformed selector, an unknown parameter or value, or a name that is
+            taken or given to several trials.
+        UnknownName: For a plugin that is not registered.
     """
-    return _Parser(text).selector()
+    name, selector = split_name(text)
+    if name and registry is scenarios:
+        raise SelectorError(f"{text!r}: attacks and defenses take a name of their own, no scenario")
+    for known in (registry, attacks, defenses, scenarios) if name else ():
+        if name in known.names(hidden=True):
+            raise SelectorError(
+                f"{text!r} gives a name that is taken: {name!r} is registered as {known.kind}"
+            )
+    if name and selector.startswith("@"):
+        raise SelectorError(f"{text!r}: a name is for one {registry.kind}, not for a list of them")
+    found = _crossed(registry, parse(selector))
+    if name and len(found) > 1:
+        raise SelectorError(
+            f"{text!r}: a name is for one {registry.kind}, and the selector stands for {len(found)}"
+        )
+    return [dataclasses.replace(trial, given_name=name) for trial in found]
 
 
-LONGEST_NAME = 40
-"""Letters of the longest name that a trial may be given: tables have to hold it."""
+def _crossed(registry: Registry, selector: Selector) -> list[Trial]:
+    entry = registry.get(selector.name)
+    given = dict(selector.parameters)
+    presets = given.pop("preset", []) if "preset" not in _fields(entry.cls) else []
+    bases = [_preset(entry, str(name)) for name in _listed(presets)] or [{}]
+    check_parameters(entry, given)
+    axes = [[(key, v) for v in _grid(entry.cls, key, value)] for key, value in given.items()]
+    return [
+        Trial(entry, construct(entry, {**base, **dict(choice)}))
+        for base, *choice in itertools.product(bases, *axes)
+    ]
+
+
+def vary(trial: Trial, changes: Mapping[str, Any]) -> Trial:
+    """The same trial with other values for some hyperparameters.
+
+    Raises:
+        SelectorError: If the plugin does not take a value.
+    """
+    plugin = construct(trial.entry, {**trial.parameters, **changes})
+    return dataclasses.replace(trial, plugin=plugin, given_name="")
+
+
+def names_of(trials: Iterable[Trial]) -> dict[str, str]:
+    """The names that were given to trials, by label.
+
+    Raises:
+        SelectorError: If two have the same.
+    """
+    found: dict[str, Trial] = {}
+    for trial in trials:
+        if trial.given_name and (other := found.setdefault(trial.given_name, trial)) != trial:
+            raise SelectorError(
+                f"the name {trial.given_name!r} is given twice: to {other.label} and to "
+                f"{trial.label}"
+            )
+    return {trial.label: name for name, trial in found.items()}
+
+
+# Text ------------------------------------------------------------------------------------------
 
 
 def split_name(text: str) -> tuple[str, str]:
@@ -197,22 +185,13 @@ def split_name(text: str) -> tuple[str, str]:
     return name, selector.strip()
 
 
-def names_of(trials: Iterable[Trial]) -> dict[str, str]:
-    """The names that were given to trials, by label.
+def parse(text: str) -> Selector:
+    """Parse one selector.
 
     Raises:
-        SelectorError: If two have the same.
+        SelectorError: Naming the place, what was expected there, and the selector.
     """
-    found: dict[str, Trial] = {}
-    for trial in trials:
-        if trial.given_name:
-            other = found.setdefault(trial.given_name, trial)
-            if other != trial:
-                raise SelectorError(
-                    f"the name {trial.given_name!r} is given twice: to {other.label} and to "
-                    f"{trial.label}"
-                )
-    return {trial.label: name for name, trial in found.items()}
+    return _Parser(text).selector()
 
 
 class _Parser:
@@ -223,189 +202,105 @@ class _Parser:
     def selector(self) -> Selector:
         name = self._token("a name")
         parameters: dict[str, Any] = {}
-        if self._take("["):
-            while not self._take("]"):
-                key = self._token("a parameter name or ']'")
-                if not self._take("="):
-                    raise self._error(f"'=' after {key!r}")
-                if key in parameters:
-                    raise SelectorError(f"parameter {key!r} is given twice in {self.text!r}")
-                parameters[key] = self._value()
-                if not self._take(",") and not self._ahead("]"):
-                    raise self._error("',' or ']'")
+        for key, value in self._list(self._pair) if self._take("[") else ():
+            if key in parameters:
+                raise SelectorError(f"parameter {key!r} is given twice in {self.text!r}")
+            parameters[key] = value
         if self.at < len(self.text.rstrip()):
             raise self._error("the end")
         return Selector(name, parameters)
 
+    def _pair(self) -> tuple[str, Any]:
+        key = self._token("a parameter name or ']'")
+        if not self._take("="):
+            raise self._error(f"'=' after {key!r}")
+        return key, self._value()
+
     def _value(self) -> Any:
         if not self._take("["):
             return self._token("a value")
-        values = []
-        while not self._take("]"):
-            values.append(self._value())
-            if not self._take(",") and not self._ahead("]"):
-                raise self._error("',' or ']'")
+        values = self._list(self._value)
         if not values:
             raise SelectorError(f"empty list in {self.text!r}: a grid needs at least one value")
         return values
 
+    def _list(self, item: Callable[[], T]) -> list[T]:
+        """What follows an opening bracket, up to the closing one."""
+        items = []
+        while not self._take("]"):
+            items.append(item())
+            if self._take(","):
+                continue
+            if self._take("]"):
+                break
+            raise self._error("',' or ']'")
+        return items
+
     def _token(self, expected: str) -> str:
         self._space()
-        if quoted := _QUOTED.match(self.text, self.at):
-            self.at = quoted.end()
-            return quoted[1] if quoted[1] is not None else quoted[2]
-        found = _TOKEN.match(self.text, self.at)
+        found = _QUOTED.match(self.text, self.at) or _TOKEN.match(self.text, self.at)
         if not found:
             raise self._error(expected)
         self.at = found.end()
-        return found[0]
+        return found[0][1:-1] if found.re is _QUOTED else found[0]
 
     def _space(self) -> None:
-        while self.at < len(self.text) and self.text[self.at].isspace():
-            self.at += 1
-
-    def _ahead(self, mark: str) -> bool:
-        self._space()
-        return self.text.startswith(mark, self.at)
+        self.at = len(self.text) - len(self.text[self.at :].lstrip())
 
     def _take(self, mark: str) -> bool:
-        found = self._ahead(mark)
+        self._space()
+        found = self.text.startswith(mark, self.at)
         self.at += found
         return found
 
     def _error(self, expected: str) -> SelectorError:
         self._space()
-        if self.at >= len(self.text):
-            opened = self.text.count("[") - self.text.count("]")
-            if opened > 0:
-                return SelectorError(
-                    f"unbalanced brackets in {self.text!r}: {opened} '[' without ']'; "
-                    f"expected {expected} at the end"
-                )
-            return SelectorError(f"{self.text!r} ends where {expected} was expected")
-        return SelectorError(
-            f"expected {expected} at character {self.at + 1} of {self.text!r}, "
-            f"found {self.text[self.at]!r}; the form is NAME[parameter=value,parameter=[v1,v2]]"
-        )
-
-
-ALL = "@all"
-
-
-def trials(registry: Registry, selectors: Iterable[str]) -> list[Trial]:
-    """All trials that ``selectors`` stand for, in order, each once.
-
-    `ALL` stands for every plugin of the kind that is in lists, with its defaults.
-
-    Raises:
-        SelectorError: For a malformed selector, an unknown suite, parameter or value.
-        UnknownName: For a name that is not registered.
-    """
-    listed: list[tuple[str, str | None]] = []
-    for text in selectors:
-        if text == ALL:
-            listed += [(name, None) for name in registry.names()]
-            continue
-        suite = load_suite(text[1:]) if text.startswith("@") else None
-        listed += [(t, suite.label) for t in suite.trials] if suite else [(text, None)]
-    return _trials(registry, listed)
-
-
-def _trials(registry: Registry, listed: Iterable[tuple[str, str | None]]) -> list[Trial]:
-    """All trials of plain selectors, each with the labels of its suites."""
-    found: dict[str, Trial] = {}
-    for text, suite in listed:
-        for trial in _named(registry, text):
-            known = found.setdefault(f"{trial.name}{trial.parameters}", trial)
-            names = [name for name in (known.given_name, trial.given_name) if name]
-            if len({*names}) > 1:
-                raise SelectorError(f"{' and '.join(map(repr, names))} name one: {trial.label}")
-            suites = known.suites
-            if suite is not None and suite not in suites:
-                suites = (*suites, suite)
-            found[f"{trial.name}{trial.parameters}"] = dataclasses.replace(
-                known, suites=suites, given_name="".join(names[:1])
+        opened = self.text.count("[") - self.text.count("]")
+        if self.at < len(self.text):
+            return SelectorError(
+                f"expected {expected} at character {self.at + 1} of {self.text!r}, found "
+                f"{self.text[self.at]!r}; the form is NAME[parameter=value,parameter=[v1,v2]]"
             )
-    names_of(found.values())
-    return list(found.values())
-
-
-def _named(registry: Registry, text: str) -> list[Trial]:
-    """The trials of one selector, or the one that it gives a name to."""
-    name, selector = split_name(text)
-    if not name:
-        return _expand(registry, parse(selector))
-    if registry is scenarios:
-        raise SelectorError(f"{text!r}: attacks and defenses take a name of their own, no scenario")
-    for known in (registry, attacks, defenses, scenarios):
-        if name in known.names(hidden=True):
-            raise SelectorError(
-                f"{text!r} gives a name that is taken: {name!r} is registered as {known.kind}"
+        if opened > 0:
+            return SelectorError(
+                f"unbalanced brackets in {self.text!r}: {opened} '[' without ']'; "
+                f"expected {expected} at the end"
             )
-    if selector.startswith("@"):
-        raise SelectorError(f"{text!r}: a name is for one {registry.kind}, not for a list of them")
-    found = _expand(registry, parse(selector))
-    if len(found) > 1:
-        raise SelectorError(
-            f"{text!r}: a name is for one {registry.kind}, and the selector stands for {len(found)}"
-        )
-    return [dataclasses.replace(trial, given_name=name) for trial in found]
+        return SelectorError(f"{self.text!r} ends where {expected} was expected")
 
 
-def arsenal(registry: Registry, selectors: Sequence[str]) -> Arsenal:
-    """The trials that ``selectors`` stand for with the rules and recipes of their suites.
-
-    Where several suites have rules, the most thorough of each holds for all trials.
-
-    Raises:
-        SelectorError: For a malformed selector, an unknown suite, parameter or value.
-        UnknownName: For a name that is not registered.
-    """
-    suites = [load_suite(t[1:]) for t in selectors if t.startswith("@") and t != ALL]
-    rules = [suite.search for suite in suites] or [Rules()]
-    chosen = {
-        "refine": max(rule.refine for rule in rules),
-        "continue": max(rule.continued for rule in rules),
-        "times": max(rule.times for rule in rules),
-    }
-    recipes = [(text, suite.label) for suite in suites for text in suite.trainability]
-    return Arsenal(
-        trials(registry, selectors), Rules.model_validate(chosen), _trials(registry, recipes)
-    )
+def format_selector(name: str, parameters: Mapping[str, Any]) -> str:
+    """The selector text for ``name`` with ``parameters``; `parse` reads it back."""
+    if not parameters:
+        return name
+    pairs = (f"{key}={_format(value)}" for key, value in parameters.items())
+    return f"{name}[{','.join(pairs)}]"
 
 
-def vary(trial: Trial, changes: Mapping[str, Any]) -> Trial:
-    """The same trial with other values for some hyperparameters.
+def _format(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"[{','.join(_format(v) for v in value)}]"
+    if isinstance(value, bool | None):
+        return str(value).lower()
+    text = str(value)
+    if isinstance(value, float) or _TOKEN.fullmatch(text):
+        return text
+    return f'"{text}"' if "'" in text else f"'{text}'"
 
-    Raises:
-        SelectorError: If the plugin does not take a value.
-    """
-    plugin = construct(trial.entry, {**trial.parameters, **changes})
-    return dataclasses.replace(trial, plugin=plugin, given_name="")
 
+def scalar(text: Any) -> Any:
+    """A value of a selector that has no declared type, read as YAML reads it: ``32`` is an int."""
+    import yaml
 
-def _expand(registry: Registry, selector: Selector) -> list[Trial]:
+    if isinstance(text, list):
+        return [scalar(t) for t in text]
     try:
-        entry = registry.get(selector.name)
-    except UnknownName:
-        if selector.name in suite_files():
-            raise UnknownName(
-                f"unknown {registry.kind} {selector.name!r}; did you mean '@{selector.name}'?"
-            ) from None
-        raise
-    fields = {field.name: field for field in _fields(entry.cls)}
-    given = dict(selector.parameters)
-    presets = given.pop("preset", []) if "preset" not in fields else []
-    bases = [_preset(entry, name) for name in _listed(presets)] or [{}]
-    check_parameters(entry, given)
-    axes = [
-        [(key, value) for value in _grid(fields[key], entry.cls, value)]
-        for key, value in given.items()
-    ]
-    return [
-        Trial(entry, construct(entry, {**base, **dict(choice)}))
-        for base, *choice in itertools.product(bases, *axes)
-    ]
+        return yaml.safe_load(text) if isinstance(text, str) else text
+    except yaml.YAMLError as error:
+        raise SelectorError(f"{text!r} is not a number, a word, true, false or none") from error
+
+
+# Hyperparameters -------------------------------------------------------------------------------
 
 
 def check_parameters(entry: Entry, names: Iterable[str]) -> None:
@@ -414,21 +309,11 @@ def check_parameters(entry: Entry, names: Iterable[str]) -> None:
     Raises:
         SelectorError: Naming the first that it does not have, and close ones that it has.
     """
-    fields = [field.name for field in _fields(entry.cls)]
+    fields = sorted(_fields(entry.cls))
     for name in names:
         if name not in fields:
-            known = unknown("parameter", name, fields).split("; ", 1)[1]
-            raise SelectorError(f"{entry.kind} {entry.name!r} has no parameter {name!r}; {known}")
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _preset(entry: Entry, name: Any) -> dict[str, Any]:
-    if str(name) not in entry.presets:
-        raise SelectorError(unknown(f"preset of {entry.name}", str(name), entry.presets))
-    return entry.presets[str(name)]
+            hint = closest(name, fields, f"'sophon-bench show {entry.name}' lists them")
+            raise SelectorError(f"{entry.kind} {entry.name!r} has no parameter {name!r}; {hint}")
 
 
 def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
@@ -437,7 +322,7 @@ def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
     Raises:
         SelectorError: Naming the parameter, the value and what was expected.
     """
-    hints = _hints(entry.cls)
+    hints = typing.get_type_hints(entry.cls)
     values = {
         key: None if str(value).lower() == "none" and _optional(hints[key]) else value
         for key, value in parameters.items()
@@ -446,38 +331,27 @@ def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
         if any(_infinite(v) for v in _listed(value)):
             raise SelectorError(f"{entry.name}[{key}={_format(value)}]: {key} should be finite")
     try:
-        return _adapter(entry.cls).validate_python(values)
+        return TypeAdapter(entry.cls).validate_python(values)
+    except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation) as error:
+        reason = str(error).split("\n")[0]
+        raise SelectorError(
+            f"{entry.cls.__name__} has a field whose type is not supported: {reason}; "
+            f"use int, float, bool, str, Literal or tuples of them"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
-        field = str(first["loc"][0]) if first["loc"] else ""
         message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        field = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "missing":
             raise SelectorError(f"{entry.kind} {entry.name!r} needs {field}=…") from error
-        given = f"{field}={_format(values[field])}" if field in values else f"{values}"
-        raise SelectorError(f"{entry.name}[{given}]: {field} {message}".strip()) from error
+        wrong = {field: values[field]} if field else values
+        words = f"{field} {message}" if field else message
+        raise SelectorError(f"{format_selector(entry.name, wrong)}: {words}") from error
     # the class is anybody's: whatever its __post_init__ raises, sys.exit too
     except (Exception, SystemExit) as error:
         reason = sentence(error, lambda file: str(file) == inspect.getsourcefile(entry.cls))
         raise SelectorError(
             f"{entry.kind} {format_selector(entry.name, values)} cannot be made: {reason}"
-        ) from error
-
-
-def _infinite(value: Any) -> bool:
-    try:
-        return not math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return False
-
-
-def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
-    try:
-        return TypeAdapter(cls)
-    except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation) as error:
-        reason = str(error).split("\n")[0]
-        raise SelectorError(
-            f"{cls.__name__} has a field whose type is not supported: {reason}; "
-            f"use int, float, bool, str, Literal or tuples of them"
         ) from error
 
 
@@ -508,101 +382,43 @@ def _words(hint: Any) -> str:
     return "none" if hint is type(None) else str(getattr(hint, "__name__", hint))
 
 
-def _fields(cls: type[Any]) -> tuple[dataclasses.Field[Any], ...]:
+def _fields(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
     """The hyperparameters: a field that is not compared says where things are, not what is done."""
-    return tuple(field for field in dataclasses.fields(cls) if field.compare)
+    return {field.name: field for field in dataclasses.fields(cls) if field.compare}
 
 
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _preset(entry: Entry, name: str) -> Mapping[str, Any]:
+    presets = entry.declared.presets
+    if name not in presets:
+        raise SelectorError(unknown(f"preset of {entry.name}", name, presets))
+    return presets[name]
+
+
+def _grid(cls: type[Any], key: str, value: Any) -> list[Any]:
+    """The values that one stands for: several, if it is a list of what the field takes."""
+    hint = typing.get_type_hints(cls)[key]
+    options = typing.get_args(hint) if _optional(hint) else (hint,)
+    takes_list = any(typing.get_origin(option) in (tuple, list) for option in options)
+    if takes_list and not all(isinstance(v, list) for v in _listed(value)):
+        return [value]
+    return _listed(value)
 
 
 def _optional(hint: Any) -> bool:
     return type(None) in typing.get_args(hint)
 
 
-def _is_list(hint: Any) -> bool:
-    options = typing.get_args(hint) if _optional(hint) else (hint,)
-    return any(typing.get_origin(option) in (tuple, list) for option in options)
-
-
-def _grid(field: dataclasses.Field[Any], cls: type[Any], value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        return [value]
-    if _is_list(_hints(cls)[field.name]):
-        return value if all(isinstance(v, list) for v in value) else [value]
-    return value
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
-
-
-def _format(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return f"[{','.join(_format(v) for v in value)}]"
-    if isinstance(value, bool | None):
-        return str(value).lower()
-    if isinstance(value, float):
-        return repr(value)
-    text = str(value)
-    return text if _TOKEN.fullmatch(text) else f'"{text}"' if "'" in text else f"'{text}'"
-
-
-def scalar(text: Any) -> Any:
-    """A value of a selector that has no declared type, read as YAML reads it: ``32`` is an int."""
-    import yaml
-
-    if isinstance(text, list):
-        return [scalar(t) for t in text]
+def _infinite(value: Any) -> bool:
     try:
-        return yaml.safe_load(text) if isinstance(text, str) else text
-    except yaml.YAMLError as error:
-        raise SelectorError(f"{text!r} is not a number, a word, true, false or none") from error
+        return not math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
 
 
-def suite_files() -> dict[str, Path]:
-    """Every installed suite's file by its name."""
-    files = {}
-    for root in entry_roots():
-        spec = find_spec(root)
-        for place in (spec.submodule_search_locations or []) if spec else []:
-            files.update({f.stem: f for f in sorted(Path(place).glob("suites/*.yaml"))})
-    return files
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
-def load_suite(name: str) -> Suite:
-    """The suite called ``name``, or the one in the YAML file of that path.
-
-    Raises:
-        SelectorError: If there is none, or the file is not a suite.
-    """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else suite_files().get(name)
-    if path is None or not path.is_file():
-        raise SelectorError(unknown("suite", f"@{name}", (f"@{suite}" for suite in suite_files())))
-    return read_document("suite", path, Suite)
-
-
-def read_document(kind: str, path: Path, model: type[D]) -> D:
-    """The YAML file at ``path`` as a ``model``, whose ``name`` is the file's.
-
-    Raises:
-        SelectorError: If it is not one, with what is wrong and where.
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return model.model_validate({"name": path.stem, **content})
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
-        raise SelectorError(f"{kind} file {str(path)!r} is not YAML of a {kind}") from error
-    except ValidationError as error:
-        found = error.errors()
-        strange = [e for e in found if e["type"] == "extra_forbidden" and len(e["loc"]) == 1]
-        first = (strange or found)[0]  # a mistyped key is missing as well
-        where = ".".join(str(part) for part in first["loc"])
-        if strange:
-            reason = unknown("key", where, (k for k in model.model_fields if k != "name"))
-        else:
-            reason = f"{where}: {first['msg'].removeprefix('Value error, ')}"
-        raise SelectorError(f"{kind} file {str(path)!r}: {reason}") from error
+def plain(value: Any) -> Any:
+    """Tuples within tuples as lists, as JSON has them."""
+    return [plain(v) for v in value] if isinstance(value, tuple | list) else value

@@ -9,6 +9,8 @@ import warnings
 import zlib
 from typing import TYPE_CHECKING
 
+from sophon_bench.plugins.failures import BadInput
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -30,7 +32,7 @@ BROKEN = (
 """What Pillow raises for broken files."""
 
 
-class PictureError(ValueError):
+class PictureError(BadInput, ValueError):
     """A text that is no picture of a record; says why."""
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from sophon_bench.plugins.failures import BadInput
 from sophon_bench.results.files import append, write_atomic
 from sophon_bench.results.pictures import pixels_of
 from sophon_bench.results.records import (
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class StoreError(Exception):
+class StoreError(BadInput):
     """A store that cannot be used: unwritable, damaged, or of another schema version."""
 
 

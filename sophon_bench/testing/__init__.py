@@ -43,7 +43,8 @@ from sophon_bench.data.tasks.classification import Classification
 from sophon_bench.data.tasks.denoising import Denoising
 from sophon_bench.harness import stages
 from sophon_bench.harness.meter import CountedSamples, Meter
-from sophon_bench.models.backbones import Architecture, Backbone, BackboneError
+from sophon_bench.models.architecture import Architecture, BackboneError
+from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.unets import UNet
 from sophon_bench.plugins import registry, side_effects
 from sophon_bench.plugins.authoring import PLACEHOLDER

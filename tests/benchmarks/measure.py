@@ -45,7 +45,7 @@ from sophon_bench.harness.meter import CountedSamples, Meter, PeakMemory, Watche
 from sophon_bench.harness.speed import exponent
 from sophon_bench.leaderboard import vega
 from sophon_bench.models.backbones import Backbone
-from sophon_bench.plugins.selectors import Arsenal, Rules, trials
+from sophon_bench.plugins.suites import Arsenal, Rules, trials
 from sophon_bench.results.provenance import device_name
 from sophon_bench.results.records import DataId
 from sophon_bench.results.store import Store

@@ -26,7 +26,7 @@ from sophon_bench.cli import main
 from sophon_bench.data.tasks.classification import Classification
 from sophon_bench.harness.meter import Meter, profile
 from sophon_bench.models.backbones import Backbone
-from sophon_bench.plugins.selectors import trials
+from sophon_bench.plugins.suites import trials
 from sophon_bench.results.records import Cell
 from sophon_bench.results.store import Store
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from annotated_types import Ge, Interval
@@ -104,82 +104,15 @@ FFHQ_TRAINING = range(60_000)
 FFHQ_VALIDATION = range(60_000, 70_000)
 
 
-@scenarios.register("cifar100-celeba")
-@dataclass(frozen=True, kw_only=True)
-class Cifar100CelebA:
-    """CIFAR-100 (original) and CelebA (restricted), to be denoised; read from SOPHON_BENCH_DATA.
-
-    Original: 16 superclasses of CIFAR-100 with 38400 training, 1600 validation and 1600 test
-    images; benign: the other four, as vehicles and plants, 4500, 500 and 1000 each. Restricted:
-    10000 images each of the defender and the attacker, 500 and 1000 of selection and test, labelled
-    by CelebA's Male and Smiling. The first two are of CelebA's training partition, then validation
-    and test; no identity is in two splits. ``second_test`` shows the test's images mirrored.
-    CIFAR-100's near-duplicates between training and test (arXiv 1902.00423) are left in.
-
-    Args:
-        image_size: Height and width of the images in pixels.
-        seed: Seed of which images each split takes.
-        one_step: Denoise at timestep 1 alone, as SOPHON's released code does.
-    """
-
-    image_size: Annotated[int, Interval(ge=16, le=128)] = 32
-    seed: Annotated[int, Ge(0)] = 0
-    one_step: bool = False
-
-    def build(self, cache: Path | None = None) -> ScenarioData:
-        """Read the sets, in a few minutes; or what was read before from ``cache``.
-
-        Raises:
-            ScenarioError: If a set is not where it should be, or not as it was published.
-        """
-        return _build(self, CELEBA, cache)
-
-
-@scenarios.register("cifar100-ffhq")
-@dataclass(frozen=True, kw_only=True)
-class Cifar100Ffhq:
-    """CIFAR-100 (original) and FFHQ (restricted), to be denoised; read from SOPHON_BENCH_DATA.
-
-    Original and benign domains are those of ``cifar100-celeba``. Restricted: 10000 images each of
-    the defender and the attacker from FFHQ's 60000 training images, 500 and 1000 of selection and
-    test from its 10000 of validation. FFHQ has no labels and says of nobody who it is: splits are
-    disjoint by image, and all are of one class. ``second_test`` shows the test's images mirrored.
-
-    Args:
-        image_size: Height and width of the images in pixels.
-        seed: Seed of which images each split takes.
-        one_step: Denoise at timestep 1 alone, as SOPHON's released code does.
-    """
-
-    image_size: Annotated[int, Interval(ge=16, le=128)] = 32
-    seed: Annotated[int, Ge(0)] = 0
-    one_step: bool = False
-
-    def build(self, cache: Path | None = None) -> ScenarioData:
-        """Read the sets, in a few minutes; or what was read before from ``cache``.
-
-        Raises:
-            ScenarioError: If a set is not where it should be, or not as it was published.
-        """
-        return _build(self, FFHQ, cache)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A published set of images.
-
-    title: As its authors call it.
-    files: What has to be in the folder.
-    page: Where it is obtained from.
-    """
+class Source(NamedTuple):
+    """A published set of images: its title, what has to be in the folder, and where it is from."""
 
     title: str
     files: tuple[str, ...]
     page: str
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """A split before its images are read; the fields run in parallel."""
 
     files: list[Path]
@@ -187,36 +120,13 @@ class Listing:
     sources: NDArray[np.str_]
 
 
-@dataclass(frozen=True)
-class Faces:
+class Faces(NamedTuple):
     """A restricted domain: its name, its classes, and what finds its splits in a folder."""
 
     name: str
     classes: tuple[str, ...]
     source: Source
     list_splits: Callable[[Path, int], dict[str, Listing]]
-
-
-def _build(
-    scenario: Cifar100CelebA | Cifar100Ffhq, faces: Faces, cache: Path | None
-) -> ScenarioData:
-    size, seed = scenario.image_size, scenario.seed
-    images = cached(cache, _cache_key(faces, size, seed), lambda: _read(faces, size, seed))
-    classes = {faces.name: faces.classes} | {n: tuple(c) for n, c in CIFAR_CLASSES.items()}
-
-    def domain(name: str) -> DomainData:
-        splits = {split: found for (of, split), found in images.items() if of == name}
-        return DomainData(name, Denoising(one_step=scenario.one_step), classes[name], splits)
-
-    return ScenarioData(
-        image_size=size,
-        original=domain("cifar100"),
-        restricted=domain(faces.name),
-        benign=tuple(domain(name) for name in BENIGN),
-        samples=SAMPLES,
-        steps=2000,
-        pretrain_steps=10_000,
-    )
 
 
 def _cache_key(faces: Faces, size: int, seed: int) -> str:
@@ -326,12 +236,7 @@ def _list_celeba(root: Path, seed: int) -> dict[str, Listing]:
     people, first = np.unique(identity, return_index=True)
     train, validation, test = (people[partition[first] == part] for part in range(3))
     train = stream(seed, "celeba", "identities").permutation(train)
-    of = {
-        "defender": train[::2],
-        "attacker": train[1::2],
-        "selection": validation,
-        "test": test,
-    }
+    of = {"defender": train[::2], "attacker": train[1::2], "selection": validation, "test": test}
     splits = {}
     for split, names in of.items():
         members = np.flatnonzero(np.isin(identity, names))
@@ -346,12 +251,11 @@ def _list_celeba(root: Path, seed: int) -> dict[str, Listing]:
 
 def _list_ffhq(root: Path, seed: int) -> dict[str, Listing]:
     """Splits of FFHQ's training and validation images."""
-    parts = (
-        (FFHQ_TRAINING, ("defender", "attacker")),
-        (FFHQ_VALIDATION, ("selection", "test")),
-    )
     splits = {}
-    for numbers, names in parts:
+    for numbers, *names in (
+        (FFHQ_TRAINING, "defender", "attacker"),
+        (FFHQ_VALIDATION, "selection", "test"),
+    ):
         order = stream(seed, "ffhq", *names).permutation(numbers)
         begin = 0
         for name in names:
@@ -423,3 +327,76 @@ FFHQ = Faces(
     Source("FFHQ", ("ffhq/thumbnails128x128",), "https://github.com/NVlabs/ffhq-dataset"),
     _list_ffhq,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cifar100Faces:
+    image_size: Annotated[int, Interval(ge=16, le=128)] = 32
+    seed: Annotated[int, Ge(0)] = 0
+    one_step: bool = False
+
+    faces: ClassVar[Faces]
+
+    def build(self, cache: Path | None = None) -> ScenarioData:
+        """Read the sets, in a few minutes; or what was read before from ``cache``.
+
+        Raises:
+            ScenarioError: If a set is not where it should be, or not as it was published.
+        """
+        faces, size, seed = self.faces, self.image_size, self.seed
+        images = cached(cache, _cache_key(faces, size, seed), lambda: _read(faces, size, seed))
+        classes = {faces.name: faces.classes} | {n: tuple(c) for n, c in CIFAR_CLASSES.items()}
+
+        def domain(name: str) -> DomainData:
+            splits = {split: found for (of, split), found in images.items() if of == name}
+            return DomainData(name, Denoising(one_step=self.one_step), classes[name], splits)
+
+        return ScenarioData(
+            image_size=size,
+            original=domain("cifar100"),
+            restricted=domain(faces.name),
+            benign=tuple(domain(name) for name in BENIGN),
+            samples=SAMPLES,
+            steps=2000,
+            pretrain_steps=10_000,
+        )
+
+
+@scenarios.register("cifar100-celeba")
+@dataclass(frozen=True, kw_only=True)
+class Cifar100CelebA(_Cifar100Faces):
+    """CIFAR-100 (original) and CelebA (restricted), to be denoised; read from SOPHON_BENCH_DATA.
+
+    Original: 16 superclasses of CIFAR-100 with 38400 training, 1600 validation and 1600 test
+    images; benign: the other four, as vehicles and plants, 4500, 500 and 1000 each. Restricted:
+    10000 images each of the defender and the attacker, 500 and 1000 of selection and test, labelled
+    by CelebA's Male and Smiling. The first two are of CelebA's training partition, then validation
+    and test; no identity is in two splits. ``second_test`` shows the test's images mirrored.
+    CIFAR-100's near-duplicates between training and test (arXiv 1902.00423) are left in.
+
+    Args:
+        image_size: Height and width of the images in pixels.
+        seed: Seed of which images each split takes.
+        one_step: Denoise at timestep 1 alone, as SOPHON's released code does.
+    """
+
+    faces: ClassVar[Faces] = CELEBA
+
+
+@scenarios.register("cifar100-ffhq")
+@dataclass(frozen=True, kw_only=True)
+class Cifar100Ffhq(_Cifar100Faces):
+    """CIFAR-100 (original) and FFHQ (restricted), to be denoised; read from SOPHON_BENCH_DATA.
+
+    Original and benign domains are those of ``cifar100-celeba``. Restricted: 10000 images each of
+    the defender and the attacker from FFHQ's 60000 training images, 500 and 1000 of selection and
+    test from its 10000 of validation. FFHQ has no labels and says of nobody who it is: splits are
+    disjoint by image, and all are of one class. ``second_test`` shows the test's images mirrored.
+
+    Args:
+        image_size: Height and width of the images in pixels.
+        seed: Seed of which images each split takes.
+        one_step: Denoise at timestep 1 alone, as SOPHON's released code does.
+    """
+
+    faces: ClassVar[Faces] = FFHQ

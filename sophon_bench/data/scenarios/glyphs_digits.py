@@ -21,21 +21,8 @@ from numpy.typing import NDArray
 
 from sophon_bench.api import scenarios
 from sophon_bench.data import rendering
-from sophon_bench.data.rendering import (
-    Outline,
-    Style,
-    close,
-    rasterise,
-    render,
-    stream,
-)
-from sophon_bench.data.scenario import (
-    DomainData,
-    Images,
-    Rendered,
-    ScenarioData,
-    cached,
-)
+from sophon_bench.data.rendering import Outline, Style, close, rasterise, render, stream
+from sophon_bench.data.scenario import DomainData, Images, Rendered, ScenarioData, cached
 from sophon_bench.data.tasks.classification import Classification
 
 LATIN = tuple(string.ascii_uppercase)

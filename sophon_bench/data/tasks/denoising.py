@@ -21,9 +21,6 @@ from sophon_bench.api import Batch, Incompatible, Predictor, Samples
 TIMESTEPS = 1000
 """T, the number of timesteps."""
 
-LOOKS = 1
-"""Timesteps at which every image is looked at in scoring."""
-
 SCORING_BATCH = {"cpu": 64, "cuda": 512}
 """Noisy images per forward pass."""
 
@@ -75,13 +72,12 @@ class Denoising:
             ValueError: If the outputs have another shape.
         """
         noise = torch.randn_like(inputs)
-        return _predicted(model, *self._noisy(inputs, noise, self._drawn(inputs)))
+        return _predicted(model, *self._noisy(inputs, noise))
 
     def loss(self, model: Predictor, batch: Batch) -> Tensor:
         """Mean square error of the predicted noise; timesteps and noise are drawn."""
         noise = torch.randn_like(batch.inputs)
-        noisy, timesteps = self._noisy(batch.inputs, noise, self._drawn(batch.inputs))
-        return mse_loss(_predicted(model, noisy, timesteps), noise)
+        return mse_loss(_predicted(model, *self._noisy(batch.inputs, noise)), noise)
 
     def utility(self, predictor: Predictor, samples: Samples) -> float:
         """The skill ``1 - MSE / MSE_pixelwise`` of the predicted noise, at most 1.
@@ -101,18 +97,17 @@ class Denoising:
         rng = torch.Generator().manual_seed(SCORING_SEED)
         sums = torch.zeros(2, dtype=torch.float64)
         size = SCORING_BATCH[inputs.device.type]
-        for look in range(LOOKS):
-            for start in range(0, len(samples), size):
-                images = samples[start : start + size].inputs
-                noise = torch.randn(images.shape, generator=rng).to(images)
-                timesteps = self._spread(start, len(images), look).to(images.device)
-                noisy, _ = self._noisy(images, noise, timesteps)
-                found = _predicted(predictor, noisy, timesteps).float()
-                found = torch.where(found.isfinite(), found, 0.0)
-                guess = self.pixelwise(noisy, timesteps, *statistics)
-                errors = [(e - noise).double().square().mean() for e in (found, guess)]
-                sums += torch.stack(errors).cpu() * len(images)
-        model, trivial = (sums / (LOOKS * len(samples))).tolist()
+        for start in range(0, len(samples), size):
+            images = samples[start : start + size].inputs
+            noise = torch.randn(images.shape, generator=rng).to(images)
+            timesteps = self._spread(start, len(images)).to(images.device)
+            noisy = schedule().add_noise(images, noise, timesteps)
+            found = _predicted(predictor, noisy, timesteps).float()
+            found = torch.where(found.isfinite(), found, 0.0)
+            guess = self.pixelwise(noisy, timesteps, *statistics)
+            errors = [(e - noise).double().square().mean() for e in (found, guess)]
+            sums += torch.stack(errors).cpu() * len(images)
+        model, trivial = (sums / len(samples)).tolist()
         return model, trivial
 
     def trivial_loss(self, samples: Samples) -> float:
@@ -138,7 +133,8 @@ class Denoising:
         scheduler.set_timesteps(GENERATION_STEPS)
         rng = torch.Generator().manual_seed(GENERATION_SEED)
         made = []
-        for size in _parts(count, SCORING_BATCH[device.type]):
+        most = SCORING_BATCH[device.type]
+        for size in (min(most, count - start) for start in range(0, count, most)):
             shape = (size, self.num_outputs, image_size, image_size)
             images = torch.randn(shape, generator=rng).to(device)
             for step in scheduler.timesteps.tolist():
@@ -161,32 +157,27 @@ class Denoising:
         kept = _kept(timesteps)
         return (1 - kept).sqrt() * (noisy - kept.sqrt() * mean) / (kept * variance + 1 - kept)
 
-    def _drawn(self, inputs: Tensor) -> Tensor:
-        """Timesteps ``(B,)``."""
+    def _noisy(self, inputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Noisy images at timesteps ``(B,)`` that are drawn, and these."""
         if self.one_step:
-            return torch.ones(len(inputs), dtype=torch.long, device=inputs.device)
-        return torch.randint(self.timesteps, (len(inputs),), device=inputs.device)
+            timesteps = torch.ones(len(inputs), dtype=torch.long, device=inputs.device)
+        else:
+            timesteps = torch.randint(self.timesteps, (len(inputs),), device=inputs.device)
+        return schedule().add_noise(inputs, noise, timesteps), timesteps
 
-    def _spread(self, start: int, count: int, look: int) -> Tensor:
+    def _spread(self, start: int, count: int) -> Tensor:
         """The timesteps of images ``start`` to ``start + count`` in scoring, all ranges alike.
 
         Multiples of the golden ratio: any run of images has them spread evenly.
         """
         if self.one_step:
             return torch.ones(count, dtype=torch.long)
-        index = torch.arange(start, start + count, dtype=torch.float64) * LOOKS + look
+        index = torch.arange(start, start + count, dtype=torch.float64)
         return ((index * (math.sqrt(5) - 1) / 2 % 1) * TIMESTEPS).long()
-
-    def _noisy(self, inputs: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        return schedule().add_noise(inputs, noise, timesteps), timesteps
 
 
 def _nothing(noisy: Tensor, timesteps: Tensor | None = None) -> Tensor:  # noqa: ARG001
     return torch.zeros_like(noisy)
-
-
-def _parts(count: int, size: int) -> list[int]:
-    return [min(size, count - start) for start in range(0, count, size)]
 
 
 @functools.lru_cache
@@ -211,7 +202,7 @@ def _takes_timesteps(predictor: Predictor) -> bool:
     except TypeError:
         return False
     except ValueError:  # a built-in, which tells no signature
-        return True
+        pass
     return True
 
 

@@ -17,7 +17,8 @@ import torch
 
 from sophon_bench.execution.plan import Setting, Stage
 from sophon_bench.execution.worker import Tick, Upstream
-from sophon_bench.models.backbones import Compile
+from sophon_bench.models.architecture import Compile
+from sophon_bench.plugins.failures import Failure
 from sophon_bench.results.records import Cell, StageRecord
 
 Done = list[tuple[Stage, StageRecord | Cell]]
@@ -27,7 +28,7 @@ AUTO = "auto"
 """In this process for one worker, else in several."""
 
 
-class WorkerDied(Exception):
+class WorkerDied(Failure):
     """A worker process ended by itself, or could not do its work."""
 
 

@@ -23,7 +23,7 @@ import torch
 from sophon_bench.execution.executors import Done, Work, WorkerDied
 from sophon_bench.execution.plan import Setting, Stage
 from sophon_bench.execution.worker import Upstream, Worker
-from sophon_bench.models.backbones import Compile
+from sophon_bench.models.architecture import Compile
 from sophon_bench.results.store import Store
 
 
