@@ -16,7 +16,7 @@ import msgspec
 import published
 import pytest
 from click.testing import CliRunner, Result
-from conftest import MakeCell, named
+from conftest import Attempt, MakeCell, attempts, gather, named
 from msgspec.structs import replace
 
 from sophon_bench.analysis.agreement import agreements
@@ -29,7 +29,6 @@ from sophon_bench.leaderboard.columns import records
 from sophon_bench.leaderboard.entries import Entry, EntryError
 from sophon_bench.plugins.selectors import Arsenal, Rules, trials
 from sophon_bench.results import Results
-from sophon_bench.results.records import Cell
 from sophon_bench.results.store import Store
 
 TINY = Path(__file__).parent / "tiny_scenario.py"
@@ -52,7 +51,7 @@ SUITE = submitting.Suite(
 
 
 @pytest.fixture
-def whole(make_cell: MakeCell) -> list[Cell]:
+def whole(make_cell: MakeCell) -> list[Attempt]:
     """All that `SUITE` asks for: against the undefended model, fresh weights and ``d``."""
     found = []
     for defense, seed in ((d, s) for d in ("none", "d") for s in SEEDS):
@@ -82,11 +81,11 @@ def whole(make_cell: MakeCell) -> list[Cell]:
 
 
 @pytest.fixture
-def entry(whole: list[Cell]) -> Entry:
+def entry(whole: list[Attempt]) -> Entry:
     return Entry(**ABOUT, cells=whole)
 
 
-def keys(cells: list[Cell]) -> list[str]:
+def keys(cells: list[Attempt]) -> list[str]:
     return sorted(cell.key for cell in cells)
 
 
@@ -195,30 +194,30 @@ def test_defenses_of_one_name_are_told_apart(entry: Entry) -> None:
     ]  # fmt: skip
     assert [row["seeds"] for row in records(found.scores)] == [2, 2, 1]
     alone = entries.report([entry], ())
-    assert records(alone.scores) == records(tables.report(entry.cells, ()).scores)
+    assert records(alone.scores) == records(tables.report(gather(entry.cells), ()).scores)
 
 
-def test_whole_records_may_be_published(whole: list[Cell]) -> None:
-    assert submitting.faults(whole, SUITE, ()) == []
+def test_whole_records_may_be_published(whole: list[Attempt]) -> None:
+    assert submitting.faults(gather(whole), SUITE, ()) == []
     assert keys(submitting.chosen(whole, [])) == keys(whole)
     assert keys(submitting.chosen(whole, ["d"])) == keys(whole)
 
 
-def drop(**fields: object) -> Callable[[list[Cell]], list[Cell]]:
-    def without(cells: list[Cell]) -> list[Cell]:
+def drop(**fields: object) -> Callable[[list[Attempt]], list[Attempt]]:
+    def without(cells: list[Attempt]) -> list[Attempt]:
         return [c for c in cells if any(_get(c, name) != v for name, v in fields.items())]
 
     return without
 
 
-def _get(cell: Cell, name: str) -> object:
+def _get(cell: Attempt, name: str) -> object:
     return {"defense": cell.defense.label, "attack": cell.attack.label}.get(
         name, getattr(cell, name)
     )
 
 
-def make(**changes: object) -> Callable[[list[Cell]], list[Cell]]:
-    def changed(cells: list[Cell]) -> list[Cell]:
+def make(**changes: object) -> Callable[[list[Attempt]], list[Attempt]]:
+    def changed(cells: list[Attempt]) -> list[Attempt]:
         return [replace(cells[-1], **changes) if c is cells[-1] else c for c in cells]
 
     return changed
@@ -252,35 +251,37 @@ SLOW = "finetune[lr=0.01]"
     ],
 )
 def test_what_is_missing_is_said(
-    whole: list[Cell], change: Callable[[list[Cell]], list[Cell]], words: str
+    whole: list[Attempt], change: Callable[[list[Attempt]], list[Attempt]], words: str
 ) -> None:
-    found = submitting.faults(change(whole), SUITE, ())
+    found = submitting.faults(gather(change(whole)), SUITE, ())
     assert found
     assert any(re.search(words, fault) for fault in found), found
 
 
-def test_attacks_of_another_version_are_named(whole: list[Cell]) -> None:
+def test_attacks_of_another_version_are_named(whole: list[Attempt]) -> None:
     older = [
         replace(c, attack=replace(c.attack, source="old")) if c.attack.name == "scratch" else c
         for c in whole
     ]
-    assert submitting.faults(older, SUITE, ()) == [
+    assert submitting.faults(gather(older), SUITE, ()) == [
         "made with another version of scratch than is installed; run them again"
     ]
 
 
-def test_a_trial_is_its_parameters_and_not_what_a_label_leaves_out(whole: list[Cell]) -> None:
+def test_a_trial_is_its_parameters_and_not_what_a_label_leaves_out(whole: list[Attempt]) -> None:
     """A label has no defaults, and these may have been others when the records were made."""
     other = [
         replace(c, attack=replace(c.attack, label="s")) if c.attack.name == "scratch" else c
         for c in whole
     ]
-    assert submitting.faults(other, SUITE, ()) == []
+    assert submitting.faults(gather(other), SUITE, ()) == []
 
 
 def agreement(make_cell: MakeCell, before: float, now: float, count: int = 1) -> str:
     reported, again = (
-        Results.of(make_cell(seed=seed, curve=[(100.0, 0.5, test)]) for seed in range(count))
+        Results.of(
+            gather(make_cell(seed=seed, curve=[(100.0, 0.5, test)]) for seed in range(count))
+        )
         for test in (before, now)
     )
     (verdict,) = set(agreements(reported, again)["agreement"])
@@ -299,7 +300,7 @@ def test_agreement_is_within_what_test_images_vary(make_cell: MakeCell) -> None:
 def test_another_status_differs(make_cell: MakeCell) -> None:
     fine, failed = make_cell(), make_cell(status="failed", curve=[])
     other = make_cell(seed=1, status="failed", curve=[])
-    found = agreements(Results.of([fine, other]), Results.of([failed, other]))
+    found = agreements(Results.of(gather([fine, other])), Results.of(gather([failed, other])))
     assert dict(zip(found["key"], found["agreement"], strict=True)) == {
         fine.key: "differs", other.key: "identical"
     }  # fmt: skip
@@ -307,9 +308,9 @@ def test_another_status_differs(make_cell: MakeCell) -> None:
 
 def test_only_what_was_made_again_is_compared(make_cell: MakeCell) -> None:
     cells = [make_cell(seed=seed) for seed in range(3)]
-    found = agreements(Results.of(cells), Results.of(cells[1:]))
+    found = agreements(Results.of(gather(cells)), Results.of(gather(cells[1:])))
     assert found["seed"].tolist() == [1, 2]
-    nothing = agreements(Results.of(cells), Results.of([]))
+    nothing = agreements(Results.of(gather(cells)), Results.of(gather([])))
     assert nothing.empty
     assert nothing.columns.tolist() == found.columns.tolist()
 
@@ -326,14 +327,14 @@ def call(*arguments: object) -> Result:
 
 
 @pytest.fixture
-def documents(whole: list[Cell], tmp_path: Path) -> Iterator[Path]:
+def documents(whole: list[Attempt], tmp_path: Path) -> Iterator[Path]:
     suite = tmp_path / "small.yaml"
     suite.write_text(
         "version: 1\ndescription: small\ntrials: ['finetune[lr=[1e-2,1e-1]]', scratch]\n"
         "search: {refine: 0, continue: 1, times: 10}\ntrainability: [finetune, scratch]\n"
     )
     cells = [replace(cell, suite="@small v1") for cell in whole]
-    (tmp_path / "run.json").write_text(tables.document(cells, tables.report(cells)))
+    (tmp_path / "run.json").write_text(tables.document(gather(cells), tables.report(gather(cells))))
     return tmp_path
 
 
@@ -404,7 +405,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--store", folder / "store", "--threads", "1",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    cells = list(Store(folder / "store").cells())
+    cells = attempts(Store(folder / "store").records())
     entries.write(Entry(**{**ABOUT, "name": "tiny"}, cells=cells), folder)
     return folder
 

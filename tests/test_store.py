@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from conftest import MakeCell
+from conftest import Attempt, MakeCell, gather, read_cells
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -19,7 +19,6 @@ from sophon_bench.leaderboard.tables import document, report
 from sophon_bench.results import files
 from sophon_bench.results.files import write_atomic
 from sophon_bench.results.records import (
-    Cell,
     Ratios,
     Reader,
     content_key,
@@ -28,7 +27,7 @@ from sophon_bench.results.records import (
     dump,
     misnamed,
 )
-from sophon_bench.results.store import Store, StoreError, checked, read_cells
+from sophon_bench.results.store import Store, StoreError, checked
 
 
 def test_a_cell_comes_back_as_it_was(tmp_path: Path, make_cell: MakeCell) -> None:
@@ -110,7 +109,7 @@ def test_a_write_that_fails_leaves_what_was_there(
 def test_what_run_json_wrote_reads_back(tmp_path: Path, make_cell: MakeCell) -> None:
     file = tmp_path / "out.json"
     cells = [make_cell(), make_cell(seed=1)]
-    file.write_text(document(cells, report(cells)))
+    file.write_text(document(gather(cells), report(gather(cells))))
     assert read_cells(file) == cells
     content = json.loads(file.read_text())
     assert set(content) == {"schema", "cells", "hashes", "summary"}
@@ -152,7 +151,7 @@ def test_an_altered_record_is_named(
     tmp_path: Path, make_cell: MakeCell, change: Change, words: str
 ) -> None:
     cells = [make_cell(), make_cell(seed=1, attack="finetune[lr=0.1]")]
-    content = json.loads(document(cells, report(cells)))
+    content = json.loads(document(gather(cells), report(gather(cells))))
     change(content)
     file = tmp_path / "out.json"
     file.write_text(json.dumps(content))
@@ -164,7 +163,7 @@ def test_an_altered_record_is_named(
 def test_a_file_from_before_there_were_hashes_is_refused(
     tmp_path: Path, make_cell: MakeCell
 ) -> None:
-    content = json.loads(document([make_cell()], report([make_cell()])))
+    content = json.loads(document(gather([make_cell()]), report(gather([make_cell()]))))
     del content["hashes"]
     file = tmp_path / "out.json"
     file.write_text(json.dumps(content))
@@ -213,7 +212,7 @@ def test_what_is_gone_is_named_and_what_is_wrong_is_counted(make_cell: MakeCell)
 def test_a_file_that_is_cut_short_says_where(
     tmp_path: Path, make_cell: MakeCell, part: float
 ) -> None:
-    text = document([make_cell()], report([make_cell()]))
+    text = document(gather([make_cell()]), report(gather([make_cell()])))
     file = tmp_path / "out.json"
     file.write_text(text[: int(part * len(text))])
     with pytest.raises(StoreError, match=r"cut short at line \d+, column \d+"):
@@ -234,7 +233,7 @@ def test_records_refuse_unknown_fields_and_nan(make_cell: MakeCell) -> None:
 
 def test_parts_that_records_share_are_held_once(make_cell: MakeCell) -> None:
     one, other = make_cell(samples=50), make_cell(samples=200, suite="@s v1")
-    reader = Reader(Cell, held=("pretrained", "defense", "attack"))
+    reader = Reader(Attempt, held=("pretrained", "defense", "attack"))
     read = [reader.read(dump(cell)) for cell in (one, other)]
     assert read == [one, other]
     assert read[0].pretrained is read[1].pretrained

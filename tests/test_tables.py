@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from conftest import drawn
+from conftest import drawn, gather
 
 from sophon_bench.analysis.envelope import ENVELOPE, STRETCHED_ENVELOPE
 from sophon_bench.leaderboard import tables
@@ -416,7 +416,7 @@ def test_a_report_is_made_of_records(make_cell: Any) -> None:
             ("ice", "finetune", 0.5),
         )
     ]
-    made = tables.report(cells)
+    made = tables.report(gather(cells))
     assert {row["defense"] for row in records(made.scores)} == {"none", "ice"}
     shown = tables.show("console", made)
     assert "50.0 ± 0.0" in shown

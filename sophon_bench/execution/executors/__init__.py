@@ -18,9 +18,9 @@ import torch
 from sophon_bench.execution.plan import Setting, Stage
 from sophon_bench.execution.worker import Tick, Upstream
 from sophon_bench.models.backbones import Compile
-from sophon_bench.results.records import Cell, StageRecord
+from sophon_bench.results.records import Cell, ModelRecord
 
-Done = list[tuple[Stage, StageRecord | Cell]]
+Done = list[tuple[Stage, ModelRecord | Cell]]
 """Stages that are finished, with their records."""
 
 AUTO = "auto"
@@ -46,7 +46,7 @@ class Work:
         tick: Told how stages go.
     """
 
-    store: Path
+    store: str | Path
     device: torch.device
     settings: Sequence[Setting]
     plugins: Sequence[Path]
