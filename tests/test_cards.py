@@ -135,7 +135,7 @@ def test_a_recipe_counts_a_crash_as_the_undefended_model(make_cell: MakeCell) ->
 
 def made(cells: list[Attempt], **changes: Any) -> str:
     subject = SUBJECT if not changes else Subject(**{**vars(SUBJECT), **changes})
-    return cards.cards([subject], cells, recipe=RECIPE, command="sophon-bench cards")
+    return cards.cards([subject], gather(cells), recipe=RECIPE, command="sophon-bench cards")
 
 
 def lines(card: str) -> dict[str, list[str]]:

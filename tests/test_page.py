@@ -89,7 +89,7 @@ def submission(cells: Sequence[Attempt], **changes: Any) -> Submission:
         "name": "one", "title": "One", "authors": ["A. Author"], "link": "https://example.org/one",
         "label": "self-reported", "submitted": "2026-01-31",
     }  # fmt: skip
-    return Submission(cells=cells, **{**made, **changes})
+    return Submission(cells=gather(cells), **{**made, **changes})
 
 
 def html(*submissions: Submission, **more: Any) -> str:

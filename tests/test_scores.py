@@ -348,7 +348,7 @@ def test_a_difference_is_paired(make_cell: MakeCell) -> None:
     assert none["clear"]
     assert (row["seeds"], row["unscored"]) == (3, None)
     assert records(differences(Results.of(gather(cells)), "absent")) == []
-    _, row = records(differences(Results.of([c for c in cells if c.role != "benign"]), "d"))
+    _, row = records(differences(Results.of(gather(c for c in cells if c.role != "benign")), "d"))
     assert row["score_difference"] is None
     assert row["resistance_difference"] == pytest.approx(0.1)
     assert row["unscored"] == "no trainability runs on benign domains"

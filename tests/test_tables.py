@@ -380,7 +380,7 @@ def test_flat_rows_have_the_scores_first_and_no_attack(whole: Report) -> None:
     assert lines[1]["samples"] == "50,200"
     assert lines[4]["trials"] == "1"
     assert lines[4]["score"] == ""
-    assert json.loads(tables.document([], whole))["summary"] == found
+    assert json.loads(tables.document(gather([]), whole))["summary"] == found
 
 
 def test_the_meaning_of_scores_is_two_sentences(whole: Report) -> None:

@@ -97,12 +97,12 @@ def _input_errors() -> tuple[type[Exception], ...]:
 
     found: list[type[Exception]] = [BrokenPlugin, DuplicateName, UnknownName]
     for module, name in (
-        ("selectors", "SelectorError"),
-        ("store", "StoreError"),
-        ("backbones", "BackboneError"),
-        ("plan", "PlanError"),
-        ("scenarios", "ScenarioError"),
-        ("pictures", "PictureError"),
+        ("plugins.selectors", "SelectorError"),
+        ("results.store", "StoreError"),
+        ("models.backbones", "BackboneError"),
+        ("execution.plan", "PlanError"),
+        ("data.scenario", "ScenarioError"),
+        ("results.pictures", "PictureError"),
         ("leaderboard.entries", "EntryError"),
         ("leaderboard.tuning", "Occupied"),
     ):
