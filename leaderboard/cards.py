@@ -22,7 +22,7 @@ from sophon_bench.leaderboard.render import Place, Table, to_markdown
 from sophon_bench.leaderboard.score_tables import score_table
 from sophon_bench.leaderboard.tables import Gaps, Key, by_place, heading
 from sophon_bench.results import Results
-from sophon_bench.results.records import Cell
+from sophon_bench.results.records import Cell, Records
 
 DIFFERENT = "Different from the original:"
 """Begins the passage of a class docstring that says so."""
@@ -70,7 +70,7 @@ class Recipe:
 
 def cards(
     subjects: Iterable[Subject],
-    cells: Sequence[Cell],
+    cells: Records,
     *,
     recipe: Recipe,
     command: str,
@@ -96,7 +96,7 @@ TITLE = "# Defenses: a card of each"
 class _Measured:
     """Frames that cards show, by place."""
 
-    def __init__(self, cells: Sequence[Cell], recipe: Recipe, frozen: Gaps) -> None:
+    def __init__(self, cells: Records, recipe: Recipe, frozen: Gaps) -> None:
         results = Results.of(cells)
         listed = {*recipe.trials, *recipe.controls}
         trials = analysis.trials(results)
@@ -233,20 +233,20 @@ SINGLE = "none (single attacks)"
 """What stands for the suites of a record that no suite asked for."""
 
 
-def _origin(cells: Sequence[Cell], recipe: Recipe, command: str) -> str:
+def _origin(cells: Records, recipe: Recipe, command: str) -> str:
     """What the page rests on."""
     lines = [
         f"- Made by `{command}`.",
         f"- The paper's recipe: {recipe.name}, {len(recipe.trials)} trials; beside it "
         f"{distinct(recipe.controls)}, with its defaults.",
     ]
-    if cells:
+    if made := cells.cells:
+        suites = (suite for cell in made for suite in cells.who(cell).suites or [SINGLE])
         lines += [
-            f"- {len(cells)} records, of protocol {distinct(cell.protocol for cell in cells)}, "
-            f"seeds {distinct(cell.seed for cell in cells)}, "
-            f"suites {distinct(suite for cell in cells for suite in cell.suites or [SINGLE])}.",
-            f"- They are from {'; '.join(sorted({made_on(cell) for cell in cells}))}; finished "
-            f"{days(cell.provenance.finished[:10] for cell in cells)}.",
+            f"- {len(made)} records, of protocol {distinct(cell.protocol for cell in made)}, "
+            f"seeds {distinct(cells.seeds)}, suites {distinct(suites)}.",
+            f"- They are from {'; '.join(sorted({made_on(cell) for cell in made}))}; finished "
+            f"{days(cell.provenance.finished[:10] for cell in made)}.",
         ]
     else:
         lines.append("- No records.")

@@ -25,7 +25,7 @@ from sophon_bench.leaderboard.score_tables import called_by
 from sophon_bench.leaderboard.tables import Gaps, by_place, heading
 from sophon_bench.protocol import FLOOR, REFERENCE_BATCH
 from sophon_bench.results import Results
-from sophon_bench.results.records import Cell
+from sophon_bench.results.records import Records
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -52,7 +52,7 @@ class Overhead:
         return Flat(frames=frames, columns=columns.HALF_COSTS)
 
 
-def overhead(cells: Sequence[Cell], frozen: Gaps = None) -> Overhead:
+def overhead(cells: Records, frozen: Gaps = None) -> Overhead:
     """What ``cells`` say; with ``frozen``, that says for which n half is defined."""
     results = Results.of(cells)
     return Overhead(

@@ -14,7 +14,7 @@ from sophon_bench.leaderboard.columns import records
 from sophon_bench.leaderboard.vega import Figure
 from sophon_bench.results import Results
 from sophon_bench.results.frames import PLACE
-from sophon_bench.results.records import Cell, content_key
+from sophon_bench.results.records import Records, content_key
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -24,7 +24,7 @@ PICTURED = (*PLACE, "samples")
 
 
 def write(
-    cells: Sequence[Cell],
+    cells: Records,
     out: Path,
     formats: Sequence[str],
     frozen: Frozen | Sequence[Frozen] | None = None,

@@ -34,7 +34,7 @@ from sophon_bench.plugins.selectors import SelectorError, Trial, check_parameter
 from sophon_bench.plugins.suites import Name, read_document, trials
 from sophon_bench.results import Results
 from sophon_bench.results.files import write_atomic
-from sophon_bench.results.records import Cell
+from sophon_bench.results.records import Records
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -112,7 +112,7 @@ def varied(study: Study, registry: Registry) -> list[Trial]:
 
 def findings(
     study: Study,
-    cells: Sequence[Cell],
+    cells: Records,
     frozen: Sequence[Frozen],
     *,
     command: str,
@@ -129,14 +129,13 @@ def findings(
     """
     found = analysis.ablation(Results.of(cells), study.axis, frozen)
     samples = ", ".join(
-        str(n) for n in sorted({c.samples for c in cells if c.role == "restricted"})
+        str(n) for n in sorted({c.samples for c in cells.cells if c.role == "restricted"})
     )
     notes = [
         f"study {study.label}: {study.question}",
         f"command: {command}",
-        f"attacks: {', '.join(attacks)}; seeds {', '.join(map(str, seeds_of(cells)))}; "
-        f"n = {samples}",
-        f"records: {'; '.join(sorted({cards.made_on(cell) for cell in cells}))}",
+        f"attacks: {', '.join(attacks)}; seeds {', '.join(map(str, cells.seeds))}; n = {samples}",
+        f"records: {'; '.join(sorted({cards.made_on(cell) for cell in cells.cells}))}",
         *(
             f"{study.axis} {shown(row['value'])}: {row['defense']}"
             for row in records(found)
@@ -185,11 +184,6 @@ def _ablation_table(found: DataFrame, notes: Sequence[str]) -> Table:
             *(legend.notes(plugins) if several else []),
         ],
     )
-
-
-def seeds_of(cells: Sequence[Cell]) -> list[int]:
-    """The seeds of the records, in order."""
-    return sorted({cell.seed for cell in cells})
 
 
 def write(

@@ -7,10 +7,9 @@ search and its recipes for benign domains, on the same seeds as the controls.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sophon_bench.analysis.envelope import outcomes
 from sophon_bench.analysis.frozen import Frozen
@@ -19,7 +18,10 @@ from sophon_bench.leaderboard.columns import records
 from sophon_bench.plugins.selectors import Trial
 from sophon_bench.plugins.suites import Arsenal
 from sophon_bench.results import Results
-from sophon_bench.results.records import Cell
+from sophon_bench.results.records import OR, Records
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SHOWN = 3
 """Examples that a fault names."""
@@ -33,12 +35,7 @@ class Suite:
     arsenal: Arsenal
 
 
-def chosen(cells: Iterable[Cell], defenses: Collection[str]) -> list[Cell]:
-    """The cells of the defenses with these labels, and of the controls; of all if none is named."""
-    return [c for c in cells if not defenses or c.defense.control or c.defense.label in defenses]
-
-
-def faults(cells: Sequence[Cell], suite: Suite, frozen: Sequence[Frozen]) -> list[str]:
+def faults(cells: Records, suite: Suite, frozen: Sequence[Frozen]) -> list[str]:
     """Everything that stands against publishing ``cells``, in words; nothing if they may be.
 
     Args:
@@ -47,7 +44,10 @@ def faults(cells: Sequence[Cell], suite: Suite, frozen: Sequence[Frozen]) -> lis
         frozen: What budgets and n count.
     """
     results = Results.of(cells)
-    found = [*_of_suite(cells, suite), *_failed(cells), *_left_out(cells, results, suite)]
+    met = outcomes(results).cells
+    trials = list(map(_identity, met["attack_name"], met["attack_parameters"]))
+    met = met.assign(trial=trials)
+    found = [*_of_suite(met, suite), *_failed(met), *_left_out(met, suite)]
     scores = records(analysis.scores(results, frozen))
     if not any(not row["control"] for row in scores):
         found.append("no defense is among the records, only controls")
@@ -56,61 +56,49 @@ def faults(cells: Sequence[Cell], suite: Suite, frozen: Sequence[Frozen]) -> lis
     return found
 
 
-def _of_suite(cells: Iterable[Cell], suite: Suite) -> Iterator[str]:
-    others = Counter(
-        " or ".join(cell.suites) for cell in cells if cell.suites and suite.label not in cell.suites
-    )
-    for other, count in sorted(others.items()):
+def _of_suite(met: DataFrame, suite: Suite) -> Iterator[str]:
+    suites = met["suite"].dropna()
+    others = suites[[suite.label not in label.split(OR) for label in suites]]
+    for other, count in others.value_counts().sort_index().items():
         yield f"{count} records are of {other}, and what is published is of {suite.label}"
     installed = {_identity(t.entry.name, t.parameters): t.entry.source for t in _trials(suite)}
-    changed = {
-        cell.attack.label
-        for cell in cells
-        if not cell.derived and installed.get(_of(cell), cell.attack.source) != cell.attack.source
-    }
-    if changed:
+    now = met["trial"].map(installed)
+    changed = met["attack"][now.notna() & (now != met["attack_source"]) & ~met["derived"]]
+    if len(changed):
         yield f"made with another version of {_some(changed)} than is installed; run them again"
 
 
-def _failed(cells: Iterable[Cell]) -> Iterator[str]:
-    failed = [cell for cell in cells if cell.status == "failed"]
+def _failed(met: DataFrame) -> Iterator[str]:
+    failed = records(met[met["status"] == "failed"])
     if failed:
-        names = (f"{c.attack.label} against {c.defense.label}, seed {c.seed}: {c.reason}"
+        names = (f"{c['attack']} against {c['defense']}, seed {c['seed']}: {c['reason']}"
                  for c in failed)  # fmt: skip
         yield f"{len(failed)} records failed ({_some(names)}); 'run --retry-failed' does them again"
 
 
-def _left_out(cells: Iterable[Cell], results: Results, suite: Suite) -> Iterator[str]:
-    by_key = {cell.key: cell for cell in cells}
-    for _, place in outcomes(results).cells.groupby("place"):
+def _left_out(met: DataFrame, suite: Suite) -> Iterator[str]:
+    for _, place in met.groupby("place"):
         seeds = sorted(set(place["seed"]))
         benign = sorted(set(place.loc[place["role"] == "benign", "domain"]))
         samples = sorted(set(place.loc[place["role"] == "restricted", "samples"]))
-        targets: list[tuple[str, str | None, int | None, list[Trial]]]
-        targets = [("restricted", None, n, suite.arsenal.trials) for n in samples]
-        targets += [("benign", domain, None, suite.arsenal.trainability) for domain in benign]
-        for _, model in place.groupby("model"):
-            defense = model["defense_label"].iloc[0]
-            own = [by_key[key] for key in model["key"]]
-            control = own[0].defense.control
-            for role, domain, n, trials in targets:
+        arsenal = suite.arsenal
+        targets: list[tuple[str, str, str | int, list[Trial]]] = [
+            *(("restricted", "samples", n, arsenal.trials) for n in samples),
+            *(("benign", "domain", domain, arsenal.trainability) for domain in benign),
+        ]
+        for _, own in place.groupby("model"):
+            defense, control = own[["defense_label", "defense_control"]].iloc[0]
+            for role, column, value, trials in targets:
                 wanted = {
                     _identity(t.entry.name, t.parameters): t.label
                     for t in trials
                     if control or not t.entry.control
                 }
-                here = [
-                    cell
-                    for cell in own
-                    if cell.role == role
-                    and domain in (None, cell.domain)
-                    and n in (None, cell.samples)
-                ]
-                where = f"on {domain}" if domain else f"with n={n}"
-                yield from _missing(defense, where, seeds, wanted, here)
-                if role == "restricted" and suite.arsenal.rules.continued:
-                    longer = {cell.seed for cell in here if cell.stretch > 1}
-                    for seed in sorted(set(seeds) - longer):
+                here = own[(own["role"] == role) & (own[column] == value)]
+                where = f"on {value}" if role == "benign" else f"with n={value}"
+                yield from _missing(f"{defense} {where}", seeds, wanted, here)
+                if role == "restricted" and arsenal.rules.continued:
+                    for seed in sorted({*seeds} - {*here.loc[here["stretch"] > 1, "seed"]}):
                         yield (
                             f"{defense} {where}, seed {seed}: no trial went on to the longer "
                             "budget; the run was not finished"
@@ -118,16 +106,12 @@ def _left_out(cells: Iterable[Cell], results: Results, suite: Suite) -> Iterator
 
 
 def _missing(
-    defense: str, where: str, seeds: Iterable[int], wanted: Mapping[str, str], here: Sequence[Cell]
+    what: str, seeds: Iterable[int], wanted: Mapping[str, str], here: DataFrame
 ) -> Iterator[str]:
     for seed in seeds:
-        met = {_of(c) for c in here if c.seed == seed and c.stretch == 1}
+        met = {*here.loc[(here["seed"] == seed) & (here["stretch"] == 1), "trial"]}
         if left := [label for identity, label in wanted.items() if identity not in met]:
-            yield f"{defense} {where}, seed {seed}: {len(left)} trials are missing ({_some(left)})"
-
-
-def _of(cell: Cell) -> str:
-    return _identity(cell.attack.name, cell.attack.parameters)
+            yield f"{what}, seed {seed}: {len(left)} trials are missing ({_some(left)})"
 
 
 def _identity(name: str, parameters: Mapping[str, Any]) -> str:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from sophon_bench.analysis.envelope import ENVELOPE
 from sophon_bench.analysis.frozen import Frozen
@@ -27,9 +24,9 @@ from sophon_bench.leaderboard.names import Attacks, Legend, is_envelope, with_na
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows, printed
 from sophon_bench.leaderboard.score_tables import called_by, footnotes, score_order, score_table
 from sophon_bench.protocol import REFERENCE_BATCH
-from sophon_bench.results import Results
+from sophon_bench.results import Results, documents
 from sophon_bench.results.frames import PLACE
-from sophon_bench.results.records import SCHEMA, Cell, digest
+from sophon_bench.results.records import Records
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -78,9 +75,7 @@ class Report:
 FRAMES = ("trials", "scores", "winners", "images")
 
 
-def report(
-    cells: Sequence[Cell], frozen: Gaps = None, names: Mapping[str, str] | None = None
-) -> Report:
+def report(cells: Records, frozen: Gaps = None, names: Mapping[str, str] | None = None) -> Report:
     """What ``cells`` say.
 
     Args:
@@ -241,15 +236,9 @@ def show(form: str, report: Report) -> str:
     return printed(form, lambda: places(report), report.flat)
 
 
-def document(cells: Sequence[Cell], report: Report) -> str:
+def document(cells: Records, report: Report) -> str:
     """What ``run --json`` writes: every record, its hash by its key, and the summary."""
-    content = {
-        "schema": SCHEMA,
-        "cells": msgspec.to_builtins(cells),
-        "hashes": {cell.key: digest(cell) for cell in cells},
-        "summary": flat_rows(report.flat),
-    }
-    return json.dumps(content, indent=1) + "\n"
+    return documents.document(cells, flat_rows(report.flat))
 
 
 def meaning(report: Report) -> str:

@@ -20,7 +20,7 @@ from sophon_bench.leaderboard.tables import WHERE, heading
 from sophon_bench.plugins.failures import BadInput
 from sophon_bench.results import Results
 from sophon_bench.results.files import write_atomic
-from sophon_bench.results.records import Cell
+from sophon_bench.results.records import Records
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -36,14 +36,14 @@ class Occupied(BadInput, ValueError):
     """A document is there that another search made, or the same one with other results."""
 
 
-def rows_of(cells: Sequence[Cell], labels: Sequence[str]) -> DataFrame:
+def rows_of(cells: Records, labels: Sequence[str]) -> DataFrame:
     """Rows of `analysis.criteria` of one defense's configurations, in the order of ``labels``.
 
     Args:
         cells: Records of one place: of all configurations, and of the controls.
         labels: The configurations' selectors.
     """
-    own = [c for c in cells if c.defense.control or c.defense.label in labels]
+    own = cells.of_defenses(lambda defense: defense.label in labels)
     rows = analysis.criteria(Results.of(own))
     return rows.sort_values("defense", key=lambda known: known.map(labels.index), kind="stable")
 
@@ -75,7 +75,7 @@ def table(rows: DataFrame, notes: Sequence[str]) -> Place:
 
 
 def document(
-    cells: Sequence[Cell],
+    cells: Records,
     rows: DataFrame,
     *,
     defense: str,
@@ -85,7 +85,7 @@ def document(
 ) -> bytes:
     """Everything about one defense's search, as JSON: the same for the same records."""
     best = chosen(rows)
-    of_defense = [c for c in cells if c.defense.control or c.defense.name == defense]
+    of_defense = cells.of_defenses(lambda other: other.name == defense)
     content = {
         "defense": defense,
         "chosen": None
@@ -95,17 +95,18 @@ def document(
         "command": command,
         "grid": grid,
         "drawn_with": drawn_with,
-        "seeds": sorted({cell.seed for cell in of_defense}),
+        "seeds": of_defense.seeds,
         "versions": _versions(of_defense),
         "rows": flat_rows(Flat(frames=[rows], columns=columns.CRITERIA)),
     }
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
-def _versions(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def _versions(cells: Records) -> list[dict[str, Any]]:
     """What the stages ran with, each once, without the time."""
-    ran = (p for c in cells for p in (c.provenance, c.released.provenance, c.pretrained.provenance))
     found = {}
+    ran = [model.provenance for model in cells.models.values()]
+    ran += [cell.provenance for cell in cells.cells]
     for provenance in ran:
         plain = msgspec.to_builtins(provenance)
         del plain["finished"]

@@ -31,7 +31,10 @@ from sophon_bench.plugins.registry import attacks, defenses, load_file, unknown
 from sophon_bench.plugins.selectors import Trial, names_of
 from sophon_bench.plugins.suites import Arsenal, arsenal, trials
 from sophon_bench.results import Results
-from sophon_bench.results.store import Store, StoreError, read_cells
+from sophon_bench.results.documents import read_file
+from sophon_bench.results.files import is_url
+from sophon_bench.results.records import Records
+from sophon_bench.results.store import Store, StoreError
 
 if TYPE_CHECKING:
     from pandas import Series
@@ -62,7 +65,7 @@ def run(
         backbone: Selectors of backbones; none: the scenario's own.
         seeds: A seed, or several.
         plugin: Python files with plugins of one's own; they are executed.
-        store: Directory of finished work; None: in the user's cache directory.
+        store: Directory or URL of finished work; None: in the user's cache directory.
         options: Others of `runs.Options`: ``samples``, ``steps``, ``image_size``, ``device``,
             ``precision``, ``compiled``, ``workers``, ``threads``, ``together``, ``retry_failed``.
 
@@ -77,7 +80,7 @@ def run(
         backbone=_several(backbone),
         seeds=[seeds] if isinstance(seeds, int) else list(seeds),
         plugin=files,
-        store=None if store is None else Path(store),
+        store=store,
         **options,
     )
     job = planned(chosen, _several(defense), _several(attack))
@@ -99,9 +102,10 @@ def load_results(source: str | Path) -> Results:
     """Records as frames.
 
     Args:
-        source: A file of ``run --json``; a store's directory; ``published/NAME``, or the file, of
-            an entry of the leaderboard; or ``published`` for all entries together, of which each
-            is scored by its own controls on the leaderboard.
+        source: A file of ``run --json`` or of an entry of the leaderboard; a store's directory; a
+            URL of either, of any kind that fsspec knows; ``published/NAME`` of an entry that comes
+            with the package; or ``published`` for all of them together, of which each is scored by
+            its own controls on the leaderboard.
 
     Raises:
         StoreError: If there is none, or it is damaged.
@@ -110,16 +114,16 @@ def load_results(source: str | Path) -> Results:
     """
     text, path = str(source), Path(source)
     if text == "published":
-        return Results.of([cell for entry in entries.published() for cell in entry.cells])
+        return Results.of(Records.joined(entry.records for entry in entries.published()))
     if text.startswith("published/"):
         known = {entry.name: entry for entry in entries.published()}
         name = text.removeprefix("published/")
         if name not in known:
             raise StoreError(unknown("published entry", name, known))
-        return Results.of(known[name].cells)
-    if path.is_dir():
-        return Results.of(list(Store(path, reading=True).cells()), store=path)
-    return Results.of(entries.read(path).cells if entries.is_entry(path) else read_cells(path))
+        return Results.of(known[name].records)
+    if path.suffix in (".json", ".jsonl") if is_url(source) else not path.is_dir():
+        return Results.of(read_file(source)[1])
+    return Results.of(Store(source, reading=True).records(), store=source)
 
 
 def load_model(
@@ -160,7 +164,7 @@ def load_model(
     return _model(results.store, found.iloc[0])
 
 
-def _model(root: Path, row: Series) -> Model:
+def _model(root: str | Path, row: Series) -> Model:
     import torch
 
     store = Store(root, reading=True)
@@ -169,7 +173,7 @@ def _model(root: Path, row: Series) -> Model:
     )
     outputs = setting.data.original.task.num_outputs
     model = setting.backbone.build(outputs, torch.Generator(), fresh=True)
-    model.load_state_dict(store.weights(store.stage(row["key"])))
+    model.load_state_dict(store.weights(store.model(row["key"])))
     return model
 
 
@@ -225,7 +229,7 @@ def audit(
             scenario=[scenario],
             backbone=[backbone],
             seeds=[seeds] if isinstance(seeds, int) else list(seeds),
-            store=None if store is None else Path(store),
+            store=store,
             **options,
         )
         job = planned(chosen, [trial(content, architecture, prefix=prefix)], _several(attack))

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from msgspec import convert
@@ -16,18 +17,26 @@ from sophon_bench.leaderboard.render import Table
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry
 from sophon_bench.plugins.selectors import parse, scalar
+from sophon_bench.protocol import VERSION
+from sophon_bench.results.documents import read_file
 from sophon_bench.results.records import (
+    OR,
+    Asked,
     Cell,
     Cost,
+    Curve,
     DataId,
+    Generated,
+    ModelRecord,
     PluginId,
     Point,
     Provenance,
-    StageRecord,
+    Records,
     attack_key,
     content_key,
     protect_key,
 )
+from sophon_bench.results.store import Store
 
 TINY = Path(__file__).with_name("tiny_scenario.py")
 
@@ -81,7 +90,112 @@ def forget() -> Iterator[None]:
 
 ALL = (registry.attacks, registry.defenses, registry.scenarios)
 
-MakeCell = Callable[..., Cell]
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A cell, its models, and who asked for it, in one: what tests make and look at."""
+
+    key: str
+    status: str
+    scenario: DataId
+    backbone: str
+    precision: str
+    seed: int
+    defense: PluginId
+    attack: PluginId
+    domain: str
+    samples: int
+    budget: int
+    test_examples: int
+    provenance: Provenance
+    pretrained: ModelRecord
+    released: ModelRecord
+    role: str = "restricted"
+    suite: str | None = None
+    derived: bool = False
+    stretch: int = 1
+    reason: str | None = None
+    utility: str = "accuracy"
+    trivial_loss: float | None = None
+    nonfinite_step: int | None = None
+    generated: Generated | None = None
+    curve: list[Point] = []
+    cost: Cost | None = None
+    contained: list[str] = []
+    protocol: str = VERSION
+    protocol_digest: str = "digest"
+
+    @property
+    def cell(self) -> Cell:
+        """Its own record."""
+        own = {name: getattr(self, name) for name in Cell.__struct_fields__ if name != "model"}
+        return Cell(**{**own, "model": self.released.key, "curve": Curve.of(self.curve)})
+
+
+def gather(attempts: Iterable[Attempt]) -> Records:
+    """The records that attempts are of; of models that differ under one key the first is taken."""
+    models: dict[str, ModelRecord] = {}
+    cells: dict[str, Cell] = {}
+    asked: dict[str, Asked] = {}
+
+    def put(model: ModelRecord) -> str:
+        known = models.setdefault(model.key, model)
+        where = ("scenario", "backbone", "precision", "seed", "defense", "pretrained", "protocol")
+        if all(getattr(model, name) == getattr(known, name) for name in where):
+            return model.key
+        return put(replace(model, key=content_key({"other": model.key})))
+
+    for each in sorted(attempts, key=lambda attempt: (attempt.seed, attempt.key)):
+        place = {name: getattr(each, name)
+                 for name in ("scenario", "backbone", "precision", "seed", "protocol")}  # fmt: skip
+        before = put(replace(each.pretrained, **place, defense=None, pretrained=None))
+        after = replace(each.released, **place, defense=each.defense, pretrained=before)
+        cells[each.key] = replace(each.cell, model=put(after))
+        suites = tuple(each.suite.split(OR)) if each.suite else ()
+        asked[each.key] = Asked(key=each.key, suites=suites, derived=each.derived)
+    return Records(models, list(cells.values()), asked)
+
+
+def attempts(records: Records) -> list[Attempt]:
+    """The cells of records with all that records say of them."""
+    return [
+        Attempt(
+            **{name: getattr(cell, name) for name in Cell.__struct_fields__
+               if name not in ("model", "curve")},
+            **{name: getattr(records.model(cell), name)
+               for name in ("scenario", "backbone", "precision", "seed")},
+            defense=records.defense(cell),
+            curve=points(cell.curve),
+            suite=OR.join(records.who(cell).suites) or None,
+            derived=records.who(cell).derived,
+            pretrained=records.pretrained(cell),
+            released=records.model(cell),
+        )
+        for cell in records.cells
+    ]  # fmt: skip
+
+
+def points(curve: Curve) -> list[Point]:
+    """The scorings of a curve."""
+    columns = [getattr(curve, name) or [None] * len(curve) for name in Point.__struct_fields__]
+    return [Point(**dict(zip(Point.__struct_fields__, row, strict=True)))
+            for row in zip(*columns, strict=True)]  # fmt: skip
+
+
+def read_cells(file: Path) -> list[Attempt]:
+    """What a file of records holds."""
+    return attempts(read_file(file)[1])
+
+
+def put(store: Store, attempt: Attempt) -> None:
+    """Put a cell and its models into a store."""
+    records = gather([attempt])
+    for model in records.models.values():
+        store.put_model(model)
+    for cell in records.cells:
+        store.put_cell(cell)
+
+
+MakeCell = Callable[..., Attempt]
 
 
 @pytest.fixture
@@ -103,7 +217,7 @@ def make_cell() -> MakeCell:
         fit: float = 1.0,
         released: dict[str, object] | None = None,
         **changes: object,
-    ) -> Cell:
+    ) -> Attempt:
         points = curve if curve is not None else [(100.0, 0.5, 0.5)]
         cost = Cost(seconds=2.0, steps=10, examples=640, units=640.0, flops=1e9, peak_bytes=10**8)
         provenance = Provenance(
@@ -111,22 +225,26 @@ def make_cell() -> MakeCell:
             device="cpu", threads=1, finished="2026-01-01T00:00:00+00:00",
         )  # fmt: skip
         before, after = original
-        stage = StageRecord(
-            key="k", status="ok", cost=cost, original=before, restricted=0.1, provenance=provenance
-        )
+        place: dict[str, Any] = {
+            "scenario": DataId(name="s", label="s", parameters={}, revision="r"),
+            "backbone": "b",
+            "precision": "fp32",
+            "seed": seed,
+        }
+        stage = ModelRecord(
+            key="k", status="ok", cost=cost, original=before, restricted=0.1, provenance=provenance,
+            **place,
+        )  # fmt: skip
         protect = replace(cost, units=1280.0)
         fields: dict[str, object] = {
             "key": "",
             "status": "ok",
-            "scenario": DataId(name="s", label="s", parameters={}, revision="r"),
-            "backbone": "b",
+            **place,
             "defense": _plugin(defense, control=defense == "none"),
             "attack": _plugin(attack, control=attack.startswith("scratch"), mechanism=mechanism),
             "domain": "digits",
             "samples": 200,
             "test_examples": 500,
-            "seed": seed,
-            "precision": "fp32",
             "budget": 12800,
             "curve": [
                 Point(
@@ -142,7 +260,7 @@ def make_cell() -> MakeCell:
             ),
             "provenance": provenance,
         }  # fmt: skip
-        cell = named(convert({**fields, **changes}, Cell))
+        cell = named(convert({**fields, **changes}, Attempt))
         if "key" in (released or {}):
             cell = replace(cell, released=replace(cell.released, key=released["key"]))
         return replace(cell, key=changes["key"]) if "key" in changes else cell
@@ -156,7 +274,7 @@ def records(frame: DataFrame) -> list[dict[str, Any]]:
     return found
 
 
-def named(cell: Cell) -> Cell:
+def named(cell: Attempt) -> Attempt:
     """The same with keys that follow from the rest."""
     place = (cell.scenario.label, cell.scenario.revision, cell.backbone, cell.precision)
     before = content_key({"place": place, "protocol": cell.protocol, "seed": cell.seed})

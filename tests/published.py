@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from sophon_bench.leaderboard import cards, entries, frozen, page, tables
 from sophon_bench.leaderboard.render import Place, to_markdown
 from sophon_bench.leaderboard.tables import Report
-from sophon_bench.results.records import Cell
+from sophon_bench.results.records import Records
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- scores: made by make leaderboard -->\n", "<!-- end of scores -->"
@@ -38,8 +37,8 @@ def documents() -> dict[Path, str]:
 def _leaderboard(found: list[entries.Entry], report: Report) -> str:
     listed = [
         f"- [{_plain(entry.title)}]({entry.link}) by {_plain(', '.join(entry.authors))}: "
-        f"{entry.label}, {entry.submitted}, [records](leaderboard/results/{entry.name}.json)"
-        f"{_origin(entry.cells)}"
+        f"{entry.label}, {entry.submitted}, [records](leaderboard/results/{entry.name}.jsonl)"
+        f"{_origin(entry.records)}"
         for entry in found
     ]
     return "\n".join(
@@ -57,17 +56,20 @@ def _leaderboard(found: list[entries.Entry], report: Report) -> str:
     )
 
 
-def _origin(cells: Sequence[Cell]) -> str:
+def _origin(records: Records) -> str:
     """Of an entry's records: the command, place by place, the machine, and how long it took."""
-    places: dict[tuple[str, str, str], list[Cell]] = {}
+    cells = records.cells
+    places: dict[tuple[str, str, str], set[str]] = {}
     for cell in cells:
-        places.setdefault((cell.scenario.label, cell.backbone, cell.precision), []).append(cell)
-    stages = {s.key: s.cost for c in cells for s in (c.pretrained, c.released)}
-    spent = [cost for cost in [*stages.values(), *(c.cost for c in cells)] if cost is not None]
+        model = records.model(cell)
+        place = (model.scenario.label, model.backbone, model.precision)
+        places.setdefault(place, set()).add(cell.key)
+    costs = [*(model.cost for model in records.models.values()), *(cell.cost for cell in cells)]
+    spent = [cost for cost in costs if cost is not None]
     hours = sum(cost.seconds for cost in spent) / 3600
     finished = sorted(cell.provenance.finished[:16].replace("T", " ") for cell in cells)
     machines = "; ".join(sorted({cards.made_on(cell) for cell in cells}))
-    lines = [f"`{page.reproduction(here)}`" for here in places.values()]
+    lines = [f"`{page.reproduction(records.only(keys))}`" for keys in places.values()]
     lines += [
         f"{len(cells)} records, finished from {finished[0]} to {finished[-1]} UTC; {hours:.1f} h "
         f"inside plugins and pre-training, of {_plain(machines)}"

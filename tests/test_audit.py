@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner, Result
-from conftest import TINY
+from conftest import TINY, Attempt, read_cells
 from safetensors.torch import load_file, save, save_file
 from test_engine import Silent, metrics, plan_of, setting
 from torch import Tensor
@@ -31,8 +31,7 @@ from sophon_bench.models import weight_files
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.weight_files import CheckpointError
 from sophon_bench.plugins.suites import arsenal
-from sophon_bench.results.records import Cell
-from sophon_bench.results.store import Store, read_cells
+from sophon_bench.results.store import Store
 
 __all__ = ["setting"]  # a fixture
 
@@ -65,7 +64,7 @@ def written(folder: Path, weights: Weights, name: str = "model.safetensors") -> 
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Cell], Path]:
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Attempt], Path]:
     """A run of a defense: its store, its records, and what it released for seed 0."""
     store = tmp_path_factory.mktemp("ran")
     out = store / "out.json"
@@ -84,7 +83,7 @@ def as_timm(weights: Weights) -> Weights:
     }
 
 
-def measured(cells: list[Cell]) -> dict[str, Any]:
+def measured(cells: list[Attempt]) -> dict[str, Any]:
     """What attacks on the released model gave, by attack, without clocks and names."""
     own = [cell for cell in cells if not cell.defense.control]
     found = metrics(own)
@@ -94,14 +93,14 @@ def measured(cells: list[Cell]) -> dict[str, Any]:
     return {cell.attack.label: found[cell.key] for cell in own}
 
 
-def audited(file: Path, store: Path, out: Path, *arguments: object) -> tuple[list[Cell], Result]:
+def audited(file: Path, store: Path, out: Path, *arguments: object) -> tuple[list[Attempt], Result]:
     result = audit(file, store, "--seeds", "0", "--json", out, *arguments)
     assert result.exit_code == 0, result.output
     return read_cells(out), result
 
 
 def test_what_a_run_released_gets_the_numbers_of_the_run(
-    ran: tuple[Path, list[Cell], Path], tmp_path: Path
+    ran: tuple[Path, list[Attempt], Path], tmp_path: Path
 ) -> None:
     store, cells, file = ran
     again, result = audited(file, store, tmp_path / "out.json")
@@ -116,7 +115,7 @@ def test_what_a_run_released_gets_the_numbers_of_the_run(
 
 
 def test_timms_own_names_get_the_same_numbers(
-    ran: tuple[Path, list[Cell], Path], tmp_path: Path
+    ran: tuple[Path, list[Attempt], Path], tmp_path: Path
 ) -> None:
     store, cells, file = ran
     plain = written(tmp_path, as_timm(load_file(file)))
@@ -127,7 +126,7 @@ def test_timms_own_names_get_the_same_numbers(
 
 @pytest.mark.parametrize("prefix", ["module.", "backbone.", "_orig_mod.module."])
 def test_wrapped_names_get_the_same_numbers_and_a_warning(
-    ran: tuple[Path, list[Cell], Path], tmp_path: Path, prefix: str
+    ran: tuple[Path, list[Attempt], Path], tmp_path: Path, prefix: str
 ) -> None:
     store, cells, file = ran
     wrapped = {prefix + name: tensor for name, tensor in as_timm(load_file(file)).items()}
@@ -140,7 +139,7 @@ def test_wrapped_names_get_the_same_numbers_and_a_warning(
 
 
 def test_two_models_of_one_file_are_told_apart_by_their_prefix(
-    ran: tuple[Path, list[Cell], Path], tmp_path: Path
+    ran: tuple[Path, list[Attempt], Path], tmp_path: Path
 ) -> None:
     store, cells, file = ran
     released = as_timm(load_file(file))
@@ -164,7 +163,7 @@ def test_two_models_of_one_file_are_told_apart_by_their_prefix(
 
 @pytest.mark.slow
 def test_two_workers_find_the_file_and_get_the_same_numbers(
-    ran: tuple[Path, list[Cell], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ran: tuple[Path, list[Attempt], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(ran[2], tmp_path / "model.safetensors")
     monkeypatch.chdir(tmp_path)
@@ -176,7 +175,7 @@ def test_two_workers_find_the_file_and_get_the_same_numbers(
 
 
 def test_a_file_that_was_moved_is_the_same_and_one_that_was_replaced_is_another(
-    ran: tuple[Path, list[Cell], Path], tmp_path: Path
+    ran: tuple[Path, list[Attempt], Path], tmp_path: Path
 ) -> None:
     store, _, file = ran
     audited(file, store, tmp_path / "out.json")
@@ -224,9 +223,10 @@ def test_a_file_that_changes_during_a_run_ends_it_and_leaves_no_record(
     with pytest.raises(CheckpointError, match=message):
         engine.run(plan)
     pretrain, none, released = plan.models
-    assert (store.has_stage(pretrain.key), store.has_stage(released.key)) == (True, False)
+    assert (store.has_model(pretrain.key), store.has_model(released.key)) == (True, False)
     file.write_bytes(kept)
-    assert {c.status for c in LocalEngine(store, torch.device("cpu"), Silent()).run(plan)} == {"ok"}
+    found = LocalEngine(store, torch.device("cpu"), Silent()).run(plan)
+    assert {cell.status for cell in found.cells} == {"ok"}
     assert none.key != released.key
 
 
@@ -471,7 +471,7 @@ def test_a_dry_run_checks_the_file_and_does_nothing(tmp_path: Path) -> None:
 
 
 def test_a_requirement_that_is_not_met_is_exit_code_one(
-    ran: tuple[Path, list[Cell], Path],
+    ran: tuple[Path, list[Attempt], Path],
 ) -> None:
     store, _, file = ran
     assert audit(file, store, "--seeds", "0", "--require", "0").exit_code in (0, 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import MakeCell, records
+from conftest import Attempt, MakeCell, gather, put, records
 
 from sophon_bench.analysis.series import recipe, releases
 from sophon_bench.analysis.trials import ROLLED_BACK
@@ -17,7 +17,6 @@ from sophon_bench.cli import main
 from sophon_bench.leaderboard import cards, tables
 from sophon_bench.leaderboard.cards import Recipe, Subject
 from sophon_bench.results import Results
-from sophon_bench.results.records import Cell
 from sophon_bench.results.store import Store
 
 T1 = 12.706204736
@@ -78,13 +77,13 @@ def test_controls_and_canaries_have_no_card(page: str) -> None:
     assert "No records." in page
 
 
-def run(make_cell: MakeCell, defense: str, attack: str, *levels: float, **changes: Any) -> Cell:
+def run(make_cell: MakeCell, defense: str, attack: str, *levels: float, **changes: Any) -> Attempt:
     """One that selects at its last level; with one level alone, that is its test utility too."""
     selection, test = (*levels, levels[-1])[:2]
     return make_cell(defense=defense, attack=attack, curve=[(12800.0, selection, test)], **changes)
 
 
-def both(make_cell: MakeCell) -> list[Cell]:
+def both(make_cell: MakeCell) -> list[Attempt]:
     """The selection split picks lr 0.1 on seed 0 and lr 0.2 on seed 1 against d."""
     found = []
     for seed in (0, 1):
@@ -100,7 +99,7 @@ def both(make_cell: MakeCell) -> list[Cell]:
 
 
 def test_a_recipe_is_the_best_of_its_trials_by_seed(make_cell: MakeCell) -> None:
-    rows = records(recipe(Results.of(both(make_cell)), {*LISTED, "scratch"}))
+    rows = records(recipe(Results.of(gather(both(make_cell))), {*LISTED, "scratch"}))
     (row,) = (row for row in rows if row["defense"] == "d")
     assert row["protected_after"] == pytest.approx(0.25)
     assert row["protected_half_width"] == pytest.approx(T1 * 0.05)
@@ -117,7 +116,9 @@ def test_a_recipe_is_the_best_of_its_trials_by_seed(make_cell: MakeCell) -> None
 def test_a_recipe_leaves_out_what_is_not_of_it(make_cell: MakeCell, changes: Any) -> None:
     other = {"attack": LISTED[0], **changes}
     cells = [make_cell(defense="none", **other), make_cell(defense="d", attack="other")]
-    (row,) = (row for row in records(recipe(Results.of(cells), LISTED)) if row["defense"] == "d")
+    (row,) = (
+        row for row in records(recipe(Results.of(gather(cells)), LISTED)) if row["defense"] == "d"
+    )
     assert (row["undefended_after"], row["undefended_trials"]) == (None, 0)
 
 
@@ -126,13 +127,15 @@ def test_a_recipe_counts_a_crash_as_the_undefended_model(make_cell: MakeCell) ->
         run(make_cell, "none", LISTED[0], 0.8),
         run(make_cell, "d", LISTED[0], 0.1, status="diverged", nonfinite_step=1),
     ]
-    (row,) = (row for row in records(recipe(Results.of(cells), LISTED)) if row["defense"] == "d")
+    (row,) = (
+        row for row in records(recipe(Results.of(gather(cells)), LISTED)) if row["defense"] == "d"
+    )
     assert row["protected_after"] == 0.8
 
 
-def made(cells: list[Cell], **changes: Any) -> str:
+def made(cells: list[Attempt], **changes: Any) -> str:
     subject = SUBJECT if not changes else Subject(**{**vars(SUBJECT), **changes})
-    return cards.cards([subject], cells, recipe=RECIPE, command="sophon-bench cards")
+    return cards.cards([subject], gather(cells), recipe=RECIPE, command="sophon-bench cards")
 
 
 def lines(card: str) -> dict[str, list[str]]:
@@ -180,7 +183,7 @@ def test_control_attacks_alone_measure_nothing(make_cell: MakeCell) -> None:
 BACK = {"note": f"{ROLLED_BACK} to iteration 40: the state was not finite at iteration 60"}
 
 
-def protected(make_cell: MakeCell) -> list[Cell]:
+def protected(make_cell: MakeCell) -> list[Attempt]:
     """Of three seeds, one is rolled back and one fails; each is attacked twice."""
     failed = {"status": "failed", "reason": "ValueError: no", "original": None, "cost": None}
     released = ({}, BACK, failed)
@@ -194,7 +197,7 @@ def protected(make_cell: MakeCell) -> list[Cell]:
 
 
 def test_endings_are_counted_by_seed(make_cell: MakeCell) -> None:
-    found = records(releases(Results.of(protected(make_cell))))
+    found = records(releases(Results.of(gather(protected(make_cell)))))
     (row,) = (row for row in found if not row["control"])
     assert (row["plugin"], row["source"], row["seeds"]) == ("d", "s", 3)
     assert row["ended"] == [("failed: ValueError: no", 1), (BACK["note"], 1)]
@@ -202,7 +205,7 @@ def test_endings_are_counted_by_seed(make_cell: MakeCell) -> None:
 
 def test_a_roll_back_is_marked_in_the_score_table_and_on_the_card(make_cell: MakeCell) -> None:
     cells = protected(make_cell)
-    table = tables.show("md", tables.report(cells))
+    table = tables.show("md", tables.report(gather(cells)))
     assert "‡ d: protection was rolled back on 1 of 3 seeds" in table
     assert lines(table)["d"][0].endswith("‡")
     assert "‡" not in lines(table)["none"][0]
@@ -213,7 +216,7 @@ def test_a_roll_back_is_marked_in_the_score_table_and_on_the_card(make_cell: Mak
 def test_the_command_reads_the_store_and_writes_a_file(make_cell: MakeCell, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     for cell in [make_cell(), make_cell(defense="ntl")]:
-        store.put_cell(cell)
+        put(store, cell)
     out = tmp_path / "cards.md"
     result = call("ntl", "--store", store.root, "--out", out)
     assert (result.exit_code, result.stdout) == (0, f"{out}\n"), result.output
@@ -228,7 +231,7 @@ def test_records_of_several_files_are_on_one_card(make_cell: MakeCell, tmp_path:
     for attack in LISTED:
         files.append(tmp_path / f"{len(files)}.json")
         own = [*shared, make_cell(defense="ntl", attack=attack)]
-        files[-1].write_text(tables.document(own, tables.report(own)))
+        files[-1].write_text(tables.document(gather(own), tables.report(gather(own))))
     asked = [word for file in files for word in ("--from", file)]
     result = call("ntl", *asked)
     assert result.exit_code == 0, result.output

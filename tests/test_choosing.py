@@ -7,13 +7,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import MakeCell, records
+from conftest import Attempt, MakeCell, gather, records
 from msgspec.structs import replace
 
 from sophon_bench import protocol
 from sophon_bench.analysis import tuning
 from sophon_bench.results import Results
-from sophon_bench.results.records import Cell
 
 BUDGET = 1600
 COSTS = [BUDGET * at for at in protocol.SCORED_AT]
@@ -29,7 +28,7 @@ def cell(
     kept: float | None = 0.98,
     seed: int = 100,
     **changes: Any,
-) -> Cell:
+) -> Attempt:
     """A trial that reaches ``selection`` at all budgets; the model keeps ``kept`` of 0.98."""
     made = make_cell(
         defense=defense,
@@ -43,11 +42,11 @@ def cell(
     return replace(made, pretrained=replace(made.pretrained, original_validation=0.98))
 
 
-def criteria(cells: Iterable[Cell]) -> list[dict[str, Any]]:
-    return records(tuning.criteria(Results.of(cells)))
+def criteria(cells: Iterable[Attempt]) -> list[dict[str, Any]]:
+    return records(tuning.criteria(Results.of(gather(cells))))
 
 
-def controls(make_cell: MakeCell, **changes: Any) -> list[Cell]:
+def controls(make_cell: MakeCell, **changes: Any) -> list[Attempt]:
     """Undefended 0.8, fresh weights 0.3."""
     return [
         cell(make_cell, "none", 0.8, **changes),

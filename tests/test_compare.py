@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from conftest import MakeCell, records
+from conftest import Attempt, MakeCell, gather, read_cells, records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -26,8 +26,6 @@ from sophon_bench.leaderboard.tables import document, report
 from sophon_bench.plugins import registry
 from sophon_bench.plugins.suites import trials
 from sophon_bench.results import Results as Records
-from sophon_bench.results.records import Cell
-from sophon_bench.results.store import read_cells
 
 T1, T2 = 12.706204736, 4.302652730
 """97.5 % quantiles of Student's t with one and two degrees of freedom."""
@@ -40,7 +38,7 @@ Row = dict[str, Any]
 
 def attacked(
     make_cell: MakeCell, levels: Sequence[float], defense: str = "d", **changes: Any
-) -> list[Cell]:
+) -> list[Attempt]:
     """One trial whose test utility is ``levels`` on seeds 0, 1, and so on."""
     return [
         make_cell(defense=defense, seed=seed, curve=[(100.0, level, level)], **changes)
@@ -48,7 +46,7 @@ def attacked(
     ]
 
 
-def compared(base: Sequence[Cell], new: Sequence[Cell], *limits: str) -> list[Row]:
+def compared(base: Sequence[Attempt], new: Sequence[Attempt], *limits: str) -> list[Row]:
     limited = [threshold(limit) for limit in limits]
     return records(compare(Records.of(base), Records.of(new), limited))
 
@@ -157,7 +155,7 @@ def test_only_seeds_that_both_have_are_compared(make_cell: MakeCell) -> None:
     assert not of(rows, metric="status")
 
 
-def costing(cell: Cell, seconds: float, peak: int, **provenance: Any) -> Cell:
+def costing(cell: Attempt, seconds: float, peak: int, **provenance: Any) -> Attempt:
     """The same with other costs of attack, and another machine."""
     assert cell.cost is not None
     return replace(
@@ -249,7 +247,7 @@ def test_what_is_not_recorded_is_said_to_be_so(make_cell: MakeCell) -> None:
 
 
 def test_the_envelope_is_picked_on_selection_in_each_run(make_cell: MakeCell) -> None:
-    def run(second: float) -> list[Cell]:
+    def run(second: float) -> list[Attempt]:
         """The other trial has the better selection utility and the worse test utility."""
         return [
             *attacked(make_cell, [0.6]),
@@ -288,11 +286,11 @@ def test_another_attacker_has_no_comparable_envelope(make_cell: MakeCell) -> Non
     assert only(rows, verdict="new")["attack"] == "finetune[lr=0.1]"
 
 
-def scored(make_cell: MakeCell, levels: Sequence[float], worth: float = 0.8) -> list[Cell]:
+def scored(make_cell: MakeCell, levels: Sequence[float], worth: float = 0.8) -> list[Attempt]:
     """The undefended model at ``worth``, fresh weights at 0.2, a defense at ``levels`` by seed."""
     costs = (800.0, 1600.0, 3200.0, 6400.0, 12800.0)
 
-    def flat(defense: str, attack: str, seed: int, level: float, **place: Any) -> Cell:
+    def flat(defense: str, attack: str, seed: int, level: float, **place: Any) -> Attempt:
         curve = [(cost, level, level) for cost in costs]
         return make_cell(defense=defense, attack=attack, seed=seed, curve=curve, **place)
 
@@ -398,7 +396,7 @@ def test_a_changed_plugin_is_compared_and_told(make_cell: MakeCell) -> None:
     assert not of(compared(new, new, "restricted:+2pt"), metric="plugin")
 
 
-Change = Callable[[Cell], Cell]
+Change = Callable[[Attempt], Attempt]
 
 
 @pytest.mark.parametrize(
@@ -471,11 +469,11 @@ def test_every_metric_is_compared_in_a_row_or_refused_with_a_reason(make_cell: M
 
 @pytest.fixture
 def files(tmp_path: Path, make_cell: MakeCell) -> Callable[..., list[Path]]:
-    def write(*runs: Sequence[Cell]) -> list[Path]:
+    def write(*runs: Sequence[Attempt]) -> list[Path]:
         found = []
         for name, cells in zip(("base", "new"), runs, strict=True):
             found.append(tmp_path / f"{name}.json")
-            found[-1].write_text(document(cells, report(cells)))
+            found[-1].write_text(document(gather(cells), report(gather(cells))))
         return found
 
     return write

@@ -30,7 +30,7 @@ from sophon_bench.harness.process_settings import HOOKS, LOOKED_AT, SWAPPED
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry, side_effects
 from sophon_bench.plugins.suites import arsenal, trials
-from sophon_bench.results.records import Cell, DataId, StageRecord, dump
+from sophon_bench.results.records import Cell, DataId, ModelRecord, dump
 from sophon_bench.results.store import Store
 
 FILE = Path(__file__).with_name("misbehaving.py")
@@ -70,7 +70,7 @@ RunTrials = Callable[[str], list[Cell]]
 @pytest.fixture(scope="module")
 def run_trials(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> RunTrials:
     """Two trials of an attack, one after the other in this process."""
-    made: dict[str, StageRecord] = {}
+    made: dict[str, ModelRecord] = {}
     store = Store(tmp_path_factory.mktemp("store"))
     worker = Worker(store, torch.device("cpu"), lambda stage, fraction, words: None)
 
@@ -86,7 +86,7 @@ def run_trials(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Ru
         for stage in plan.models:
             if stage.key not in made:
                 (record,) = worker.do([stage], made)
-                assert isinstance(record, StageRecord)
+                assert isinstance(record, ModelRecord)
                 made[stage.key] = record
         stages = [stage for stage in plan.cells if stage.attack.name == name]
         cells = [cell for stage in stages for cell in worker.do([stage], made)]
@@ -103,7 +103,8 @@ def alone(run_trials: RunTrials) -> list[Any]:
 
 
 def curves(cells: list[Cell]) -> list[Any]:
-    return [[(p.steps, p.fit, p.validation, p.test) for p in cell.curve] for cell in cells]
+    curves = (cell.curve for cell in cells)
+    return [(curve.steps, curve.fit, curve.validation, curve.test) for curve in curves]
 
 
 def process() -> list[Any]:

@@ -18,8 +18,9 @@ from test_engine import metrics
 
 from sophon_bench.cli import main
 from sophon_bench.results import files
+from sophon_bench.results.documents import read_file
 from sophon_bench.results.files import WriteError, append, write_atomic
-from sophon_bench.results.store import Store, StoreError, read_cells
+from sophon_bench.results.store import Store, StoreError
 
 RUN = [
     "run", "--scenario", "tiny", "--steps", "2", "--samples", "20", "--attack",
@@ -37,7 +38,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("undisturbed")
     result = run(folder, "--json", folder / "out.json")
     assert result.exit_code == 0, result.output
-    return metrics(read_cells(folder / "out.json"))
+    return metrics(read_file(folder / "out.json")[1])
 
 
 def failing(code: int, *, after: int) -> Callable[[int], None]:
@@ -85,7 +86,7 @@ def test_a_write_that_fails_mid_run_ends_it_in_one_line_and_the_same_command_goe
 
     again = run(tmp_path, "--json", tmp_path / "out.json")
     assert again.exit_code == 0, again.output
-    assert metrics(read_cells(tmp_path / "out.json")) == undisturbed
+    assert metrics(read_file(tmp_path / "out.json")[1]) == undisturbed
     assert {f: f.stat().st_mtime_ns for f in kept} == kept
 
 
@@ -100,7 +101,7 @@ def test_whichever_file_it_is(
     assert result.exit_code == (2 if after == 0 else 1)
     assert "No space left on device" in one_line(result.stderr)
     assert run(tmp_path, "--json", tmp_path / "out.json").exit_code == 0
-    assert metrics(read_cells(tmp_path / "out.json")) == undisturbed
+    assert metrics(read_file(tmp_path / "out.json")[1]) == undisturbed
 
 
 def test_a_full_disk_under_the_results_file_says_what_is_safe(
@@ -130,7 +131,7 @@ def test_a_real_limit_on_files(tmp_path: Path, undisturbed: dict[str, Any], work
     assert ".safetensors' cannot be written: File too large. " in one_line(broken.stderr)
     again = subprocess.run(words, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert metrics(read_cells(tmp_path / "out.json")) == undisturbed
+    assert metrics(read_file(tmp_path / "out.json")[1]) == undisturbed
 
 
 @pytest.fixture
@@ -161,7 +162,7 @@ def test_a_real_disk_that_is_full_and_one_that_turns_read_only(
     assert "No space left on device" in one_line(still.stderr)
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     assert run(store, "--json", small_disk / "out.json").exit_code == 0
-    assert metrics(read_cells(small_disk / "out.json")) == undisturbed
+    assert metrics(read_file(small_disk / "out.json")[1]) == undisturbed
 
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     more = run(store, "--seeds", "1")

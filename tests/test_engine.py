@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, attempts
 
 from sophon_bench.api import AttackView, DefenseView, Incompatible, Model
 from sophon_bench.execution.engine import LocalEngine
@@ -31,7 +30,8 @@ from sophon_bench.harness import stages
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry
 from sophon_bench.plugins.suites import arsenal, trials
-from sophon_bench.results.records import Cell, DataId
+from sophon_bench.results.documents import read_file
+from sophon_bench.results.records import DataId, Records
 from sophon_bench.results.store import Store
 
 DEFENSE = "sophon-klu[iterations=2,inner_steps=2,batch_size=16,adapt=8,watch_every=1]"
@@ -89,10 +89,10 @@ def engine(root: Path, reporter: Silent | None = None, **options: Any) -> LocalE
     return LocalEngine(Store(root), torch.device("cpu"), reporter or Silent(), **options)
 
 
-def metrics(cells: Sequence[Cell]) -> dict[str, Any]:
+def metrics(records: Records) -> dict[str, Any]:
     """All that must be equal between two runs of the same cells: not clocks, not memory."""
     found = {}
-    for cell in cells:
+    for cell in attempts(records):
         content = msgspec.to_builtins(cell)
         for clocked in (content, content["pretrained"], content["released"]):
             del clocked["provenance"]
@@ -230,7 +230,7 @@ def test_what_breaks_is_recorded_and_the_rest_goes_on(setting: Setting, tmp_path
             yield model
 
     plan = plan_of(setting, ["breaks"], ["raises", "refuses", "finetune"])
-    found = {(c.defense.name, c.attack.name): c for c in engine(tmp_path).run(plan)}
+    found = {(c.defense.name, c.attack.name): c for c in attempts(engine(tmp_path).run(plan))}
     assert found["none", "raises"].status == "failed"
     assert "RuntimeError: boom (test_engine.py:" in str(found["none", "raises"].reason)
     assert [p.steps for p in found["none", "raises"].curve] == [1, 2, 4], "what was scored is kept"
@@ -303,10 +303,7 @@ def test_kill_dash_nine_several_times_then_the_same_command(
     now = finished(store)
     assert all(now[file] == at for file, at in kept.items())
     assert len(now) > len(kept)
-    one, two = (
-        metrics(msgspec.convert(json.loads(f.read_text())["cells"], list[Cell]))
-        for f in (calm, tmp_path / "killed.json")
-    )
+    one, two = (metrics(read_file(f)[1]) for f in (calm, tmp_path / "killed.json"))
     assert one == two
 
 
@@ -326,12 +323,12 @@ def test_trials_run_at_once_where_that_pays(
 
     monkeypatch.setattr(stages, "speed_up", speed_up)
     reporter = Silent()
-    cells = engine(tmp_path, reporter, together=32).run(plan_of(setting))
+    made = engine(tmp_path, reporter, together=32).run(plan_of(setting))
     assert asked == [2]  # of a kind, once
-    assert [cell.status for cell in cells] == ["ok"] * 5
-    counts = [cell.cost.together for cell in cells if cell.cost]
+    assert [cell.status for cell in made.cells] == ["ok"] * 5
+    counts = [cell.cost.together for cell in made.cells if cell.cost]
     assert sorted(counts) == [1, 2, 2, 2, 2] if gain > 1 else counts == [1] * 5
-    found = metrics(cells)
+    found = metrics(made)
     assert found.keys() == reference.keys()
     for key, content in found.items():
         for one, other in zip(content["curve"], reference[key]["curve"], strict=True):
@@ -350,8 +347,8 @@ def test_what_fails_at_once_is_done_one_by_one(
 
     monkeypatch.setattr(stages, "speed_up", lambda *_a, **_n: 10.0)
     monkeypatch.setattr(stages, "attack_many", broken)
-    cells = engine(tmp_path, together=32).run(plan_of(setting))
-    assert [cell.status for cell in cells] == ["ok"] * 5
+    made = engine(tmp_path, together=32).run(plan_of(setting))
+    assert [cell.status for cell in made.cells] == ["ok"] * 5
 
 
 def test_companions_differ_in_what_may_differ_alone(setting: Setting) -> None:

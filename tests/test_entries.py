@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -16,7 +17,9 @@ import msgspec
 import published
 import pytest
 from click.testing import CliRunner, Result
-from conftest import MakeCell, named
+from conftest import Attempt, MakeCell, attempts, gather, named
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from sophon_bench.analysis.agreement import agreements
@@ -29,7 +32,7 @@ from sophon_bench.leaderboard.columns import records
 from sophon_bench.leaderboard.entries import Entry, EntryError
 from sophon_bench.plugins.suites import Arsenal, Rules, trials
 from sophon_bench.results import Results
-from sophon_bench.results.records import Cell
+from sophon_bench.results.records import SCHEMA, compact, content_key
 from sophon_bench.results.store import Store
 
 TINY = Path(__file__).parent / "tiny_scenario.py"
@@ -52,7 +55,7 @@ SUITE = submitting.Suite(
 
 
 @pytest.fixture
-def whole(make_cell: MakeCell) -> list[Cell]:
+def whole(make_cell: MakeCell) -> list[Attempt]:
     """All that `SUITE` asks for: against the undefended model, fresh weights and ``d``."""
     found = []
     for defense, seed in ((d, s) for d in ("none", "d") for s in SEEDS):
@@ -82,104 +85,178 @@ def whole(make_cell: MakeCell) -> list[Cell]:
 
 
 @pytest.fixture
-def entry(whole: list[Cell]) -> Entry:
-    return Entry(**ABOUT, cells=whole)
-
-
-def keys(cells: list[Cell]) -> list[str]:
-    return sorted(cell.key for cell in cells)
+def entry(whole: list[Attempt]) -> Entry:
+    return Entry.of(ABOUT, gather(whole))
 
 
 def test_an_entry_comes_back_as_it_was(entry: Entry, tmp_path: Path) -> None:
     file = entries.write(entry, tmp_path / "results")
     found = entries.read(file)
-    assert found == replace(entry, cells=sorted(entry.cells, key=lambda cell: cell.key))
-    assert file.read_bytes() == entries.pack(found)
+    ordered = sorted(entry.records.cells, key=lambda cell: cell.key)
+    assert found == replace(entry, records=dataclasses.replace(entry.records, cells=ordered))
+    content = file.read_bytes()
+    file.unlink()
+    assert entries.write(found, tmp_path / "results").read_bytes() == content
     assert entries.read_all([file]) == [found]
 
 
-def test_what_records_share_is_written_once(entry: Entry) -> None:
-    content = json.loads(entries.pack(entry))
-    assert {key: len(part) for key, part in content["parts"].items()} == {
-        "scenario": 1, "defense": 2, "attack": 3, "pretrained": 2, "released": 4, "provenance": 1,
-    }  # fmt: skip
-    assert len(content["cells"]) == len(content["hashes"]) == len(entry.cells)
+def test_every_record_has_a_line(entry: Entry, tmp_path: Path) -> None:
+    head, *others = lines(entry, tmp_path)
+    assert head == {"entry": {"schema": SCHEMA, **ABOUT, "label": "self-reported"}}
+    kinds = [next(iter(line)) for line in others]
+    records = entry.records
+    assert kinds.count("model") == len(records.models) == 2 + 4
+    assert kinds.count("asked") == kinds.count("cell") == len(records.cells)
+    assert kinds == [k for k in ("model", "asked", "cell") for _ in range(kinds.count(k))]
+    assert all(
+        line["sha256"] == content_key(line[k]) for k, line in zip(kinds, others, strict=True)
+    )
 
 
 def test_another_entry_is_never_written_over(entry: Entry, tmp_path: Path) -> None:
     file = entries.write(entry, tmp_path)
     before = file.read_bytes()
     entries.write(entry, tmp_path)
-    with pytest.raises(EntryError, match=r"acme-shield\.json' is there; choose another name"):
+    with pytest.raises(EntryError, match=r"acme-shield\.jsonl' is there; choose another name"):
         entries.write(replace(entry, title="Another"), tmp_path)
     assert file.read_bytes() == before
 
 
-Change = Callable[[dict[str, Any]], object]
+Lines = list[dict[str, Any]]
+Change = Callable[[Lines], object]
 
 
-def first(content: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = content["cells"][0]
+def lines(entry: Entry, folder: Path) -> Lines:
+    """Those of its file, read."""
+    file = entries.write(entry, folder)
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    file.unlink()
     return found
 
 
-def swap(content: dict[str, Any], key: str, value: object) -> None:
-    content["parts"][key][0] = value
+def read(content: Lines, folder: Path) -> Entry:
+    """The entry in a file of these lines."""
+    file = folder / "acme-shield.jsonl"
+    file.write_text("".join(f"{compact(line)}\n" for line in content))
+    return entries.read(file)
+
+
+def last(kind: str) -> Callable[[Lines], dict[str, Any]]:
+    """The last record of a kind."""
+    return lambda found: [line[kind] for line in found if kind in line][-1]
+
+
+head, model, asked, cell = map(last, ("entry", "model", "asked", "cell"))
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        pytest.param(lambda c: first(c)["curve"][0].__setitem__(5, 0.99), "edited", id="a number"),
-        pytest.param(lambda c: first(c).update(seed=7), "edited", id="a seed"),
-        pytest.param(lambda c: first(c).update(status="fine"), "status", id="a wrong status"),
-        pytest.param(lambda c: first(c).update(attack=99), "attack", id="a part that is not there"),
-        pytest.param(lambda c: first(c).update(attack="x"), "attack", id="a part of another kind"),
-        pytest.param(lambda c: first(c).pop("seed"), "seed", id="a field that is missing"),
-        pytest.param(lambda c: first(c).update(extra=1), "extra", id="a field too many"),
-        pytest.param(lambda c: first(c).update(key=[1]), "key", id="a key that is a list"),
-        pytest.param(lambda c: first(c)["curve"][0].pop(), "second_test|edited", id="a short row"),
-        pytest.param(lambda c: first(c).update(curve=3), "curve", id="no curve"),
-        pytest.param(
-            lambda c: swap(c, "provenance", 3), "provenance", id="a part that is a number"
-        ),
-        pytest.param(lambda c: c["cells"].append(first(c)), "twice", id="a double"),
-        pytest.param(lambda c: c["cells"].pop(), "is missing", id="a record that is missing"),
-        pytest.param(lambda c: c["hashes"].popitem(), "hash is missing", id="a hash less"),
-        pytest.param(lambda c: c.update(layout=9), "layout 9", id="another layout"),
-        pytest.param(lambda c: c.update(schema=1), "schema 1", id="another schema"),
-        pytest.param(lambda c: c["about"].update(link="javascript:x"), "link", id="a bad link"),
-        pytest.param(lambda c: c["about"].update(name="../up"), "name", id="a name that climbs"),
-        pytest.param(lambda c: c["about"].update(name="up\n"), "name", id="a name of two lines"),
-        pytest.param(lambda c: c["about"].update(name="a" * 61), "name", id="a name that is long"),
-        pytest.param(lambda c: c["about"].update(title="a\nb"), "title", id="two lines"),
-        pytest.param(lambda c: c["about"].update(authors=[]), "authors", id="no authors"),
-        pytest.param(lambda c: c["about"].update(label="certified"), "label", id="a label"),
-        pytest.param(lambda c: c["about"].update(more=1), "more", id="something more"),
-        pytest.param(lambda c: c.pop("parts"), "parts", id="no parts"),
+        pytest.param(lambda c: cell(c)["curve"]["test"].append(1.0), "edited", id="a point more"),
+        pytest.param(lambda c: cell(c)["curve"]["fit"].pop(), "edited", id="a point less"),
+        pytest.param(lambda c: model(c).update(original=1.0), "model 6 .*edited", id="a model"),
+        pytest.param(lambda c: model(c).update(seed=7), "edited", id="a seed"),
+        pytest.param(lambda c: asked(c).update(derived=True), "asked .*edited", id="who asked"),
+        pytest.param(lambda c: cell(c).update(status="fine"), "status", id="a wrong status"),
+        pytest.param(lambda c: cell(c).update(attack=99), "attack", id="no attack"),
+        pytest.param(lambda c: cell(c).pop("model"), "model", id="a field that is missing"),
+        pytest.param(lambda c: cell(c).update(extra=1), "extra", id="a field too many"),
+        pytest.param(lambda c: cell(c).update(key=[1]), "key", id="a key that is a list"),
+        pytest.param(lambda c: cell(c).update(curve=3), "curve", id="no curve"),
+        pytest.param(lambda c: c.append(c[-1]), "twice", id="a double"),
+        pytest.param(lambda c: c.pop(), "cell .* is missing", id="a cell that is missing"),
+        pytest.param(lambda c: c.pop(1), "model .* is missing", id="a model that is missing"),
+        pytest.param(lambda c: c.remove({"asked": asked(c), "sha256": content_key(asked(c))}),
+                     "asked .* is missing", id="nobody asked"),
+        pytest.param(lambda c: c[-1].pop("sha256"), "hash is missing", id="a hash less"),
+        pytest.param(lambda c: c[-1].update(more=1), "line .* is damaged", id="a line of two"),
+        pytest.param(lambda c: c[-1].clear(), "line .* is damaged", id="an empty line"),
+        pytest.param(lambda c: head(c).update(schema=2), "schema version 2", id="another schema"),
+        pytest.param(lambda c: head(c).update(link="javascript:x"), "link", id="a bad link"),
+        pytest.param(lambda c: head(c).update(name="../up"), "name", id="a name that climbs"),
+        pytest.param(lambda c: head(c).update(name="up\n"), "name", id="a name of two lines"),
+        pytest.param(lambda c: head(c).update(name="a" * 61), "name", id="a name that is long"),
+        pytest.param(lambda c: head(c).update(title="a\nb"), "title", id="two lines"),
+        pytest.param(lambda c: head(c).update(authors=[]), "authors", id="no authors"),
+        pytest.param(lambda c: head(c).update(label="certified"), "label", id="a label"),
+        pytest.param(lambda c: head(c).update(more=1), "more", id="something more"),
     ],
-)
-def test_what_was_changed_is_named(entry: Entry, change: Change, words: str) -> None:
-    content = json.loads(entries.pack(entry))
+)  # fmt: skip
+def test_what_was_changed_is_named(
+    entry: Entry, change: Change, words: str, tmp_path: Path
+) -> None:
+    content = lines(entry, tmp_path)
     change(content)
     with pytest.raises(EntryError, match=words) as raised:
-        entries.unpack(json.dumps(content).encode(), "x.json")
-    assert str(raised.value).startswith("'x.json'")
+        read(content, tmp_path)
+    assert str(raised.value).startswith(f"'{tmp_path}/acme-shield.jsonl'")
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where in a record there is a value that has no parts."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, part in parts:
+        if isinstance(part, dict | list) and part:
+            yield from leaves(part, (*path, key))
+        else:
+            yield (*path, key)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_no_line_can_be_edited_doubled_or_left_out(
+    entry: Entry, tmp_path: Path, data: st.DataObject
+) -> None:
+    content = lines(entry, tmp_path)
+    number = data.draw(st.integers(1, len(content) - 1), label="line")
+    edit = data.draw(st.sampled_from(["edited", "doubled", "left out"]))
+    if edit == "doubled":
+        content.insert(number, content[number])
+    elif edit == "left out":
+        del content[number]
+    else:
+        *path, key = data.draw(st.sampled_from(list(leaves(content[number]))), label="value")
+        holder: Any = content[number]
+        for step in path:
+            holder = holder[step]
+        holder[key] = data.draw(json_scalars.filter(lambda v: compact(v) != compact(holder[key])))
+    with pytest.raises(EntryError, match=r"acme-shield\.jsonl"):
+        read(content, tmp_path)
+
+
+json_scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.text(),
+    st.floats(allow_nan=False, allow_infinity=False),
+)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
-def test_what_is_cut_short_is_refused(entry: Entry, share: float) -> None:
-    content = entries.pack(entry)
-    with pytest.raises(EntryError, match="is not an entry"):
-        entries.unpack(content[: int(share * len(content))], "x.json")
+def test_what_is_cut_short_is_refused(entry: Entry, share: float, tmp_path: Path) -> None:
+    file = entries.write(entry, tmp_path)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(EntryError, match=r"line .* is damaged|cut short"):
+        entries.read(file)
+
+
+def test_what_an_older_version_wrote_is_refused_in_words(tmp_path: Path) -> None:
+    file = tmp_path / "acme-shield.json"
+    file.write_text(json.dumps({"layout": 1, "schema": 2, "cells": [], "hashes": {}}, indent=1))
+    with pytest.raises(EntryError, match=f"has schema version 2, this program reads {SCHEMA}"):
+        entries.read(file)
 
 
 def test_a_file_is_called_as_its_entry_is(entry: Entry, tmp_path: Path) -> None:
-    file = entries.write(entry, tmp_path).rename(tmp_path / "other.json")
+    file = entries.write(entry, tmp_path).rename(tmp_path / "other.jsonl")
     with pytest.raises(EntryError, match="says that its name is 'acme-shield'; call it so"):
         entries.read(file)
     with pytest.raises(EntryError, match="cannot be read"):
-        entries.read(tmp_path / "none.json")
+        entries.read(tmp_path / "none.jsonl")
 
 
 def test_every_published_entry_is_whole() -> None:
@@ -188,37 +265,38 @@ def test_every_published_entry_is_whole() -> None:
 
 
 def test_defenses_of_one_name_are_told_apart(entry: Entry) -> None:
-    other = replace(entry, name="other", cells=[c for c in entry.cells if c.seed == 0])
+    less = [cell for cell in attempts(entry.records) if cell.seed == 0]
+    other = replace(entry, name="other", records=gather(less))
     found = entries.report([other, entry], ())
     assert [row["defense"] for row in records(found.scores)] == [
         "none", "d (acme-shield)", "d (other)",
     ]  # fmt: skip
     assert [row["seeds"] for row in records(found.scores)] == [2, 2, 1]
     alone = entries.report([entry], ())
-    assert records(alone.scores) == records(tables.report(entry.cells, ()).scores)
+    assert records(alone.scores) == records(tables.report(entry.records, ()).scores)
 
 
-def test_whole_records_may_be_published(whole: list[Cell]) -> None:
-    assert submitting.faults(whole, SUITE, ()) == []
-    assert keys(submitting.chosen(whole, [])) == keys(whole)
-    assert keys(submitting.chosen(whole, ["d"])) == keys(whole)
+def test_whole_records_may_be_published(whole: list[Attempt]) -> None:
+    assert submitting.faults(gather(whole), SUITE, ()) == []
+    everything = gather(whole)
+    assert everything.of_defenses(lambda defense: defense.label == "d") == everything
 
 
-def drop(**fields: object) -> Callable[[list[Cell]], list[Cell]]:
-    def without(cells: list[Cell]) -> list[Cell]:
+def drop(**fields: object) -> Callable[[list[Attempt]], list[Attempt]]:
+    def without(cells: list[Attempt]) -> list[Attempt]:
         return [c for c in cells if any(_get(c, name) != v for name, v in fields.items())]
 
     return without
 
 
-def _get(cell: Cell, name: str) -> object:
+def _get(cell: Attempt, name: str) -> object:
     return {"defense": cell.defense.label, "attack": cell.attack.label}.get(
         name, getattr(cell, name)
     )
 
 
-def make(**changes: object) -> Callable[[list[Cell]], list[Cell]]:
-    def changed(cells: list[Cell]) -> list[Cell]:
+def make(**changes: object) -> Callable[[list[Attempt]], list[Attempt]]:
+    def changed(cells: list[Attempt]) -> list[Attempt]:
         return [replace(cells[-1], **changes) if c is cells[-1] else c for c in cells]
 
     return changed
@@ -252,35 +330,37 @@ SLOW = "finetune[lr=0.01]"
     ],
 )
 def test_what_is_missing_is_said(
-    whole: list[Cell], change: Callable[[list[Cell]], list[Cell]], words: str
+    whole: list[Attempt], change: Callable[[list[Attempt]], list[Attempt]], words: str
 ) -> None:
-    found = submitting.faults(change(whole), SUITE, ())
+    found = submitting.faults(gather(change(whole)), SUITE, ())
     assert found
     assert any(re.search(words, fault) for fault in found), found
 
 
-def test_attacks_of_another_version_are_named(whole: list[Cell]) -> None:
+def test_attacks_of_another_version_are_named(whole: list[Attempt]) -> None:
     older = [
         replace(c, attack=replace(c.attack, source="old")) if c.attack.name == "scratch" else c
         for c in whole
     ]
-    assert submitting.faults(older, SUITE, ()) == [
+    assert submitting.faults(gather(older), SUITE, ()) == [
         "made with another version of scratch than is installed; run them again"
     ]
 
 
-def test_a_trial_is_its_parameters_and_not_what_a_label_leaves_out(whole: list[Cell]) -> None:
+def test_a_trial_is_its_parameters_and_not_what_a_label_leaves_out(whole: list[Attempt]) -> None:
     """A label has no defaults, and these may have been others when the records were made."""
     other = [
         replace(c, attack=replace(c.attack, label="s")) if c.attack.name == "scratch" else c
         for c in whole
     ]
-    assert submitting.faults(other, SUITE, ()) == []
+    assert submitting.faults(gather(other), SUITE, ()) == []
 
 
 def agreement(make_cell: MakeCell, before: float, now: float, count: int = 1) -> str:
     reported, again = (
-        Results.of(make_cell(seed=seed, curve=[(100.0, 0.5, test)]) for seed in range(count))
+        Results.of(
+            gather(make_cell(seed=seed, curve=[(100.0, 0.5, test)]) for seed in range(count))
+        )
         for test in (before, now)
     )
     (verdict,) = set(agreements(reported, again)["agreement"])
@@ -299,7 +379,7 @@ def test_agreement_is_within_what_test_images_vary(make_cell: MakeCell) -> None:
 def test_another_status_differs(make_cell: MakeCell) -> None:
     fine, failed = make_cell(), make_cell(status="failed", curve=[])
     other = make_cell(seed=1, status="failed", curve=[])
-    found = agreements(Results.of([fine, other]), Results.of([failed, other]))
+    found = agreements(Results.of(gather([fine, other])), Results.of(gather([failed, other])))
     assert dict(zip(found["key"], found["agreement"], strict=True)) == {
         fine.key: "differs", other.key: "identical"
     }  # fmt: skip
@@ -307,9 +387,9 @@ def test_another_status_differs(make_cell: MakeCell) -> None:
 
 def test_only_what_was_made_again_is_compared(make_cell: MakeCell) -> None:
     cells = [make_cell(seed=seed) for seed in range(3)]
-    found = agreements(Results.of(cells), Results.of(cells[1:]))
+    found = agreements(Results.of(gather(cells)), Results.of(gather(cells[1:])))
     assert found["seed"].tolist() == [1, 2]
-    nothing = agreements(Results.of(cells), Results.of([]))
+    nothing = agreements(Results.of(gather(cells)), Results.of(gather([])))
     assert nothing.empty
     assert nothing.columns.tolist() == found.columns.tolist()
 
@@ -326,14 +406,14 @@ def call(*arguments: object) -> Result:
 
 
 @pytest.fixture
-def documents(whole: list[Cell], tmp_path: Path) -> Iterator[Path]:
+def documents(whole: list[Attempt], tmp_path: Path) -> Iterator[Path]:
     suite = tmp_path / "small.yaml"
     suite.write_text(
         "version: 1\ndescription: small\ntrials: ['finetune[lr=[1e-2,1e-1]]', scratch]\n"
         "search: {refine: 0, continue: 1, times: 10}\ntrainability: [finetune, scratch]\n"
     )
     cells = [replace(cell, suite="@small v1") for cell in whole]
-    (tmp_path / "run.json").write_text(tables.document(cells, tables.report(cells)))
+    (tmp_path / "run.json").write_text(tables.document(gather(cells), tables.report(gather(cells))))
     return tmp_path
 
 
@@ -352,7 +432,7 @@ def submit(folder: Path, *more: object, **changes: str) -> Result:
 def test_submit_writes_an_entry(documents: Path) -> None:
     result = submit(documents)
     assert result.exit_code == 0, result.output
-    entry = entries.read(documents / "results" / "acme.json")
+    entry = entries.read(documents / "results" / "acme.jsonl")
     assert entry.authors == ["A. Author", "B. Author"]
     assert entry.label == "self-reported"
     assert entry.submitted == "2026-01-01"
@@ -383,10 +463,14 @@ def test_submit_refuses(
 
 def test_submit_says_all_that_is_missing(documents: Path) -> None:
     content = json.loads((documents / "run.json").read_text())
-    gone = [c for c in content["cells"] if c["defense"]["label"] == "d" and c["seed"] == 1]
-    for cell in gone[:3]:
-        content["cells"].remove(cell)
-        del content["hashes"][cell["key"]]
+    (model,) = (
+        m
+        for m in content["models"]
+        if m["defense"] and m["defense"]["label"] == "d" and m["seed"] == 1
+    )
+    gone = [cell["key"] for cell in content["cells"] if cell["model"] == model["key"]]
+    for part in ("cells", "asked"):
+        content[part] = [each for each in content[part] if each["key"] not in gone[:3]]
     (documents / "run.json").write_text(json.dumps(content))
     result = submit(documents)
     assert result.exit_code == 2
@@ -404,8 +488,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--store", folder / "store", "--threads", "1",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    cells = list(Store(folder / "store").cells())
-    entries.write(Entry(**{**ABOUT, "name": "tiny"}, cells=cells), folder)
+    entries.write(Entry.of({**ABOUT, "name": "tiny"}, Store(folder / "store").records()), folder)
     return folder
 
 
@@ -414,7 +497,7 @@ def verify(file: Path, *more: object) -> Result:
 
 
 def test_what_was_reported_comes_out_again(ran: Path, tmp_path: Path) -> None:
-    result = verify(ran / "tiny.json", "--draw", "7", "--json", tmp_path / "out.json")
+    result = verify(ran / "tiny.jsonl", "--draw", "7", "--json", tmp_path / "out.json")
     assert result.exit_code == 0, result.output
     assert result.output.splitlines()[-1] == "reproduced"
     rows = json.loads((tmp_path / "out.json").read_text())
@@ -424,52 +507,57 @@ def test_what_was_reported_comes_out_again(ran: Path, tmp_path: Path) -> None:
 
 def test_a_file_is_checked_without_its_plugins(documents: Path) -> None:
     assert submit(documents).exit_code == 0
-    file, suite = documents / "results" / "acme.json", f"@{documents / 'small.yaml'}"
+    file, suite = documents / "results" / "acme.jsonl", f"@{documents / 'small.yaml'}"
     result = call("verify", file, "--cells", "0", "--suite", suite)
     assert result.exit_code == 0, result.output
     assert "nothing of" in result.output
     entry = entries.read(file)
-    less = [cell for cell in entry.cells if cell.domain != "greek" or cell.defense.control]
-    partial = entries.write(replace(entry, cells=less), documents)
+    cells = attempts(entry.records)
+    less = [cell for cell in cells if cell.domain != "greek" or cell.defense.control]
+    partial = entries.write(replace(entry, records=gather(less)), documents)
     result = call("verify", partial, "--cells", "0", "--suite", suite)
     assert result.exit_code == 2
     assert "missing: d on greek, seed 0: 1 trials are missing" in result.output
 
 
 def test_the_draw_is_repeatable(ran: Path) -> None:
-    drawn = [verify(ran / "tiny.json", "--dry-run", "--draw", n).output for n in (1, 1)]
+    drawn = [verify(ran / "tiny.jsonl", "--dry-run", "--draw", n).output for n in (1, 1)]
     assert drawn[0] == drawn[1]
     assert "made again: 2 of 4, --draw 1" in drawn[0]
 
 
 def test_what_was_made_up_is_not_reproduced(ran: Path, tmp_path: Path) -> None:
-    entry = entries.read(ran / "tiny.json")
-    best = [[replace(point, test=1.0) for point in cell.curve] for cell in entry.cells]
-    cells = [replace(c, curve=curve) for c, curve in zip(entry.cells, best, strict=True)]
-    file = entries.write(replace(entry, cells=cells), tmp_path)
+    entry = entries.read(ran / "tiny.jsonl")
+    curves = [replace(cell.curve, test=[1.0] * len(cell.curve)) for cell in entry.records.cells]
+    cells = [replace(c, curve=curve) for c, curve in zip(entry.records.cells, curves, strict=True)]
+    better = dataclasses.replace(entry.records, cells=cells)
+    file = entries.write(replace(entry, records=better), tmp_path)
     result = verify(file)
     assert result.exit_code == 1, result.output
     assert "not reproduced: 2 of 2 differ" in result.output
 
 
 def test_another_version_is_not_comparable(ran: Path, tmp_path: Path) -> None:
-    entry = entries.read(ran / "tiny.json")
-    cells = [named(replace(c, attack=replace(c.attack, source="f" * 64))) for c in entry.cells]
-    result = verify(entries.write(replace(entry, cells=cells), tmp_path))
+    entry = entries.read(ran / "tiny.jsonl")
+    cells = [
+        named(replace(cell, attack=replace(cell.attack, source="f" * 64)))
+        for cell in attempts(entry.records)
+    ]
+    result = verify(entries.write(replace(entry, records=gather(cells)), tmp_path))
     assert result.exit_code == 2
     assert "not comparable" in result.output
     assert ", source is " in result.output
 
 
 def test_the_store_that_an_entry_is_from_repeats_nothing(ran: Path) -> None:
-    result = verify(ran / "tiny.json", "--store", ran / "store")
+    result = verify(ran / "tiny.jsonl", "--store", ran / "store")
     assert result.exit_code == 2
     assert "has the very records of the entry; name another" in result.output
 
 
 def test_verify_goes_on_in_a_store_of_its_own(ran: Path, tmp_path: Path) -> None:
     for _ in range(2):
-        result = verify(ran / "tiny.json", "--draw", "3", "--store", tmp_path / "work")
+        result = verify(ran / "tiny.jsonl", "--draw", "3", "--store", tmp_path / "work")
         assert result.exit_code == 0, result.output
 
 
@@ -535,15 +623,15 @@ def test_a_package_of_its_own_is_submitted_shown_and_made_again(tmp_path: Path) 
         "--title", "Smooth", "--authors", "A. Author", "--link", "https://arxiv.org/abs/2010.16402",
         "--out", "results",
     )  # fmt: skip
-    entry = entries.read(tmp_path / "results" / "smooth.json")
+    entry = entries.read(tmp_path / "results" / "smooth.jsonl")
     (row,) = [r for r in records(entries.report([entry], ()).scores) if not r["control"]]
     assert row["defense"] == "label-smoothing[steps=20]"
     assert row["score"] is not None
-    about = {name: getattr(entry, name) for name in entry.__struct_fields__}
-    html = page.site([page.Submission(**about)])["index.html"].decode()
+    submission = page.Submission(cells=entry.records, **entry.head)
+    html = page.site([submission])["index.html"].decode()
     assert "label-smoothing[steps=20]" in html
     assert "https://arxiv.org/abs/2010.16402" in html
-    again = bench("verify", "results/smooth.json", "--cells", "2", "--threads", "1")
+    again = bench("verify", "results/smooth.jsonl", "--cells", "2", "--threads", "1")
     assert again.splitlines()[-1] == "reproduced"
 
 

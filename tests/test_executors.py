@@ -16,7 +16,7 @@ from sophon_bench.execution.executors import AUTO, Executor, Work, executors, st
 from sophon_bench.execution.executors.in_process import InProcess
 from sophon_bench.execution.executors.processes import Processes
 from sophon_bench.execution.plan import AttackStage, PretrainStage, Setting, Stage
-from sophon_bench.results.records import StageRecord
+from sophon_bench.results.records import ModelRecord
 from sophon_bench.results.store import Store, StoreError
 
 __all__ = ["setting"]  # a fixture
@@ -49,7 +49,7 @@ def begin(setting: Setting, tmp_path: Path) -> Any:
         executor.close()
 
 
-def upstream(stage: Stage, made: dict[str, StageRecord]) -> dict[str, StageRecord]:
+def upstream(stage: Stage, made: dict[str, ModelRecord]) -> dict[str, ModelRecord]:
     found = {}
     while not isinstance(stage, PretrainStage):
         stage = stage.upstream
@@ -67,16 +67,16 @@ def test_stages_are_done_alike_by_all_of_them_and_their_ticks_passed_on(
         ticked: set[str] = set()
         root = tmp_path / name
         executor = begin(name, lambda stage, *_, seen=ticked: seen.add(stage.key), root=root)
-        made: dict[str, StageRecord] = {}
+        made: dict[str, ModelRecord] = {}
         for stage in plan.stages:
             executor.submit([stage], upstream(stage, made))
             ((done, record),) = executor.wait()
             assert done.key == stage.key == record.key
-            if isinstance(record, StageRecord):
+            if isinstance(record, ModelRecord):
                 made[stage.key] = record
         assert ticked == {stage.key for stage in plan.stages}
-        assert all(Store(root).has_stage(stage.key) for stage in plan.models)
-        found[name] = metrics(list(Store(root).cells()))
+        assert all(Store(root).has_model(stage.key) for stage in plan.models)
+        found[name] = metrics(Store(root).records())
         assert found[name].keys() == {stage.key for stage in plan.cells}
     first, *others = found.values()
     assert others
@@ -93,7 +93,7 @@ def test_a_store_that_cannot_be_used_is_said_by_wait(
     executor = begin(name)
     executor.submit([plan.models[0]], {})
     ((_, record),) = executor.wait()
-    assert isinstance(record, StageRecord)
+    assert isinstance(record, ModelRecord)
     lost = msgspec.structs.replace(record, weights="0" * 64)
     executor.submit([attack], {stage.key: lost for stage in plan.models})
     with pytest.raises(StoreError, match="cannot be read"):

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import MakeCell
+from conftest import Attempt, MakeCell, gather
 
 from sophon_bench.analysis import flags
 from sophon_bench.analysis.envelope import outcomes
 from sophon_bench.analysis.statistics import Groups
 from sophon_bench.results import Results
-from sophon_bench.results.records import Cell, Ratios
+from sophon_bench.results.records import Ratios
 
 SWEEP = "finetune[optimizer=momentum,lr={}]"
 
@@ -22,26 +22,30 @@ SWEEP = "finetune[optimizer=momentum,lr={}]"
 def trial(make_cell: MakeCell) -> Any:
     """One trial that reaches a level at its whole budget."""
 
-    def make(defense: str, attack: str, level: float, **changes: Any) -> Cell:
+    def make(defense: str, attack: str, level: float, **changes: Any) -> Attempt:
         fields: dict[str, Any] = {"budget": 1600, "curve": [(1600.0, level, level)], **changes}
         return make_cell(defense=defense, attack=attack, **fields)
 
     return make
 
 
-def flags_of(mine: Sequence[Cell], theirs: Sequence[Cell], fresh: Sequence[Cell] = ()) -> list[str]:
+def flags_of(
+    mine: Sequence[Attempt], theirs: Sequence[Attempt], fresh: Sequence[Attempt] = ()
+) -> list[str]:
     """The flags of the defense whose cells these are, over all n."""
-    found = flags.raised(Results.of([*mine, *theirs, *fresh]))
+    found = flags.raised(Results.of(gather([*mine, *theirs, *fresh])))
     (raised,) = found[(found["defense"] == mine[0].defense.label) & found["domain"].isna()]["flags"]
     return list(raised)
 
 
-def raised(mine: Sequence[Cell], theirs: Sequence[Cell], fresh: Sequence[Cell] = ()) -> list[str]:
+def raised(
+    mine: Sequence[Attempt], theirs: Sequence[Attempt], fresh: Sequence[Attempt] = ()
+) -> list[str]:
     """Flags but for the one on unequal trials, which most of these small cases raise."""
     return [flag for flag in flags_of(mine, theirs, fresh) if "same trials" not in flag]
 
 
-def sweep(trial: Any, defense: str, levels: dict[str, float], **changes: Any) -> list[Cell]:
+def sweep(trial: Any, defense: str, levels: dict[str, float], **changes: Any) -> list[Attempt]:
     return [trial(defense, SWEEP.format(lr), level, **changes) for lr, level in levels.items()]
 
 
@@ -114,7 +118,7 @@ def test_a_cliff_is_where_protection_falls_with_the_rate(trial: Any) -> None:
 def test_rates_that_were_tried_on_some_seeds_only_are_no_cliff(trial: Any) -> None:
     """Seeds differ in level by more than a cliff; a rate of one of them is not a neighbour."""
 
-    def cells(defense: str, levels: dict[int, float]) -> list[Cell]:
+    def cells(defense: str, levels: dict[int, float]) -> list[Attempt]:
         rates = {0: ("0.001", "0.003", "0.01"), 1: ("0.001", "0.01")}
         return [
             cell
@@ -202,7 +206,7 @@ def test_failures_and_notes_of_stages_are_shown(trial: Any) -> None:
 
 
 def test_what_is_skipped_on_the_defense_alone_is_shown(trial: Any) -> None:
-    def skipped(defense: str) -> Cell:
+    def skipped(defense: str) -> Attempt:
         return trial(defense, "b", 0.4, status="skipped", curve=[])
 
     mine = [trial("d", "a", 0.4), skipped("d")]
@@ -235,7 +239,7 @@ def test_the_undefended_model_raises_no_comparative_flag(trial: Any) -> None:
 
 def test_benign_domains_raise_no_flags(trial: Any) -> None:
     mine = [trial("d", "a", 0.4, role="benign", domain="x", nonfinite_step=2)]
-    assert flags.raised(Results.of(mine)).empty
+    assert flags.raised(Results.of(gather(mine))).empty
 
 
 def test_each_n_has_flags_of_its_own_and_all_have_the_strongest(trial: Any) -> None:
@@ -249,7 +253,7 @@ def test_each_n_has_flags_of_its_own_and_all_have_the_strongest(trial: Any) -> N
         ]
         for defense in ("d", "none")
     )  # fmt: skip
-    found = flags.raised(Results.of([*mine, *theirs]))
+    found = flags.raised(Results.of(gather([*mine, *theirs])))
     found = found[found["defense"] == "d"]
     ten, twenty = (f"the function alone beats fine-tuning by {n} points" for n in (10, 20))
     assert found["samples"].tolist() == [None, 50, 200, 600]
@@ -264,7 +268,7 @@ def test_places_have_flags_of_their_own(trial: Any) -> None:
         for defense in ("d", "none")
         if (defense, backbone) != ("none", "a")
     ]
-    found = flags.raised(Results.of(cells)).query("defense == 'd' and samples == 200")
+    found = flags.raised(Results.of(gather(cells))).query("defense == 'd' and samples == 200")
     assert dict(zip(found["backbone"], found["flags"], strict=True)) == {
         "a": [
             "non-finite values in 1 of 1 runs",
@@ -281,7 +285,7 @@ def test_a_rate_of_nothing_is_no_cliff(trial: Any) -> None:
 
 
 def test_nothing_was_attacked() -> None:
-    assert flags.raised(Results.of([])).empty
+    assert flags.raised(Results.of(gather([]))).empty
 
 
 def test_notes_are_of_the_cells_of_a_group(trial: Any) -> None:
@@ -291,7 +295,7 @@ def test_notes_are_of_the_cells_of_a_group(trial: Any) -> None:
         trial("d", "finetune", 0.4, released=said),
         trial("d", "other", 0.4, released=said, nonfinite_step=7),
     )
-    found = outcomes(Results.of([plain, noted, both]))
+    found = outcomes(Results.of(gather([plain, noted, both])))
     by_key = dict(zip(found.cells["key"], flags.notes(found, Groups(np.arange(3))), strict=True))
     assert by_key == {
         plain.key: [],

@@ -10,7 +10,7 @@ import conftest
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import records
+from conftest import Attempt, gather, records
 from msgspec.structs import replace
 from toy import generation as records_of_images
 
@@ -25,7 +25,6 @@ from sophon_bench.models import inception
 from sophon_bench.models.inception import Inception
 from sophon_bench.models.unets import UNet
 from sophon_bench.results import Results
-from sophon_bench.results.records import Cell
 
 COUNT = 6
 
@@ -129,8 +128,8 @@ def test_a_critic_with_the_weights_tells_it_as_well(
     assert replace(critic, fid=None, fid_real=None) == without
 
 
-def test_the_table_has_it_where_every_seed_has(make_cell: Callable[..., Cell]) -> None:
-    def measured(cell: Cell, *, everywhere: bool) -> Cell:
+def test_the_table_has_it_where_every_seed_has(make_cell: Callable[..., Attempt]) -> None:
+    def measured(cell: Attempt, *, everywhere: bool) -> Attempt:
         assert cell.generated is not None
         if not everywhere and cell.seed == 1:
             return cell
@@ -139,9 +138,11 @@ def test_the_table_has_it_where_every_seed_has(make_cell: Callable[..., Cell]) -
     cells = [cell for cell in records_of_images(make_cell) if cell.generated is not None]
     for everywhere in (True, False):
         marked = [measured(cell, everywhere=everywhere) for cell in cells]
-        attacked = [r for r in records(judged(Results.of(marked))) if r["maker"] == "attacked"]
+        attacked = [
+            r for r in records(judged(Results.of(gather(marked)))) if r["maker"] == "attacked"
+        ]
         assert {row["fid"] for row in attacked} == {70.5 if everywhere else None}
-        (place,) = tables.places(tables.report(marked))
+        (place,) = tables.places(tables.report(gather(marked)))
         (table,) = [
             conftest.drawn(t) for t in place.tables if t.title.startswith("Images made from noise")
         ]

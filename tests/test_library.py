@@ -74,7 +74,7 @@ def test_the_released_model_is_the_one_that_was_attacked(ran: tuple[Path, Result
     store, results = ran
     model = sophon_bench.load_model(results, DEFENSE)
     (row,) = (r for r in records(results.models) if r["defense"] == DEFENSE)
-    weights = Store(store, reading=True).weights(Store(store, reading=True).stage(row["key"]))
+    weights = Store(store, reading=True).weights(Store(store, reading=True).model(row["key"]))
     assert all(torch.equal(t, weights[name]) for name, t in model.state_dict().items())
     assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 6)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from conftest import MakeCell
+from conftest import MakeCell, gather
 
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import tables
@@ -32,7 +32,7 @@ def reported(make_cell: MakeCell, *defenses: str, attack: str = "finetune", **na
             *((defense, each, 0.5) for defense in defenses for each in (attack, "finetune")),
         ]
     ]  # fmt: skip
-    return tables.report(list({c.key: c for c in cells}.values()), names=names)
+    return tables.report(gather(list({c.key: c for c in cells}.values())), names=names)
 
 
 TEXTS = FORMATS[:3]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import MakeCell, drawn
+from conftest import Attempt, MakeCell, drawn, gather
 from msgspec.structs import replace
 
 from sophon_bench.analysis import cost
@@ -21,7 +21,6 @@ from sophon_bench.leaderboard import bars, overhead, tables, vega
 from sophon_bench.leaderboard.columns import frame, records
 from sophon_bench.leaderboard.render import from_csv
 from sophon_bench.results import Results
-from sophon_bench.results.records import Cell
 
 BUDGET = 1600
 COSTS = (100, 200, 400, 800, 1600)
@@ -31,7 +30,7 @@ HALF_WAY = 200 * math.sqrt(2)
 
 def trial(
     make_cell: MakeCell, defense: str, *levels: float, attack: str = "finetune", **changes: Any
-) -> Cell:
+) -> Attempt:
     """One that reaches ``levels`` at the budgets; a single level throughout."""
     longer = (3200, 8000, 16000) if changes.get("stretch") == 10 else ()
     costs = (*COSTS, *longer)
@@ -40,7 +39,7 @@ def trial(
     return make_cell(defense=defense, attack=attack, curve=curve, budget=BUDGET, **changes)
 
 
-def cells_of(make_cell: MakeCell, *defended: Cell) -> list[Cell]:
+def cells_of(make_cell: MakeCell, *defended: Attempt) -> list[Attempt]:
     """The undefended model's reaches 0.8 by way of 0.5, fresh weights 0.4: half is 0.6."""
     return [
         trial(make_cell, "none", 0.4, 0.5, 0.7, 0.8, 0.8),
@@ -49,15 +48,15 @@ def cells_of(make_cell: MakeCell, *defended: Cell) -> list[Cell]:
     ]
 
 
-def half_costs(cells: list[Cell]) -> list[dict[str, Any]]:
-    return records(cost.half_costs(Results.of(cells)))
+def half_costs(cells: list[Attempt]) -> list[dict[str, Any]]:
+    return records(cost.half_costs(Results.of(gather(cells))))
 
 
-def protection(cells: list[Cell]) -> list[dict[str, Any]]:
-    return records(cost.protection(Results.of(cells)))
+def protection(cells: list[Attempt]) -> list[dict[str, Any]]:
+    return records(cost.protection(Results.of(gather(cells))))
 
 
-def row_of(cells: list[Cell], defense: str = "d", attack: str = "finetune", **at: Any) -> Any:
+def row_of(cells: list[Attempt], defense: str = "d", attack: str = "finetune", **at: Any) -> Any:
     (row,) = (
         row
         for row in half_costs(cells)
@@ -136,7 +135,9 @@ def test_what_is_there_at_the_first_look_says_so(make_cell: MakeCell) -> None:
 def test_the_envelopes_multiple_is_b50(make_cell: MakeCell) -> None:
     cells = cells_of(make_cell, trial(make_cell, "d", 0.4, 0.4, 0.4, 0.5, 0.7))
     row = row_of(cells, attack=ENVELOPE)
-    (score,) = (found for found in records(scores(Results.of(cells))) if found["defense"] == "d")
+    (score,) = (
+        found for found in records(scores(Results.of(gather(cells)))) if found["defense"] == "d"
+    )
     assert row["times_undefended"] == score["b50"] == pytest.approx(4)
     assert row["parameters"] is None
 
@@ -212,7 +213,7 @@ def test_where_pretraining_is_worth_nothing_there_is_no_half(make_cell: MakeCell
     assert half_costs(cells) == []
 
 
-def made(make_cell: MakeCell, *, threads: int = 1) -> list[Cell]:
+def made(make_cell: MakeCell, *, threads: int = 1) -> list[Attempt]:
     """Two seeds: pre-training takes 2 s and 4 s, the defense 6 s on both; else twice as much."""
     found = []
     for seed, seconds in ((0, 2.0), (1, 4.0)):
@@ -260,7 +261,7 @@ def test_the_undefended_model_and_missing_costs_are_no_numbers(make_cell: MakeCe
 
 
 @pytest.fixture
-def whole(make_cell: MakeCell) -> list[Cell]:
+def whole(make_cell: MakeCell) -> list[Attempt]:
     grid = "finetune[lr={}]"
     return [
         trial(make_cell, "none", 0.7, 0.7, 0.8, 0.8, 0.8, attack=grid.format(0.1)),
@@ -271,13 +272,13 @@ def whole(make_cell: MakeCell) -> list[Cell]:
     ]
 
 
-def tables_of(cells: list[Cell]) -> list[Any]:
+def tables_of(cells: list[Attempt]) -> list[Any]:
     (place,) = overhead.places(overhead.overhead(cells))
     assert place.title.startswith("s (data r), b, fp32, protocol 1, 25 steps")
     return [drawn(table) for table in place.tables]
 
 
-def test_tables_show_costs_multiples_and_bounds(whole: list[Cell]) -> None:
+def test_tables_show_costs_multiples_and_bounds(whole: list[Attempt]) -> None:
     protecting, halves = tables_of(whole)
     assert protecting.quiet == [["pre-training", "1", "2", "0.001", "100", "640"]]
     ((name, seeds, *costs),) = protecting.body
@@ -299,7 +300,7 @@ def test_no_half_says_why(make_cell: MakeCell) -> None:
     assert "not 5 points above scratch" in protecting.notes[0]
 
 
-def test_every_format_has_the_same_rows(whole: list[Cell]) -> None:
+def test_every_format_has_the_same_rows(whole: list[Attempt]) -> None:
     found = overhead.overhead(whole)
     rows = json.loads(overhead.show("json", found))
     lines = from_csv(overhead.show("csv", found))
@@ -314,7 +315,7 @@ def test_every_format_has_the_same_rows(whole: list[Cell]) -> None:
         assert "17.7 (11×, <0.71×)" in overhead.show(form, found)
 
 
-def panels(cells: list[Cell]) -> list[vega.Figure]:
+def panels(cells: list[Attempt]) -> list[vega.Figure]:
     found = overhead.overhead(cells)
     figure = bars.overhead(found.protection, found.half_costs)
     assert figure is not None
@@ -371,7 +372,7 @@ def test_a_bar_of_no_cost_ends_at_the_edge(times: float, end: float) -> None:
 def test_every_place_has_its_panels_and_the_control_alone_none(make_cell: MakeCell) -> None:
     cells = [make_cell(defense="d"), make_cell(defense="d", backbone="other")]
     assert len(panels(cells)) == 4
-    assert bars.overhead(cost.protection(Results.of([make_cell()])), frame([])) is None
+    assert bars.overhead(cost.protection(Results.of(gather([make_cell()]))), frame([])) is None
 
 
 def call(*arguments: object) -> Result:
@@ -379,9 +380,9 @@ def call(*arguments: object) -> Result:
 
 
 @pytest.fixture
-def file(tmp_path: Path, whole: list[Cell]) -> Path:
+def file(tmp_path: Path, whole: list[Attempt]) -> Path:
     made = tmp_path / "out.json"
-    made.write_text(tables.document(whole, tables.report(whole)))
+    made.write_text(tables.document(gather(whole), tables.report(gather(whole))))
     return made
 
 
@@ -421,7 +422,7 @@ def test_bad_input_is_one_line(arguments: list[str], words: str) -> None:
 
 def test_records_without_a_defense_are_not_drawn(tmp_path: Path, make_cell: MakeCell) -> None:
     source = tmp_path / "out.json"
-    source.write_text(tables.document([make_cell()], tables.report([make_cell()])))
+    source.write_text(tables.document(gather([make_cell()]), tables.report(gather([make_cell()]))))
     result = call("--from", source, "--plot", tmp_path / "x.png")
     assert result.exit_code == 2
     assert "no record of a defense to draw" in result.output

@@ -15,7 +15,7 @@ import browser
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
-from conftest import MakeCell, drawn
+from conftest import Attempt, MakeCell, drawn, gather
 from msgspec.structs import replace
 from test_scores import BUDGET, controls, defended, run
 from toy import generated, generation
@@ -28,7 +28,6 @@ from sophon_bench.leaderboard.columns import frame, records
 from sophon_bench.leaderboard.page import Submission, data, view
 from sophon_bench.results import Results
 from sophon_bench.results.pictures import PictureError, data_uri
-from sophon_bench.results.records import Cell
 
 HOSTILE = "<script>alert(1)</script>\"><img src=x onerror=alert(1)>'"
 LINK = "javascript:alert(1)"
@@ -60,7 +59,7 @@ class Document(HTMLParser):
 
 
 @pytest.fixture
-def cells(make_cell: MakeCell) -> list[Cell]:
+def cells(make_cell: MakeCell) -> list[Attempt]:
     """Two defenses of two seeds beside their controls; a trial was skipped, another failed."""
     kept = {"seeds": (0, 1)}
     return [
@@ -85,12 +84,12 @@ def cells(make_cell: MakeCell) -> list[Cell]:
     ]
 
 
-def submission(cells: Sequence[Cell], **changes: Any) -> Submission:
+def submission(cells: Sequence[Attempt], **changes: Any) -> Submission:
     made = {
         "name": "one", "title": "One", "authors": ["A. Author"], "link": "https://example.org/one",
         "label": "self-reported", "submitted": "2026-01-31",
     }  # fmt: skip
-    return Submission(cells=cells, **{**made, **changes})
+    return Submission(cells=gather(cells), **{**made, **changes})
 
 
 def html(*submissions: Submission, **more: Any) -> str:
@@ -101,7 +100,7 @@ def document(*submissions: Submission, **more: Any) -> Document:
     return Document(html(*submissions, **more))
 
 
-def test_everything_that_the_page_asks_for_is_beside_it(cells: list[Cell]) -> None:
+def test_everything_that_the_page_asks_for_is_beside_it(cells: list[Attempt]) -> None:
     files = page.site([submission(cells)], sheets={"s": b"png"})
     found = Document(files["index.html"].decode())
     asked = [a["src"] for tag in ("script", "img") for a in found.of(tag) if "src" in a]
@@ -113,9 +112,9 @@ def test_everything_that_the_page_asks_for_is_beside_it(cells: list[Cell]) -> No
     assert "http" not in files["style.css"].decode() + files["page.js"].decode()
 
 
-def test_scores_are_the_texts_of_the_tables(cells: list[Cell]) -> None:
+def test_scores_are_the_texts_of_the_tables(cells: list[Attempt]) -> None:
     text = document(submission(cells)).text()
-    (place,) = tables.places(tables.report(cells))
+    (place,) = tables.places(tables.report(gather(cells)))
     scores, *_ = map(drawn, place.tables)
     for line in [*scores.quiet, *scores.body]:
         assert " ".join(line[1:]) in text
@@ -137,13 +136,13 @@ def test_a_bar_is_the_interval_within_the_scale(make_cell: MakeCell) -> None:
         *defended(make_cell, FALLING, seeds=(0,)),
         *defended(make_cell, 0.8, seeds=(1,)),
     ]
-    scores = records(analysis.scores(Results.of(double)))
+    scores = records(analysis.scores(Results.of(gather(double))))
     row = next(row for row in scores if row["defense"] == "d")
     assert row["score_half_width"] > 100
     assert '<path class="span" d="M0.0 6H100.0"/>' in html(submission(double))
 
 
-def test_a_card_tells_where_its_numbers_come_from(cells: list[Cell]) -> None:
+def test_a_card_tells_where_its_numbers_come_from(cells: list[Attempt]) -> None:
     subject = cards.Subject(
         name="ice",
         description="Minimise it.\n\nDifferent from the original: nothing.\n\nArgs:\n    x: y",
@@ -187,7 +186,7 @@ def test_what_weakens_a_row_is_marked(
     assert f">{mark}</span>" in html(submission(found))
 
 
-def test_skipped_and_failed_attacks_are_in_the_heat_map(cells: list[Cell]) -> None:
+def test_skipped_and_failed_attacks_are_in_the_heat_map(cells: list[Attempt]) -> None:
     found = html(submission(cells))
     assert '<th scope="row" data-sort="lora">lora</th><td>·</td><td>·</td><td>skipped</td>' in found
     assert '<th scope="row" data-sort="probe">probe</th>' in found
@@ -259,16 +258,16 @@ def test_a_long_name_is_whole_on_its_card_and_in_a_legend_below_matrices(
     assert f'<p class="note">d #1: {name}</p>' in html(submission(found))
 
 
-def test_a_record_that_is_there_twice_counts_once(cells: list[Cell]) -> None:
+def test_a_record_that_is_there_twice_counts_once(cells: list[Attempt]) -> None:
     assert page.site([submission([*cells, *cells])]) == page.site([submission(cells)])
 
 
-def test_the_same_records_give_the_same_bytes(cells: list[Cell]) -> None:
+def test_the_same_records_give_the_same_bytes(cells: list[Attempt]) -> None:
     first = page.site([submission(cells)])
     assert first == page.site([submission(list(reversed(cells)))])
 
 
-def test_a_link_is_followed_only_into_the_web(cells: list[Cell]) -> None:
+def test_a_link_is_followed_only_into_the_web(cells: list[Attempt]) -> None:
     links = {a.get("href") for a in document(submission(cells)).of("a")}
     assert "https://example.org/one" in links
     for link in (LINK, "JavaScript:alert(1)", "data:text/html,x", " https://x", "//x"):
@@ -277,7 +276,7 @@ def test_a_link_is_followed_only_into_the_web(cells: list[Cell]) -> None:
         assert all(str(a["href"]).startswith("#") for a in found.of("a"))
 
 
-def hostile(cells: Sequence[Cell]) -> Submission:
+def hostile(cells: Sequence[Attempt]) -> Submission:
     """Everything that a stranger writes is hostile."""
     changed = []
     for cell in cells:
@@ -288,13 +287,13 @@ def hostile(cells: Sequence[Cell]) -> Submission:
         plain["provenance"]["device"] = plain["suite"] = HOSTILE
         if not cell.defense.control:
             plain["defense"]["label"] = plain["defense"]["name"] = HOSTILE + cell.defense.label
-        changed.append(msgspec.convert(plain, Cell))
+        changed.append(msgspec.convert(plain, Attempt))
     return submission(
         changed, name=HOSTILE, title=HOSTILE, authors=[HOSTILE], link=LINK, submitted=HOSTILE
     )
 
 
-def test_what_strangers_write_is_text(cells: list[Cell]) -> None:
+def test_what_strangers_write_is_text(cells: list[Attempt]) -> None:
     found = document(hostile(cells))
     assert [a for a in found.of("script") if a.get("type") != "application/json"] == [
         {"src": "page.js"},
@@ -340,7 +339,7 @@ def test_images_that_models_made_are_shown_side_by_side(make_cell: MakeCell) -> 
         assert words in text
 
 
-def test_classification_has_no_such_images(cells: list[Cell]) -> None:
+def test_classification_has_no_such_images(cells: list[Attempt]) -> None:
     found = document(submission(cells))
     assert not found.of("img")
     for words in ("skill", "MSE", "made from noise", "Fréchet"):
@@ -349,7 +348,7 @@ def test_classification_has_no_such_images(cells: list[Cell]) -> None:
     assert "Test accuracies in %" in found.text()
 
 
-def test_a_page_of_both_says_both(make_cell: MakeCell, cells: list[Cell]) -> None:
+def test_a_page_of_both_says_both(make_cell: MakeCell, cells: list[Attempt]) -> None:
     both = [*cells, *generation(make_cell, backbone="unet")]
     text = document(submission(both)).text()
     assert "1 if the original accuracy or denoising skill is kept" in text
@@ -378,7 +377,7 @@ def shown(submission: Submission) -> dict[str, list[vega.Figure]]:
     return found
 
 
-def test_figures_are_the_rows_under_the_pages_own_captions(cells: list[Cell]) -> None:
+def test_figures_are_the_rows_under_the_pages_own_captions(cells: list[Attempt]) -> None:
     found = shown(submission(cells))
     none, _, ice = found["What a tuned attacker reaches"]
     assert list(lines_of(none)) == ["undefended", "scratch"]
@@ -400,8 +399,8 @@ def test_figures_are_the_rows_under_the_pages_own_captions(cells: list[Cell]) ->
         assert figure["width"] == "container"
 
 
-def test_a_band_is_the_half_width(cells: list[Cell]) -> None:
-    curves = records(analysis.curves(Results.of(cells)))
+def test_a_band_is_the_half_width(cells: list[Attempt]) -> None:
+    curves = records(analysis.curves(Results.of(gather(cells))))
     curve = next(row for row in curves if row["defense"] == "ice")
     curve["protected"] = [(64.0, 0.5, 0.1), (128.0, 0.6, 0.2)]
     styles = vega.styles(["ice"])
@@ -424,7 +423,7 @@ def lines_of(figure: vega.Figure) -> dict[str, tuple[list[float], list[float]]]:
     }
 
 
-def test_a_sweep_is_drawn_beside_the_undefended_models(cells: list[Cell]) -> None:
+def test_a_sweep_is_drawn_beside_the_undefended_models(cells: list[Attempt]) -> None:
     none, _, ice = shown(submission(cells))["finetune"]
     lines = lines_of(ice)
     assert lines["protected"] == ([0.1, 0.2], pytest.approx([40, 50]))
@@ -432,8 +431,8 @@ def test_a_sweep_is_drawn_beside_the_undefended_models(cells: list[Cell]) -> Non
     assert set(lines_of(none)) == {"undefended"}
 
 
-def test_skill_below_zero_is_drawn_by_its_error_and_told_as_skill(cells: list[Cell]) -> None:
-    sweeps = records(analysis.sweeps(Results.of(cells)))
+def test_skill_below_zero_is_drawn_by_its_error_and_told_as_skill(cells: list[Attempt]) -> None:
+    sweeps = records(analysis.sweeps(Results.of(gather(cells))))
     found = {row["defense"]: row for row in sweeps if row["family"] == "finetune"}
     found["ice"]["levels"] = [(0.1, 0.5, 0.2), (0.2, -1.0, 0.4)]
     figure = figures.sweep(frame([found["ice"]]), vega.styles(["ice"]))
@@ -479,7 +478,7 @@ def test_the_command_names_what_was_asked(
 ) -> None:
     cells = [run(make_cell, "ice[lr=0.1]", 0.5, seed=seed, **changes) for seed in (5, 0, 1, 2)]
     cells += [run(make_cell, "ice[lr=0.1]", 0.5, attack="added", derived=True, **changes)]
-    assert page.reproduction(cells) == (
+    assert page.reproduction(gather(cells)) == (
         f"sophon-bench run --scenario s --backbone b --defense 'ice[lr=0.1]' {words} "
         "--steps 25 --precision fp32"
     )
@@ -490,16 +489,18 @@ def test_the_command_names_files_of_plugins_and_audits_what_was_audited(
 ) -> None:
     cell = run(make_cell, "ice", 0.5)
     loaded = replace(cell.attack, distribution="my attack.py")
-    assert page.reproduction([replace(cell, attack=loaded)]).endswith(" --plugin 'my attack.py'")
+    assert page.reproduction(gather([replace(cell, attack=loaded)])).endswith(
+        " --plugin 'my attack.py'"
+    )
     digest = "0123456789abcdef" * 4
     released = replace(cell.defense, label="", name="checkpoint-0123456789ab", source=digest)
-    assert page.reproduction([replace(cell, defense=released)]) == (
+    assert page.reproduction(gather([replace(cell, defense=released)])) == (
         f"sophon-bench audit MODEL.safetensors --scenario s --backbone b --sha256 {digest} "
         "--attack finetune --samples 200 --seeds 0 --steps 25 --precision fp32"
     )
     part = replace(released, parameters={"prefix": "ema."})
     assert f"--sha256 {digest} --prefix ema. --attack" in (
-        page.reproduction([replace(cell, defense=part)])
+        page.reproduction(gather([replace(cell, defense=part)]))
     )
 
 
@@ -508,10 +509,10 @@ def call(*arguments: object) -> Result:
 
 
 @pytest.fixture
-def source(tmp_path: Path, cells: list[Cell]) -> Path:
+def source(tmp_path: Path, cells: list[Attempt]) -> Path:
     """A run's JSON file."""
     file = tmp_path / "out.json"
-    file.write_text(tables.document(cells, tables.report(cells)))
+    file.write_text(tables.document(gather(cells), tables.report(gather(cells))))
     return file
 
 
@@ -606,7 +607,7 @@ Show = Callable[..., browser.Opened]
 
 
 @pytest.fixture
-def show(chromium: Any, cells: list[Cell], tmp_path: Path) -> Iterator[Show]:
+def show(chromium: Any, cells: list[Attempt], tmp_path: Path) -> Iterator[Show]:
     """Open the page of a submission; in the end it must have complained of nothing."""
     shown: list[browser.Opened] = []
 
@@ -720,7 +721,7 @@ class TestBrowser:
         light.page.reload()
         assert paper(light) == colours[1]
 
-    def test_what_strangers_write_runs_nowhere(self, show: Show, cells: list[Cell]) -> None:
+    def test_what_strangers_write_runs_nowhere(self, show: Show, cells: list[Attempt]) -> None:
         found = show(hostile(cells))
         alerts: list[str] = []
         found.page.on("dialog", lambda dialog: (alerts.append(dialog.message), dialog.dismiss()))
@@ -751,7 +752,7 @@ class TestBrowser:
         assert found.page.locator("details[open] table").first.is_visible()
 
     def test_a_picture_of_it_is_taken(
-        self, chromium: Any, cells: list[Cell], tmp_path: Path
+        self, chromium: Any, cells: list[Attempt], tmp_path: Path
     ) -> None:
         index = page.write([submission(cells)], tmp_path / "site")
         shot = tmp_path / "shot.png"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from conftest import MakeCell, drawn
+from conftest import Attempt, MakeCell, drawn, gather, put, read_cells
 from msgspec.structs import replace
 from toy import SKILL, drawing, generated, generation
 
@@ -34,15 +34,14 @@ from sophon_bench.leaderboard.render import flat_rows
 from sophon_bench.leaderboard.score_tables import plural
 from sophon_bench.results import Results, pictures
 from sophon_bench.results.pictures import PictureError
-from sophon_bench.results.records import Cell
-from sophon_bench.results.store import Store, StoreError, read_cells
+from sophon_bench.results.store import Store, StoreError
 
 T1 = 12.706204736
 
 
-def the_tables(cells: Sequence[Cell]) -> dict[str, Any]:
+def the_tables(cells: Sequence[Attempt]) -> dict[str, Any]:
     """Tables of one place by the first words of their titles."""
-    (place,) = tables.places(tables.report(cells))
+    (place,) = tables.places(tables.report(gather(cells)))
     return {table.title.split(",")[0].split(":")[0]: drawn(table) for table in place.tables}
 
 
@@ -57,7 +56,7 @@ def line(table: Any, name: str) -> Any:
 def test_the_loss_is_what_utility_lacks_of_the_trivial_one(make_cell: MakeCell) -> None:
     # original: (1 - .9) * .2 = .02 before, (1 - .8) * .2 = .04 after; restricted after the
     # attack: (1 - .6) * .1 = .04 and (1 - .5) * .1 = .05, so .045 ± t(1) * .005
-    results = Results.of(generation(make_cell))
+    results = Results.of(gather(generation(make_cell)))
     found = {(r["defense"], r["attack"]): r for r in records(trials(results))}
     row = found["dos", "finetune[lr=0.1]"]
     assert row["utility"] == SKILL
@@ -98,7 +97,7 @@ def test_a_loss_has_four_decimals_and_no_zero_before_them() -> None:
 
 def test_every_table_and_plot_says_the_name_of_the_utility(make_cell: MakeCell) -> None:
     cells = generation(make_cell)
-    report = tables.report(cells)
+    report = tables.report(gather(cells))
     shown = tables.show("md", report) + tables.meaning(report)
     assert "accurac" not in shown
     for words in (
@@ -109,7 +108,7 @@ def test_every_table_and_plot_says_the_name_of_the_utility(make_cell: MakeCell) 
         "while the original denoising skill stays",
     ):
         assert words in shown
-    found = plots.pictures(curves(Results.of(cells)), sweeps(Results.of(cells)))
+    found = plots.pictures(curves(Results.of(gather(cells))), sweeps(Results.of(gather(cells))))
     drawn = {name.split("_")[3]: figure for name, figure in found}
     for panel in (drawn["envelopes"], *drawn["lr-sweep"]["concat"]):
         assert panel["encoding"]["y"]["axis"]["title"] == "restricted denoising skill (%)"
@@ -126,7 +125,7 @@ def test_classification_has_none_of_it(make_cell: MakeCell) -> None:
         make_cell(defense=defense, attack=attack)
         for defense, attack in (("none", "scratch"), ("none", "finetune"), ("ice", "finetune"))
     ]
-    report = tables.report(cells)
+    report = tables.report(gather(cells))
     assert report.images.empty
     for row in flat_rows(report.flat):
         assert row["utility"] == "accuracy"
@@ -141,7 +140,7 @@ def test_classification_has_none_of_it(make_cell: MakeCell) -> None:
 
 
 def test_images_are_of_released_models_and_of_the_picked_trials(make_cell: MakeCell) -> None:
-    rows = records(images(Results.of(generation(make_cell))))
+    rows = records(images(Results.of(gather(generation(make_cell)))))
     told = [(r["maker"], r["defense"], r["samples"], r["frechet"], r["attacks"]) for r in rows]
     best = "finetune[lr=0.2]"
     assert told == [
@@ -164,17 +163,17 @@ def test_a_longer_trial_and_one_on_a_benign_domain_have_no_images_here(
     better = [replace(c, curve=[replace(c.curve[0], selection=1.0)]) for c in cells]
     more = [replace(c, stretch=10, key=f"{c.key}x", generated=generated(99)) for c in better]
     more += [replace(c, role="benign", key=f"{c.key}y", generated=generated(99)) for c in better]
-    found = images(Results.of([*cells, *more]))
+    found = images(Results.of(gather([*cells, *more])))
     assert set(found["frechet"]) == {10.5, 20.5, 30.5, 40.5, 50.5}
 
 
 def test_only_some_attacks_may_be_picked(make_cell: MakeCell) -> None:
     cells = generation(make_cell)
     other = [c.key for c in cells if c.attack.label == "finetune[lr=0.1]"]
-    found = makers(Results.of([replace(c, generated=generated(1)) for c in cells]), other)
+    found = makers(Results.of(gather([replace(c, generated=generated(1)) for c in cells])), other)
     attacks = {"released": None, "attacked": "finetune[lr=0.1]", "scratch": "scratch"}
     assert {(made.maker, made.attack) for made in found} == set(attacks.items())
-    assert {made.maker for made in makers(Results.of(cells), [])} == {"released", "scratch"}
+    assert {made.maker for made in makers(Results.of(gather(cells)), [])} == {"released", "scratch"}
 
 
 def test_a_crash_at_once_shows_what_the_undefended_models_trial_made(make_cell: MakeCell) -> None:
@@ -184,7 +183,7 @@ def test_a_crash_at_once_shows_what_the_undefended_models_trial_made(make_cell: 
         else c
         for c in generation(make_cell)
     ]
-    attacked = [made for made in makers(Results.of(cells)) if made.maker == "attacked"]
+    attacked = [made for made in makers(Results.of(gather(cells))) if made.maker == "attacked"]
     assert [(m.defense, m.attack, m.generated.frechet) for m in attacked] == [
         (defense, "finetune[lr=0.2]", frechet)
         for defense in ("none", "dos")
@@ -194,8 +193,8 @@ def test_a_crash_at_once_shows_what_the_undefended_models_trial_made(make_cell: 
 
 def test_models_that_make_no_images_have_none(make_cell: MakeCell) -> None:
     for cells in ([], [make_cell(), make_cell(defense="d")]):
-        assert makers(Results.of(cells)) == []
-        assert images(Results.of(cells)).empty
+        assert makers(Results.of(gather(cells))) == []
+        assert images(Results.of(gather(cells))).empty
 
 
 def test_the_table_of_images(make_cell: MakeCell) -> None:
@@ -212,7 +211,7 @@ def test_the_table_of_images(make_cell: MakeCell) -> None:
 
 
 def test_reports_of_images_are_united_and_renamed(make_cell: MakeCell) -> None:
-    report = tables.report(generation(make_cell))
+    report = tables.report(gather(generation(make_cell)))
     both = tables.united([report, tables.renamed(report, {"dos": "dos (other)"})])
     assert [row["defense"] for row in records(both.images)] == [
         "none", "dos", "none", "dos", "none", "dos (other)", "dos (other)",
@@ -223,7 +222,7 @@ def test_work_done_again_may_differ_a_little(make_cell: MakeCell) -> None:
     cell = make_cell(curve=[(10, 0.5, -0.3)], utility=SKILL)
     for test, verdict in ((-0.3, "identical"), (-0.29, "agrees"), (-0.2, "differs")):
         again = replace(cell, curve=[replace(cell.curve[0], test=test)])
-        (row,) = records(agreements(Results.of([cell]), Results.of([again])))
+        (row,) = records(agreements(Results.of(gather([cell])), Results.of(gather([again]))))
         assert row["agreement"] == verdict
         assert row["reported_low"] is None
         named = {**row, "attack_name": "a", "defense_name": "d"}
@@ -311,17 +310,19 @@ def test_a_hostile_picture_is_refused_with_its_record(
     else:
         first = replace(first, **{where: replace(getattr(first, where), **bad)})
     file = tmp_path / "out.json"
-    file.write_text(tables.document([first, *others], tables.report([first, *others])))
-    with pytest.raises(StoreError, match=r"record 1 .* its picture has 60000 x 60000 pixels"):
+    file.write_text(
+        tables.document(gather([first, *others]), tables.report(gather([first, *others])))
+    )
+    with pytest.raises(StoreError, match="its picture has 60000 x 60000 pixels"):
         read_cells(file)
-    entry = Entry(
-        name="x", title="X", authors=["A"], link="https://example.org", submitted="2026-01-31",
-        cells=[first, *others],
-    )  # fmt: skip
+    head = {
+        "name": "x", "title": "X", "authors": ["A"], "link": "https://example.org",
+        "submitted": "2026-01-31",
+    }  # fmt: skip
+    bad_file = entries.write(Entry.of(head, gather([first, *others])), tmp_path / "bad")
     with pytest.raises(EntryError, match="its picture has 60000 x 60000 pixels"):
-        entries.unpack(entries.pack(entry), "x.json")
-    whole = replace(entry, cells=cells)
-    assert entries.unpack(entries.pack(whole), "x.json").cells
+        entries.read(bad_file)
+    assert entries.read(entries.write(Entry.of(head, gather(cells)), tmp_path)).records.cells
 
 
 # The command.
@@ -336,13 +337,13 @@ def source(tmp_path: Path, make_cell: MakeCell) -> Path:
     """A run's JSON file."""
     cells = generation(make_cell)
     file = tmp_path / "out.json"
-    file.write_text(tables.document(cells, tables.report(cells)))
+    file.write_text(tables.document(gather(cells), tables.report(gather(cells))))
     return file
 
 
 def test_the_gallery_has_every_model_before_and_after(make_cell: MakeCell) -> None:
     cells = generation(make_cell)
-    found = gallery.of_one_seed(makers(Results.of(cells)))
+    found = gallery.of_one_seed(makers(Results.of(gather(cells))))
     assert [gallery.title(made) for made in found] == [
         "undefended: original domain",
         "undefended, after finetune[lr=0.2], n = 200: restricted domain",
@@ -351,7 +352,7 @@ def test_the_gallery_has_every_model_before_and_after(make_cell: MakeCell) -> No
         "from scratch, n = 200: restricted domain",
     ]
     assert {made.seed for made in found} == {0}
-    assert {made.seed for made in gallery.of_one_seed(makers(Results.of(cells)), 1)} == {1}
+    assert {made.seed for made in gallery.of_one_seed(makers(Results.of(gather(cells))), 1)} == {1}
     figure = gallery.images(found)
     assert len(figure["vconcat"]) == 5
     for row, made in zip(figure["vconcat"], found, strict=True):
@@ -381,7 +382,7 @@ def test_the_same_noise_stands_in_one_column_however_long_the_names_are(
             generated=replace(one.generated, picture=strip),
             attack=longest if one.maker == "attacked" else one.attack,
         )
-        for one in gallery.of_one_seed(makers(Results.of(generation(make_cell))))
+        for one in gallery.of_one_seed(makers(Results.of(gather(generation(make_cell)))))
     ]
     rows = gallery.images(made * 3)["vconcat"]
     lines = [row["data"]["values"][0]["words"].count("\n") + 1 for row in rows]
@@ -398,7 +399,7 @@ def test_the_same_noise_stands_in_one_column_however_long_the_names_are(
 
 def test_several_places_have_titles_of_their_own(make_cell: MakeCell) -> None:
     cells = itertools.chain(*(generation(make_cell, backbone=b) for b in ("b$c$", "a")))
-    figure = gallery.images(gallery.of_one_seed(makers(Results.of(cells))))
+    figure = gallery.images(gallery.of_one_seed(makers(Results.of(gather(cells)))))
     assert vega.encode(figure, "svg")
     titles = [row.get("title") for row in figure["vconcat"]]
     assert titles == [["s, a, fp32"], *[None] * 4, ["s, b$c$, fp32"], *[None] * 4]
@@ -445,7 +446,7 @@ def test_bad_input_is_one_line_and_draws_nothing(
 
 def test_records_without_images_are_refused(make_cell: MakeCell, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    store.put_cell(make_cell())
+    put(store, make_cell())
     result = call("--store", store.root, "--out", tmp_path / "a.png")
     assert result.exit_code == 2
     assert "no record has images" in result.stderr
@@ -454,7 +455,7 @@ def test_records_without_images_are_refused(make_cell: MakeCell, tmp_path: Path)
 def test_a_broken_picture_in_a_store_is_one_line(make_cell: MakeCell, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     bad = replace(generated(1), picture=HOSTILE["markup"])
-    store.put_cell(replace(make_cell(), generated=bad))
+    put(store, replace(make_cell(), generated=bad))
     result = call("--store", store.root, "--out", tmp_path / "a.png")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "its picture is not a PNG in base64" in result.stderr

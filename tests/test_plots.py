@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import vl_convert
 from click.testing import CliRunner, Result
+from conftest import gather, read_cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,6 @@ from sophon_bench.leaderboard.columns import frame, records
 from sophon_bench.leaderboard.tables import document, report
 from sophon_bench.leaderboard.vega import Figure
 from sophon_bench.results import Results
-from sophon_bench.results.store import read_cells
 
 BUDGET = 12800
 BUDGETS = [BUDGET * part for part in (1 / 16, 1 / 4, 1, 10)]
@@ -466,7 +466,7 @@ def finished(tmp_path: Path, make_cell: Any) -> Path:
         if defense == "none" or attack != "scratch"
     ]
     file = tmp_path / "out.json"
-    file.write_text(document(cells, report(cells)))
+    file.write_text(document(gather(cells), report(gather(cells))))
     return file
 
 
@@ -485,7 +485,7 @@ def test_the_command_writes_both_formats_and_says_where(finished: Path, tmp_path
 
 def test_what_is_drawn_is_what_the_analysis_says(finished: Path) -> None:
     cells = read_cells(finished)
-    lines = drawn(only(records(series.curves(Results.of(cells))), "envelopes"))
+    lines = drawn(only(records(series.curves(Results.of(gather(cells)))), "envelopes"))
     assert lines["ice"][1][-1] == pytest.approx(80)
     assert lines["scratch"][1][-1] == pytest.approx(30)
 

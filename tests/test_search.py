@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from conftest import TINY, MakeCell
+from conftest import TINY, MakeCell, attempts
 
 from sophon_bench.execution.engine import LocalEngine
 from sophon_bench.execution.executors import WorkerDied
@@ -29,7 +29,7 @@ from sophon_bench.execution.plan import (
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry
 from sophon_bench.plugins.suites import Arsenal, Rules, arsenal, trials
-from sophon_bench.results.records import Cell, DataId
+from sophon_bench.results.records import Cell, DataId, Records
 from sophon_bench.results.store import Store
 
 SUITE = """
@@ -73,7 +73,8 @@ def play(search: Search, make_cell: MakeCell, outcome: Outcome) -> list[list[Att
     batches = [next(steps)]
     while True:
         for stage in batches[-1]:
-            done[stage] = make_cell(**{"budget": search.budget, **outcome(stage)}, key=stage.key)
+            made = make_cell(**{"budget": search.budget, **outcome(stage)}, key=stage.key)
+            done[stage] = made.cell
         try:
             batches.append(steps.send(done))
         except StopIteration:
@@ -189,10 +190,10 @@ def engine(root: Path, reporter: Silent, **options: Any) -> LocalEngine:
     return LocalEngine(Store(root), torch.device("cpu"), reporter, **options)
 
 
-def scored(cells: list[Cell]) -> dict[str, Any]:
+def scored(records: Records) -> dict[str, Any]:
     return {
         c.key: (c.suite, c.derived, c.role, c.domain, [(p.units, p.test) for p in c.curve])
-        for c in cells
+        for c in attempts(records)
     }
 
 
@@ -210,15 +211,15 @@ def test_two_processes_find_what_one_finds(setting: Setting, tmp_path: Path) -> 
     assert scored(engine(tmp_path / "two", again).run(plan)) == scored(expected)
     assert again.done == []
 
-    roles = {(cell.role, cell.attack.control) for cell in expected}
+    roles = {(cell.role, cell.attack.control) for cell in expected.cells}
     assert roles == {
         ("restricted", False),
         ("restricted", True),
         ("benign", False),
         ("benign", True),
     }
-    assert {cell.suite for cell in expected} == {"@own v3"}
-    longest = [cell for cell in expected if cell.stretch == 4]
+    assert {asked.suites for asked in expected.asked.values()} == {("@own v3",)}
+    longest = [cell for cell in attempts(expected) if cell.stretch == 4]
     assert len(longest) == 2 + 2
     for cell in longest:
         assert [p.units / cell.budget for p in cell.curve][-2:] == pytest.approx([2, 4], rel=0.1)
@@ -235,8 +236,8 @@ def test_a_worker_that_dies_is_named_and_what_is_finished_stays(
     plan = plan_of(setting, Arsenal(trials(registry.attacks, ["finetune", "fatal"])))
     with pytest.raises(WorkerDied, match=r"killed by signal 9.*attack none with fatal"):
         engine(tmp_path / "store", Silent(), workers=2, plugins=[TINY, plugin]).run(plan)
-    kept = list(Store(tmp_path / "store").cells())
-    assert all(cell.status == "ok" for cell in kept)
+    kept = Store(tmp_path / "store").records()
+    assert all(cell.status == "ok" for cell in kept.cells)
 
 
 @pytest.mark.slow
@@ -250,8 +251,8 @@ def test_numerical_libraries_in_a_worker_keep_to_its_threads(
     plugin.write_text(COUNTING)
     registry.load_file(plugin)
     plan = plan_of(setting, Arsenal(trials(registry.attacks, ["counting"])))
-    cells = engine(tmp_path / "store", Silent(), workers=2, plugins=[TINY, plugin]).run(plan)
-    (found,) = {cell.reason for cell in cells if cell.attack.name == "counting"}
+    made = engine(tmp_path / "store", Silent(), workers=2, plugins=[TINY, plugin]).run(plan)
+    (found,) = {cell.reason for cell in made.cells if cell.attack.name == "counting"}
     assert found == "threads 1"
     assert {os.environ[variable] for variable in THREAD_COUNTS} == {"2"}
 

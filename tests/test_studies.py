@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import MakeCell, drawn, records
+from conftest import Attempt, MakeCell, drawn, gather, records
 
 from sophon_bench import protocol
 from sophon_bench.analysis.series import ablation, magnitude, shown
@@ -20,7 +20,6 @@ from sophon_bench.leaderboard.studies import Study, load_study, study_files, var
 from sophon_bench.plugins.selectors import SelectorError
 from sophon_bench.plugins.suites import trials
 from sophon_bench.results import Results
-from sophon_bench.results.records import Cell
 
 BUDGET = 1600
 COSTS = [BUDGET * at for at in protocol.SCORED_AT]
@@ -206,7 +205,7 @@ def test_a_study_whose_defenses_fail_says_so_and_exits_with_one(
 
 def trial(
     make_cell: MakeCell, defense: str, level: float, *, attack: str = "finetune", **changes: Any
-) -> Cell:
+) -> Attempt:
     curve = [(cost, level, level) for cost in COSTS]
     return make_cell(defense=defense, attack=attack, curve=curve, budget=BUDGET, **changes)
 
@@ -223,7 +222,7 @@ def rows(make_cell: MakeCell) -> list[dict[str, Any]]:
         trial(make_cell, "d[k=5]", 0.2),
         trial(make_cell, "e[k=5]", 0.7),
     ]
-    return records(ablation(Results.of(cells), "k"))
+    return records(ablation(Results.of(gather(cells)), "k"))
 
 
 def test_rows_are_in_order_of_family_and_value_the_undefended_model_first(
@@ -247,7 +246,7 @@ def test_listed_trials_are_a_mean_over_seeds_and_n(make_cell: MakeCell) -> None:
         trial(make_cell, "d[k=1]", level, seed=seed, samples=n)
         for seed, n, level in ((0, 50, 0.2), (0, 200, 0.4), (1, 50, 0.6), (1, 200, 0.8))
     ]
-    (row,) = records(ablation(Results.of(cells), "k"))
+    (row,) = records(ablation(Results.of(gather(cells)), "k"))
     assert row["listed_after"] == pytest.approx(0.5)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from conftest import drawn
+from conftest import drawn, gather
 
 from sophon_bench.analysis.envelope import ENVELOPE, STRETCHED_ENVELOPE
 from sophon_bench.leaderboard import tables
@@ -380,7 +380,7 @@ def test_flat_rows_have_the_scores_first_and_no_attack(whole: Report) -> None:
     assert lines[1]["samples"] == "50,200"
     assert lines[4]["trials"] == "1"
     assert lines[4]["score"] == ""
-    assert json.loads(tables.document([], whole))["summary"] == found
+    assert json.loads(tables.document(gather([]), whole))["summary"] == found
 
 
 def test_the_meaning_of_scores_is_two_sentences(whole: Report) -> None:
@@ -416,7 +416,7 @@ def test_a_report_is_made_of_records(make_cell: Any) -> None:
             ("ice", "finetune", 0.5),
         )
     ]
-    made = tables.report(cells)
+    made = tables.report(gather(cells))
     assert {row["defense"] for row in records(made.scores)} == {"none", "ice"}
     shown = tables.show("console", made)
     assert "50.0 ± 0.0" in shown

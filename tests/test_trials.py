@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from conftest import MakeCell, records
+from conftest import Attempt, MakeCell, gather, records
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -18,16 +18,16 @@ from sophon_bench.analysis.envelope import outcomes
 from sophon_bench.analysis.statistics import interval
 from sophon_bench.analysis.trials import trials
 from sophon_bench.results import Results
-from sophon_bench.results.records import Cell, Point
+from sophon_bench.results.records import Point
 
 
-def rows_of(cells: Iterable[Cell]) -> list[dict[str, Any]]:
-    return records(trials(Results.of(cells)))
+def rows_of(cells: Iterable[Attempt]) -> list[dict[str, Any]]:
+    return records(trials(Results.of(gather(cells))))
 
 
-def selected(cell: Cell) -> Point | None:
+def selected(cell: Attempt) -> Point | None:
     """The checkpoint that is selected within the budget."""
-    found = outcomes(Results.of([cell]))
+    found = outcomes(Results.of(gather([cell])))
     row = found.selected[0, found.times.index(1)]
     return None if row < 0 else cell.curve[found.points["number"][row]]
 
@@ -219,7 +219,7 @@ def test_the_envelope_is_the_best_of_what_each_trial_selects(
         for cell in cells
         if (within := [point for point in cell.curve if point.units <= 1000 * times])
     ]
-    envelope = outcomes(Results.of(cells))
+    envelope = outcomes(Results.of(gather(cells)))
     expected = {0: max(best, key=lambda point: point.selection).test} if best else {}
     assert envelope.utilities(0, envelope.settings[0], times) == expected
 
@@ -270,13 +270,13 @@ def test_a_crash_without_its_like_counts_as_the_best_of_that_attack(make_cell: M
 
 
 def test_records_are_looked_at_once_however_many_ask(make_cell: MakeCell) -> None:
-    results = Results.of([make_cell()])
+    results = Results.of(gather([make_cell()]))
     assert outcomes(results) is outcomes(results)
-    assert outcomes(Results.of([make_cell()])) is not outcomes(results)
+    assert outcomes(Results.of(gather([make_cell()]))) is not outcomes(results)
 
 
 def test_no_records_are_no_rows_with_all_columns(make_cell: MakeCell) -> None:
-    empty, one = trials(Results.of([])), trials(Results.of([make_cell()]))
+    empty, one = trials(Results.of(gather([]))), trials(Results.of(gather([make_cell()])))
     assert len(empty) == 0
     assert list(empty) == list(one)
 

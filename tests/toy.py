@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from conftest import Attempt
 from msgspec.structs import replace
 from torch import Tensor, nn
 
 from sophon_bench.api import DefenseView, Domain, Model, Samples
 from sophon_bench.data.tasks.classification import Classification
 from sophon_bench.results.pictures import picture_of
-from sophon_bench.results.records import Cell, Generated
+from sophon_bench.results.records import Generated
 
 ORIGINAL, RESTRICTED = 4, 3
 
@@ -127,7 +128,7 @@ def generated(number: int, frechet: float | None = None) -> Generated:
     )
 
 
-def generation(make_cell: Callable[..., Cell], **changes: object) -> list[Cell]:
+def generation(make_cell: Callable[..., Attempt], **changes: object) -> list[Attempt]:
     """Records of a denoiser: a defense and the controls on two seeds, each with pictures.
 
     Losses at utility 0 are 0.2 on the original domain and 0.1 on the restricted one. Fréchet

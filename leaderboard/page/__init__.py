@@ -95,7 +95,7 @@ def site(
         labels=sorted({s.label for s in submissions if s.label is not None}),
         themes={name: vega.config(name) for name in vega.THEMES},
         versions=cards.distinct(
-            cell.provenance.version for submission in submissions for cell in submission.cells
+            cell.provenance.version for submission in submissions for cell in submission.cells.cells
         ),
     )
     return {

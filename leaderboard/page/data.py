@@ -16,7 +16,7 @@ from sophon_bench.leaderboard import gallery, tables
 from sophon_bench.leaderboard.columns import Row, records
 from sophon_bench.leaderboard.tables import Gaps, Key
 from sophon_bench.results import Results
-from sophon_bench.results.records import Cell
+from sophon_bench.results.records import Records
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -38,7 +38,7 @@ class Submission:
         submitted: The day, as ``2026-01-31``.
     """
 
-    cells: Sequence[Cell]
+    cells: Records
     name: str = ""
     title: str = ""
     authors: Sequence[str] = ()
@@ -82,7 +82,7 @@ class Part:
 
     submission: Submission
     rows: Rows
-    cells: Mapping[str, Sequence[Cell]]
+    cells: Mapping[str, Records]
     made: Sequence[Made]
 
     @property
@@ -116,25 +116,21 @@ def _parts(submission: Submission, frozen: Gaps) -> Iterator[tuple[Key, Part]]:
         yield key, Part(submission=submission, rows=rows, cells=by_defense, made=made)
 
 
-def _by_place(cells: Iterable[Cell]) -> list[list[Cell]]:
+def _by_place(cells: Records) -> list[Records]:
     """The records of every place, in the order of places."""
-    found: dict[tuple[str, ...], list[Cell]] = {}
-    for cell in cells:
-        where = cell.scenario.label, cell.scenario.revision, cell.backbone, cell.precision
-        found.setdefault((*where, str(cell.budget), cell.protocol), []).append(cell)
-    return [found[place] for place in sorted(found)]
+    found: dict[tuple[str, ...], set[str]] = {}
+    for cell in cells.cells:
+        model = cells.model(cell)
+        where = model.scenario.label, model.scenario.revision, model.backbone, model.precision
+        found.setdefault((*where, str(cell.budget), cell.protocol), set()).add(cell.key)
+    return [cells.only(found[place]) for place in sorted(found)]
 
 
-def _by_defense(
-    cells: Iterable[Cell], results: Results, defenses: Iterable[str]
-) -> dict[str, list[Cell]]:
+def _by_defense(cells: Records, results: Results, defenses: Iterable[str]) -> dict[str, Records]:
     """The records of one place by the name that frames give to their defense, in that order."""
-    by_key = {cell.key: cell for cell in cells}
     named = outcomes(results).cells
-    found: dict[str, list[Cell]] = {defense: [] for defense in defenses}
-    for key, defense in zip(named["key"], named["defense_label"], strict=True):
-        found[defense].append(by_key[key])
-    return found
+    keys = named["key"].groupby(named["defense_label"]).agg(set)
+    return {defense: cells.only(keys[defense]) for defense in defenses}
 
 
 def names(parts: Sequence[Part], home: Part) -> dict[tuple[int, str], str]:

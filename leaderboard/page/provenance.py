@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from sophon_bench.leaderboard import cards
 from sophon_bench.leaderboard.columns import Row, span
 from sophon_bench.leaderboard.score_tables import WHY_PROVISIONAL
 from sophon_bench.protocol import REFERENCE_BATCH
-from sophon_bench.results.records import Cell
+from sophon_bench.results.records import SCHEMA, Records
 
 
 def marks(row: Row) -> list[tuple[str, str]]:
@@ -45,9 +45,11 @@ def fidelity(subject: cards.Subject | None) -> list[tuple[str, str]]:
     return [(term, text) for term, text in found.items() if text]
 
 
-def facts(cells: Sequence[Cell], made: Row, subject: cards.Subject | None) -> list[tuple[str, str]]:
+def facts(cells: Records, made: Row, subject: cards.Subject | None) -> list[tuple[str, str]]:
     """Terms and texts of where the numbers come from."""
-    statuses = Counter(cell.status for cell in cells)
+    own = cells.cells
+    model, defense = cells.model(own[0]), cells.defense(own[0])
+    statuses = Counter(cell.status for cell in own)
     other = (
         ", another version than the description is of"
         if subject is not None and subject.source != made["source"]
@@ -55,31 +57,30 @@ def facts(cells: Sequence[Cell], made: Row, subject: cards.Subject | None) -> li
     )
     ended = "; ".join(f"{words} ({count} of {made['seeds']})" for words, count in made["ended"])
     return [
-        ("Made with", "; ".join(sorted({cards.made_on(cell) for cell in cells}))),
-        ("Finished", cards.days(cell.provenance.finished[:10] for cell in cells)),
-        ("Seeds", cards.distinct(cell.seed for cell in cells)),
+        ("Made with", "; ".join(sorted({cards.made_on(cell) for cell in own}))),
+        ("Finished", cards.days(cell.provenance.finished[:10] for cell in own)),
+        ("Seeds", cards.distinct(cells.seeds)),
         ("Records", ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))),
         ("Suite", made["suite"] or "none: single attacks"),
         (
             "Protocol, schema",
-            f"{cards.distinct(cell.protocol for cell in cells)}, "
-            f"{cards.distinct(cell.schema_version for cell in cells)}",
+            f"{cards.distinct(cell.protocol for cell in own)}, {SCHEMA}",
         ),
-        ("Data", cells[0].scenario.revision),
+        ("Data", model.scenario.revision),
         (
             "Source",
-            f"{made['plugin']} {made['source'][:12]} of {cells[0].defense.distribution}{other}",
+            f"{made['plugin']} {made['source'][:12]} of {defense.distribution}{other}",
         ),
         ("Roll-backs and failures of protecting", ended or "none"),
     ]
 
 
-def trouble(cells: Iterable[Cell]) -> list[str]:
+def trouble(cells: Records) -> list[str]:
     """Trials that did not run, or not to their end, and why."""
     votes = Counter(
         f"{cell.attack.label}, n = {cell.samples}: {cell.status}"
         + (f", {cell.reason}" if cell.reason else "")
-        for cell in cells
+        for cell in cells.cells
         if cell.status != "ok"
     )
     return [
@@ -88,33 +89,38 @@ def trouble(cells: Iterable[Cell]) -> list[str]:
     ]
 
 
-def reproduction(cells: Sequence[Cell]) -> str:
+def reproduction(cells: Records) -> str:
     """The command that makes records of one place again, those of the undefended model included.
 
     What a search added is not named: it follows from the suite. Plugins of a single file are: by
     its name, which is all that a record knows of where it was. So is an audited checkpoint.
     """
-    first = cells[0]
-    asked = [c for c in cells if not c.derived and c.stretch == 1 and c.role == "restricted"]
-    listed = [name for c in asked if c.suites or not c.attack.control
-              for name in [suite.split()[0] for suite in c.suites] or [c.attack.label]]  # fmt: skip
-    audited = first.defense.name == f"checkpoint-{first.defense.source[:12]}"
+    first = cells.cells[0]
+    model, defense = cells.model(first), cells.defense(first)
+    asked = [c for c in cells.cells
+             if not cells.who(c).derived and c.stretch == 1 and c.role == "restricted"]  # fmt: skip
+    suites = [(c.attack, [suite.split()[0] for suite in cells.who(c).suites]) for c in asked]
+    listed = {name for attack, known in suites if known or not attack.control
+              for name in known or [attack.label]}  # fmt: skip
+    audited = defense.name == f"checkpoint-{defense.source[:12]}"
     made = ["audit", "MODEL.safetensors"] if audited else ["run"]
-    defended = sorted({c.defense.label for c in cells if not c.defense.control})
-    distributions = {plugin.distribution for c in cells for plugin in (c.defense, c.attack)}
+    defenses = [each.defense for each in cells.models.values() if each.defense is not None]
+    defended = sorted({each.label for each in defenses if not each.control})
+    plugins = [*defenses, *(cell.attack for cell in cells.cells)]
+    distributions = {plugin.distribution for plugin in plugins}
     options = {
-        "--scenario": [first.scenario.label],
-        "--backbone": [first.backbone],
-        "--sha256": [first.defense.source] if audited else [],
-        "--prefix": [first.defense.parameters["prefix"]]
-        if audited and "prefix" in first.defense.parameters
+        "--scenario": [model.scenario.label],
+        "--backbone": [model.backbone],
+        "--sha256": [defense.source] if audited else [],
+        "--prefix": [defense.parameters["prefix"]]
+        if audited and "prefix" in defense.parameters
         else [],
-        "--defense": [] if audited else defended or [first.defense.label],
-        "--attack": sorted(set(listed)),
+        "--defense": [] if audited else defended or [defense.label],
+        "--attack": sorted(listed),
         "--samples": [",".join(map(str, sorted({cell.samples for cell in asked})))],
-        "--seeds": [_ranges({cell.seed for cell in cells})],
+        "--seeds": [_ranges(cells.seeds)],
         "--steps": [f"{first.budget / REFERENCE_BATCH:g}"],
-        "--precision": [first.precision],
+        "--precision": [model.precision],
         "--plugin": sorted(name for name in distributions if name.endswith(".py")),
     }
     words = [word for name, values in options.items() for value in values for word in (name, value)]

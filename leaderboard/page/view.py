@@ -220,7 +220,7 @@ def section(
         for i, name in enumerate((name for name in lines if name in scored), 1)
     ]
     protection, half_costs = (frame(rows[kind]) for kind in ("protection", "half_costs"))
-    made_of = {cell.key for part, defense in origin.values() for cell in part.cells[defense]}
+    made_of = {cell.key for part, defense in origin.values() for cell in part.cells[defense].cells}
     controls = [row for row in rows["scores"] if row["control"]]
     return Section(
         id=f"place-{number}",

@@ -49,9 +49,8 @@ class Group(click.Group):
         except click.UsageError as error:
             raise _refused(error) from error
         except Failure as error:
-            told = click.ClickException(str(error))
-            told.exit_code = error.exit_code
-            raise told from error
+            told = Refused if error.exit_code == Refused.exit_code else click.ClickException
+            raise told(str(error)) from error
         except OSError as error:
             if error.errno in (None, errno.EPIPE):
                 raise

@@ -12,6 +12,7 @@ import click
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from sophon_bench.results.records import Records
     from sophon_bench.results.store import Store
 
 
@@ -66,9 +67,9 @@ def numbers(_context: click.Context, parameter: click.Parameter, text: str | Non
 
 store_option = click.option(
     "--store",
-    type=click.Path(path_type=Path),
+    metavar="DIR",
     envvar="SOPHON_BENCH_STORE",
-    help="Directory of finished work; by default in the user's cache directory.",
+    help="Directory or URL of finished work; by default in the user's cache directory.",
 )
 source_option = click.option(
     "--from", "source", type=click.Path(path_type=Path), help="A file of 'run --json'."
@@ -245,24 +246,24 @@ def no_collector() -> Iterator[None]:
         gc.enable()
 
 
-def read_records(source: Path | None, store: Path | None) -> list[Any]:
+def read_records(source: Path | None, store: str | None) -> Records:
     """All records of a run's JSON file, or of the store; at least one."""
-    from sophon_bench.results.store import read_cells
+    from sophon_bench.results.documents import read_file
 
     if source is None:
-        return list(open_store(store).cells())
-    cells = read_cells(source)
-    if not cells:
+        return open_store(store).records()
+    _, records = read_file(source)
+    if not records.cells:
         raise Refused(f"no records in {str(source)!r}; 'sophon-bench run' makes some")
-    return cells
+    return records
 
 
-def open_store(store: Path | None) -> Store:
+def open_store(store: str | None) -> Store:
     """The store, with at least one record in it."""
-    from sophon_bench.results.store import Store, default_root
+    from sophon_bench.results.store import Store, default_root, is_store
 
     root = store or default_root()
-    if not (root / "store.json").exists():
+    if not is_store(root):
         raise Refused(f"there is no store at {str(root)!r}; 'sophon-bench run' makes one")
     opened = Store(root, reading=True)
     if not opened.count():

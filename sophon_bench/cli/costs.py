@@ -183,9 +183,7 @@ def _misplaced(option: str, view: str, views: Sequence[str]) -> str:
     return f"{option} goes with {measured}, not with --{view}"
 
 
-def _overhead(
-    *, source: Path | None, form: str, plot_file: Path | None, store: Path | None
-) -> None:
+def _overhead(*, source: Path | None, form: str, plot_file: Path | None, store: str | None) -> None:
     from sophon_bench.leaderboard import bars, overhead, vega
     from sophon_bench.leaderboard.frozen import published
 
@@ -231,7 +229,7 @@ def _roofline(
     compiled: Any,
     threads: int | None,
     plugin: Sequence[Path],
-    store: Path | None,
+    store: str | None,
     json_file: Path | None,
 ) -> None:
     from rich.progress import Progress
@@ -311,7 +309,7 @@ def _growth(
     compiled: Any,
     threads: int | None,
     plugin: Sequence[Path],
-    store: Path | None,
+    store: str | None,
     plot_file: Path | None,
     json_file: Path | None,
 ) -> None:

@@ -87,7 +87,7 @@ def show(
     images: Path | None,
     image_size: int | None,
     plugin: Sequence[Path],
-    store: Path | None,
+    store: str | None,
 ) -> None:
     """Show an attack, a defense, a scenario, a @suite or a backbone.
 
@@ -146,7 +146,7 @@ def _show_plugin(entry: Any) -> None:
 
 
 def _show_scenario(
-    name: str, image_size: int | None, images: Path | None, store: Path | None
+    name: str, image_size: int | None, images: Path | None, store: str | None
 ) -> None:
     from sophon_bench.execution.runs import build, find_scenarios
     from sophon_bench.results.store import Store, default_root

@@ -30,7 +30,7 @@ from sophon_bench.cli.common import (
 )
 @click.option(
     "--store",
-    type=click.Path(path_type=Path),
+    metavar="DIR",
     help="A store, of all whose records the page is made.",
 )
 @plugin_option
@@ -41,7 +41,7 @@ from sophon_bench.cli.common import (
     metavar="DIR",
     help="Where the site goes; made if need be.",
 )
-def page(sources: Sequence[Path], store: Path | None, plugin: Sequence[Path], out: Path) -> None:
+def page(sources: Sequence[Path], store: str | None, plugin: Sequence[Path], out: Path) -> None:
     """Write a leaderboard as a static site that needs no network.
 
     Of the published entries, of files of runs, or of the records in a store. DIR/index.html opens
@@ -67,13 +67,13 @@ def page(sources: Sequence[Path], store: Path | None, plugin: Sequence[Path], ou
             submissions,
             out,
             subjects=_subjects(),
-            sheets=_sheets(c for submission in submissions for c in submission.cells),
+            sheets=_sheets(m for s in submissions for m in s.cells.models.values()),
             frozen=published(),
         )
     click.echo(index)
 
 
-def _records(sources: Sequence[Path], store: Path | None) -> list[dict[str, Any]]:
+def _records(sources: Sequence[Path], store: str | None) -> list[dict[str, Any]]:
     """The records of each source."""
     found = [read_records(source, None) for source in sources]
     found += [] if store is None else [read_records(None, store)]
@@ -89,7 +89,7 @@ def _entries() -> list[dict[str, Any]]:
         raise Refused(
             "nothing is published yet; say what the page is of: --from FILE or --store DIR"
         )
-    return [{field: getattr(entry, field) for field in entry.__struct_fields__} for entry in found]
+    return [{"cells": entry.records, **entry.head} for entry in found]
 
 
 def _subjects() -> list[Any]:
@@ -98,7 +98,7 @@ def _subjects() -> list[Any]:
     return [subject_of(defenses.get(name)) for name in defenses.names()]
 
 
-def _sheets(cells: Iterable[Any]) -> dict[str, bytes]:
+def _sheets(models: Iterable[Any]) -> dict[str, bytes]:
     """Pictures of the scenarios that are here with the same data, by label."""
     import tempfile
 
@@ -109,7 +109,7 @@ def _sheets(cells: Iterable[Any]) -> dict[str, bytes]:
     from sophon_bench.plugins.selectors import SelectorError
 
     found = {}
-    revisions = {cell.scenario.label: cell.scenario.revision for cell in cells}
+    revisions = {model.scenario.label: model.scenario.revision for model in models}
     for label, revision in sorted(revisions.items()):
         try:
             (trial,) = find_scenarios([label], None)

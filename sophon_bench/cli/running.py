@@ -11,7 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from sophon_bench.execution.runs import Job
-    from sophon_bench.results.records import Cell
+    from sophon_bench.results.records import Records
 from sophon_bench.cli.common import (
     DEFAULT_SCENARIO,
     DEFAULT_SUITE,
@@ -169,31 +169,29 @@ def _run(
     return conclude(job, cells)
 
 
-def conclude(job: Job, cells: Sequence[Cell]) -> int:
+def conclude(job: Job, records: Records) -> int:
     """Say where the records are, what plugins did besides, and what failed; the exit code."""
-    from sophon_bench.execution.engine import unfinished
-
-    click.echo(f"Records: {job.store.root / 'cells'} ({len(cells)} of this run)")
-    for words in _contained(cells):
+    click.echo(f"Records: {job.store.root}/cells ({len(records.cells)} of this run)")
+    for words in _contained(records):
         click.echo(f"warning: {words}", err=True)
-    failed = unfinished(cells)
+    failed = [cell for cell in records.cells if cell.status == "failed"]
     for cell in failed:
         click.echo(
-            f"failed: {cell.attack.label} against {cell.defense.label}, n={cell.samples}, "
-            f"seed={cell.seed}: {cell.reason}",
+            f"failed: {cell.attack.label} against {records.defense(cell).label}, "
+            f"n={cell.samples}, seed={records.model(cell).seed}: {cell.reason}",
             err=True,
         )
     return 1 if failed else 0
 
 
-def _contained(cells: Sequence[Cell]) -> Iterator[str]:
+def _contained(records: Records) -> Iterator[str]:
     """What plugins did to the process around them: a sentence for each plugin and kind."""
     from sophon_bench.plugins.side_effects import kind_of, subject_of
 
-    models = {cell.released.key: (cell.defense.name, cell.released.contained) for cell in cells}
+    models = [(m.defense.name, m.contained) for m in records.models.values() if m.defense]
     for plugin, unit, found in (
-        ("defense", "models", list(models.values())),
-        ("attack", "cells", [(cell.attack.name, cell.contained) for cell in cells]),
+        ("defense", "models", models),
+        ("attack", "cells", [(cell.attack.name, cell.contained) for cell in records.cells]),
     ):
         said: dict[tuple[str, str], list[str]] = {}
         for name, sentences in found:

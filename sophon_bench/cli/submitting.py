@@ -6,9 +6,12 @@ import contextlib
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from sophon_bench.results.records import Records
 
 from sophon_bench.cli.common import (
     SCORING_SUITE,
@@ -58,7 +61,7 @@ from sophon_bench.cli.common import (
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
     metavar="DIR",
-    help="Where NAME.json goes; in the repository, leaderboard/results.",
+    help="Where NAME.jsonl goes; in the repository, leaderboard/results.",
 )
 @plugin_option
 @store_option
@@ -72,7 +75,7 @@ def submit(
     suite: str,
     out: Path,
     plugin: Sequence[Path],
-    store: Path | None,
+    store: str | None,
 ) -> None:
     """Make an entry for the leaderboard of the records of a run.
 
@@ -89,34 +92,36 @@ def submit(
     """
     import msgspec
 
-    from sophon_bench.leaderboard import entries, submitting
+    from sophon_bench.leaderboard import entries
 
     load_plugins(plugin)
     records = read_records(source, store)
-    known = {cell.defense.label for cell in records if not cell.defense.control}
+    defenses = [m.defense for m in records.models.values() if m.defense is not None]
+    known = {each.label for each in defenses if not each.control}
     for label in defense:
         if label not in known:
             raise Refused(f"no records of {label!r}; there are {', '.join(sorted(known))}")
-    cells = submitting.chosen(records, defense)
-    _check_complete(cells, suite)
-    about = {
+    if defense:
+        records = records.of_defenses(lambda other: other.label in defense)
+    _check_complete(records, suite)
+    head = {
         "name": name,
         "title": title,
         "authors": [author.strip() for author in authors.split(",") if author.strip()],
         "link": link,
-        "submitted": max(cell.provenance.finished for cell in cells)[:10],
+        "submitted": max(cell.provenance.finished for cell in records.cells)[:10],
     }
     try:
-        entry = msgspec.convert({**about, "cells": cells}, entries.Entry, from_attributes=True)
+        entry = entries.Entry.of(head, records)
     except msgspec.ValidationError as error:
         raise Refused(f"the entry is not well-formed: {error}") from error
     make_directory(out)
     file = entries.write(entry, out)
-    click.echo(f"{file}: {len(cells)} records of {', '.join(sorted(defense or known))}")
+    click.echo(f"{file}: {len(records.cells)} records of {', '.join(sorted(defense or known))}")
     click.echo(f"next: sophon-bench verify {file}")
 
 
-def _check_complete(cells: Sequence[Any], suite: str) -> None:
+def _check_complete(records: Records, suite: str) -> None:
     """Say all of a suite that records lack, and refuse them if there is something."""
     from sophon_bench.leaderboard.frozen import published
     from sophon_bench.leaderboard.submitting import Suite, faults
@@ -124,7 +129,7 @@ def _check_complete(cells: Sequence[Any], suite: str) -> None:
     from sophon_bench.plugins.suites import arsenal, load_suite
 
     label = load_suite(suite.removeprefix("@")).label
-    found = faults(cells, Suite(label=label, arsenal=arsenal(attacks, [suite])), published())
+    found = faults(records, Suite(label=label, arsenal=arsenal(attacks, [suite])), published())
     for fault in found:
         click.echo(f"missing: {fault}", err=True)
     if found:
@@ -132,7 +137,7 @@ def _check_complete(cells: Sequence[Any], suite: str) -> None:
 
 
 @click.command()
-@click.argument("file", metavar="ENTRY.json", type=click.Path(path_type=Path))
+@click.argument("file", metavar="ENTRY.jsonl", type=click.Path(path_type=Path))
 @click.option(
     "--cells",
     "count",
@@ -160,7 +165,6 @@ def _check_complete(cells: Sequence[Any], suite: str) -> None:
 @plugin_option
 @click.option(
     "--store",
-    type=click.Path(path_type=Path),
     metavar="DIR",
     help="Where the work goes, to go on after an interruption; by default it is thrown away. "
     "A store that the entry was made from would repeat nothing, and is refused.",
@@ -181,9 +185,9 @@ def verify(context: click.Context, /, **options: Any) -> None:
 
     \b
     Examples:
-      sophon-bench verify leaderboard/results/sophon.json
-      sophon-bench verify mine.json --cells 0 --suite @standard
-      sophon-bench verify mine.json --cells 10 --workers 2 --plugin my_defense.py
+      sophon-bench verify leaderboard/results/sophon.jsonl
+      sophon-bench verify mine.jsonl --cells 0 --suite @standard
+      sophon-bench verify mine.jsonl --cells 10 --workers 2 --plugin my_defense.py
 
     Exit codes: 0 reproduced, 1 not reproduced, 2 not comparable, or bad input.
     """
@@ -201,7 +205,7 @@ def _verify(
     workers: int,
     threads: int | None,
     plugin: Sequence[Path],
-    store: Path | None,
+    store: str | None,
     json_file: Path | None,
 ) -> int:
     from sophon_bench.execution import runs
@@ -210,41 +214,42 @@ def _verify(
     from sophon_bench.leaderboard.columns import AGREEMENTS
     from sophon_bench.leaderboard.render import Flat, flat_rows, to_console
     from sophon_bench.results import Results
-    from sophon_bench.results.records import digest
 
     load_plugins(plugin)
     if json_file is not None:
         check_writable("--json", json_file)
     entry = entries.read(file)
-    click.echo(f"{file} is whole: {len(entry.cells)} records")
+    click.echo(f"{file} is whole: {len(entry.records.cells)} records")
     if suite is not None:
-        _check_complete(entry.cells, suite)
+        _check_complete(entry.records, suite)
         click.echo(f"nothing of {suite} is left out")
     if count == 0:
         return 0
     drawn = random.SystemRandom().randrange(10**6) if draw is None else draw
-    able = [cell for cell in entry.cells if cell.status in ("ok", "diverged")]
+    able = [cell for cell in entry.records.cells if cell.status in ("ok", "diverged")]
     cells = random.Random(drawn).sample(able, min(count, len(able)))
+    records = entry.records.only({cell.key for cell in cells})
     click.echo(f"made again: {len(cells)} of {len(able)}, --draw {drawn}")
     with _workplace(store) as place:
         job = runs.again(
-            cells,
+            records,
             runs.Options(
                 device=device, workers=workers, threads=threads, plugin=plugin, store=place
             ),
         )
         for cell in cells:
-            there = job.store.has_cell(cell.key) and job.store.cell(cell.key)
-            # who asked for it is no part of the work
-            if there and digest(there) == digest(cell.asked_by((), derived=False)):
+            if job.store.has_cell(cell.key) and job.store.cell(cell.key) == cell:
                 raise Refused(
                     f"store {str(place)!r} has the very records of the entry; name another"
                 )
-            click.echo(f"  {cell.attack.label} against {cell.defense.label}, seed {cell.seed}")
+            click.echo(
+                f"  {cell.attack.label} against {records.defense(cell).label}, "
+                f"seed {records.model(cell).seed}"
+            )
         if dry_run:
             return 0
-        made = {cell.key: cell for cell in job.run()}
-    found = analysis.agreements(Results.of(cells), Results.of(made.values()))
+        made = job.run()
+    found = analysis.agreements(Results.of(records), Results.of(made))
     rows = flat_rows(Flat(frames=[found], columns=AGREEMENTS))
     click.echo(to_console([tables.agreements(entry.name, found)]), nl=False)
     if json_file is not None:
@@ -256,7 +261,7 @@ def _verify(
 
 
 @contextlib.contextmanager
-def _workplace(store: Path | None) -> Iterator[Path]:
+def _workplace(store: str | None) -> Iterator[str]:
     """Where cells are made again: a directory that is thrown away, if none is named."""
     import tempfile
 
@@ -264,4 +269,4 @@ def _workplace(store: Path | None) -> Iterator[Path]:
         yield store
     else:
         with tempfile.TemporaryDirectory(prefix="sophon-bench-") as made:
-            yield Path(made)
+            yield made

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from sophon_bench.results.records import Cell
+    from sophon_bench.results.records import PluginId, Records
 
 from sophon_bench.cli.common import (
     Refused,
@@ -49,7 +49,7 @@ from sophon_bench.cli.common import (
 )
 @store_option
 def table(
-    form: str, source: Path | None, published: bool, against: str | None, store: Path | None
+    form: str, source: Path | None, published: bool, against: str | None, store: str | None
 ) -> None:
     """Print the tables of all records in the store, or of a run's JSON file, or what is published.
 
@@ -76,7 +76,7 @@ def table(
         if against is not None:
             cells = read_records(source, store)
             found = analysis.differences(Results.of(cells), against, frozen.published())
-            if against not in (known := {cell.defense.label for cell in cells}):
+            if against not in (known := {cells.defense(cell).label for cell in cells.cells}):
                 raise Refused(unknown("defense", against, known))
             if found.empty:
                 raise Refused(f"no other defense was attacked beside {against!r}")
@@ -119,7 +119,7 @@ def _formats(_context: click.Context, _parameter: click.Parameter, text: str) ->
     show_default=True,
     help="png, svg or both.",
 )
-def plot(source: Path | None, store: Path | None, out: Path, formats: list[str]) -> None:
+def plot(source: Path | None, store: str | None, out: Path, formats: list[str]) -> None:
     """Draw envelopes and resistance by budget, and utility by learning rate.
 
     Three pictures per scenario, backbone, budget and n, of all records in the store or of a run's
@@ -163,7 +163,7 @@ def plot(source: Path | None, store: Path | None, out: Path, formats: list[str])
     help="After this attack, or the best of those that it fits; by default the best of all.",
 )
 def pictures(
-    source: Path | None, store: Path | None, out: Path, seed: int | None, attack: str | None
+    source: Path | None, store: str | None, out: Path, seed: int | None, attack: str | None
 ) -> None:
     """Draw the images that models made from noise, where they make images.
 
@@ -191,21 +191,21 @@ def pictures(
     click.echo(out)
 
 
-def _fitting(selector: str, cells: Sequence[Cell]) -> set[str]:
+def _fitting(selector: str, cells: Records) -> set[str]:
     """Keys of the records whose attack a selector fits; refused if no record has one."""
     from sophon_bench.plugins.registry import unknown
     from sophon_bench.plugins.selectors import parse
 
     wanted = parse(selector)
 
-    def fits(cell: Cell) -> bool:
-        has = cell.attack.parameters
-        return cell.attack.name == wanted.name and all(
+    def fits(attack: PluginId) -> bool:
+        has = attack.parameters
+        return attack.name == wanted.name and all(
             key in has and _equal(has[key], value) for key, value in wanted.parameters.items()
         )
 
-    tried = [cell for cell in cells if not cell.attack.control]
-    found = {cell.key for cell in tried if fits(cell)}
+    tried = [cell for cell in cells.cells if not cell.attack.control]
+    found = {cell.key for cell in tried if fits(cell.attack)}
     if not found:
         raise Refused(unknown("attack", selector, {cell.attack.label for cell in tried}))
     return found
@@ -241,7 +241,7 @@ def _equal(value: Any, text: Any) -> bool:
 def cards(
     names: Sequence[str],
     sources: Sequence[Path],
-    store: Path | None,
+    store: str | None,
     plugin: Sequence[Path],
     out: Path | None,
 ) -> None:
@@ -262,7 +262,8 @@ def cards(
     from sophon_bench.plugins.registry import attacks, defenses
     from sophon_bench.plugins.suites import load_suite, trials
     from sophon_bench.results.files import write_atomic
-    from sophon_bench.results.store import default_root
+    from sophon_bench.results.records import Records
+    from sophon_bench.results.store import default_root, is_store
 
     load_plugins(plugin)
     entries = [defenses.get(name) for name in names or defenses.names()]
@@ -276,13 +277,13 @@ def cards(
         trials=[trial.label for trial in trials(attacks, ["@paper"])],
         controls=[trial.label for trial in trials(attacks, attacks.controls())],
     )
-    some = store is not None or (default_root() / "store.json").exists()
+    some = store is not None or is_store(default_root())
     with no_collector():
         files: list[Path | None] = [*sources] or [None] * some
-        records = {cell.key: cell for file in files for cell in read_records(file, store)}
+        records = [read_records(file, store) for file in files]
         text = cards(
             [subject_of(entry) for entry in entries if not entry.control],
-            list(records.values()),
+            Records.joined(records),
             recipe=recipe,
             command=_cards_command(names, sources),
             frozen=published(),
@@ -310,7 +311,7 @@ def _cards_command(names: Sequence[str], sources: Sequence[Path]) -> str:
     metavar="DIR",
     help="Where the document goes; in the repository, leaderboard/frozen.",
 )
-def freeze(source: Path | None, store: Path | None, out: Path) -> None:
+def freeze(source: Path | None, store: str | None, out: Path) -> None:
     """Write down which budgets and n count for a score, from controls of at least five seeds.
 
     \b

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,7 @@ from sophon_bench.execution.worker import Worker
 from sophon_bench.harness import stages
 from sophon_bench.models.architecture import Compile
 from sophon_bench.results.provenance import capture
-from sophon_bench.results.records import Asked, Cell, Run, StageRecord
+from sophon_bench.results.records import Asked, Cell, ModelRecord, Records, Run
 from sophon_bench.results.store import Manifest, Store
 
 
@@ -88,15 +88,15 @@ class LocalEngine:
     compiled: Compile = "off"
     together: int = 1
     command: str = ""
-    _models: dict[str, StageRecord] = field(default_factory=dict, init=False)
+    _models: dict[str, ModelRecord] = field(default_factory=dict, init=False)
     _waiting: list[Stage] = field(default_factory=list, init=False)
     _missing: set[str] = field(default_factory=set, init=False)
     _searches: list[_Running] = field(default_factory=list, init=False)
     _executor: Executor | None = field(default=None, init=False)
     _manifest: Manifest | None = field(default=None, init=False)
 
-    def run(self, plan: Plan) -> list[Cell]:
-        """Do what is missing and return all cells, search by search.
+    def run(self, plan: Plan) -> Records:
+        """Do what is missing and return all cells, search by search, as this run asked for them.
 
         A model that cannot be made fails the cells that need it, and no others.
 
@@ -124,7 +124,13 @@ class LocalEngine:
             if self._executor is not None:
                 self._executor.close()
                 self._executor = None
-        return [cell for running in self._searches for cell in running.done.values()]
+        cells: dict[str, Cell] = {}
+        asked: dict[str, Asked] = {}
+        for running in self._searches:
+            for stage, cell in running.done.items():
+                cells[stage.key] = cell
+                asked[stage.key] = _asked(stage).and_by(asked.get(stage.key, _asked(stage)))
+        return Records(dict(self._models), list(cells.values()), asked)
 
     def pending(self, plan: Plan) -> list[Stage]:
         """The stages known beforehand that `run` would do."""
@@ -207,29 +213,29 @@ class LocalEngine:
         )
         return start(self.executor, work)
 
-    def _upstream(self, stage: Stage) -> dict[str, StageRecord]:
+    def _upstream(self, stage: Stage) -> dict[str, ModelRecord]:
         found = {}
         while not isinstance(stage, PretrainStage):
             stage = stage.upstream
             found[stage.key] = self._models[stage.key]
         return found
 
-    def _finished(self, stage: Stage) -> StageRecord | Cell | None:
-        record: StageRecord | Cell
+    def _finished(self, stage: Stage) -> ModelRecord | Cell | None:
+        record: ModelRecord | Cell
         if isinstance(stage, AttackStage):
             if not self.store.has_cell(stage.key):
                 return None
             record = self.store.cell(stage.key)
-        elif self.store.has_stage(stage.key):
-            record = self.store.stage(stage.key)
+        elif self.store.has_model(stage.key):
+            record = self.store.model(stage.key)
         else:
             return None
         return None if self.retry_failed and record.status == "failed" else record
 
-    def _finish(self, stage: Stage, record: StageRecord | Cell, *, reused: bool) -> None:
+    def _finish(self, stage: Stage, record: ModelRecord | Cell, *, reused: bool) -> None:
         self._missing.discard(stage.key)
         self.reporter.end(stage, _outcome(record), reused=reused)
-        if isinstance(record, StageRecord):
+        if isinstance(record, ModelRecord):
             self._models[stage.key] = record
             return
         for running in self._searches:
@@ -237,8 +243,8 @@ class LocalEngine:
                 self._advance(running, running.open.pop(stage.key), record)
 
     def _advance(self, running: _Running, stage: AttackStage, cell: Cell) -> None:
-        """Note a cell as this search asked for it; go on when nothing of the search is open."""
-        running.done[stage] = cell.asked_by(stage.attack.suites, derived=stage.derived)
+        """Note a cell; go on when nothing of the search is open."""
+        running.done[stage] = cell
         if running.open:
             return
         try:
@@ -260,18 +266,13 @@ def _asked(stage: AttackStage) -> Asked:
     return Asked(key=stage.key, suites=stage.attack.suites, derived=stage.derived)
 
 
-def _outcome(record: StageRecord | Cell) -> str:
-    if isinstance(record, StageRecord):
+def _outcome(record: ModelRecord | Cell) -> str:
+    if isinstance(record, ModelRecord):
         if record.original is None:
             return f"{record.status}: {record.reason}"
         note = f" ({record.note})" if record.note else ""
         return f"original {100 * record.original:.1f} %{note}"
     if record.status in ("failed", "skipped") or not record.curve:
         return f"{record.status}: {record.reason}"
-    best = max(record.curve, key=lambda point: point.selection)
-    return f"{record.domain} {100 * best.test:.1f} %"
-
-
-def unfinished(cells: Iterable[Cell]) -> list[Cell]:
-    """The cells that failed."""
-    return [cell for cell in cells if cell.status == "failed"]
+    best = max(zip(record.curve.selection, record.curve.test, strict=True), key=lambda p: p[0])
+    return f"{record.domain} {100 * best[1]:.1f} %"

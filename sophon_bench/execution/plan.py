@@ -33,6 +33,7 @@ from sophon_bench.protocol import (
 from sophon_bench.results.records import (
     Cell,
     DataId,
+    ModelRecord,
     PluginId,
     attack_key,
     content_key,
@@ -232,7 +233,8 @@ class Search:
 def _rank(cell: Cell) -> tuple[float, str]:
     """Selection utility within the budget, ties broken by key."""
     limit = cell.budget * ROUNDING
-    within = (point.selection for point in cell.curve if point.units <= limit)
+    scored = zip(cell.curve.units, cell.curve.selection, strict=True)
+    within = (selection for units, selection in scored if units <= limit)
     return (max(within, default=-1.0), cell.key)
 
 
@@ -332,15 +334,15 @@ def make_plan(request: Request, settings: Iterable[Setting], registries: Registr
     return Plan(list(models.values()), list(searches.values()))
 
 
-def plan_again(cells: Iterable[tuple[Cell, Setting, Trial, Trial]]) -> Plan:
-    """Exactly these cells once more, each with its setting, defense and attack.
+def plan_again(cells: Iterable[tuple[Cell, ModelRecord, Setting, Trial, Trial]]) -> Plan:
+    """Exactly these cells once more, each with its model, setting, defense and attack.
 
     Keys follow from what is installed: a cell of another version gets another key.
     """
     models: dict[str, PretrainStage | ProtectStage] = {}
     searches = []
-    for cell, setting, defense, attack in cells:
-        pretrain = _pretrain(setting, cell.seed)
+    for cell, model, setting, defense, attack in cells:
+        pretrain = _pretrain(setting, model.seed)
         protect = _protect(pretrain, defense)
         models.setdefault(pretrain.key, pretrain)
         models.setdefault(protect.key, protect)

@@ -41,7 +41,7 @@ from sophon_bench.plugins.registry import scenarios as all_scenarios
 from sophon_bench.plugins.selectors import Trial, construct, format_selector, parse, scalar
 from sophon_bench.plugins.suites import Arsenal, trials
 from sophon_bench.results.files import WriteError
-from sophon_bench.results.records import Cell, DataId, PluginId
+from sophon_bench.results.records import Cell, DataId, ModelRecord, PluginId, Records
 from sophon_bench.results.store import Store, default_root
 
 DEFAULT_BACKBONES = {"classification": "test_resnet", "denoising": "unet"}
@@ -69,7 +69,7 @@ class Options:
         threads: CPU threads of each; None: all of them, shared out.
         together: Trials at most that train at once; None: as many as pay on the device.
         plugin: Files that were loaded, for the processes to load too.
-        store: Where finished work is and goes; None: in the user's cache directory.
+        store: Where finished work is and goes, a directory or a URL; None: in the user's cache.
         retry_failed: Whether to do failed cells and models again.
         command: What gives the same numbers again, for the run's manifest.
     """
@@ -87,7 +87,7 @@ class Options:
     threads: int | None = None
     together: int | None = None
     plugin: Sequence[Path] = ()
-    store: Path | None = None
+    store: str | Path | None = None
     retry_failed: bool = False
     command: str = ""
 
@@ -119,7 +119,7 @@ class Job:
                 command=self.options.command,
             )
 
-    def run(self) -> list[Cell]:
+    def run(self) -> Records:
         """Do what the store does not have; all cells of the plan."""
         with self.engine() as engine:
             return engine.run(self.plan)
@@ -164,7 +164,7 @@ def _where(options: Options) -> tuple[torch.device, int, Store]:
     return place, threads, Store(options.store or default_root())
 
 
-def again(cells: Sequence[Cell], options: Options) -> Job:
+def again(records: Records, options: Options) -> Job:
     """Exactly these cells once more, of the plugins and data that are installed.
 
     What decides a cell (scenario, backbone, precision, n, seed, budget) is read from it; those
@@ -180,19 +180,16 @@ def again(cells: Sequence[Cell], options: Options) -> Job:
     """
     place, threads, store = _where(options)
     find = functools.cache(functools.partial(find_setting, cache=store.data))
-    parts = [
-        (
-            cell,
-            find(_selector(cell.scenario), cell.backbone, cell.precision),
-            _trial(all_defenses, cell.defense),
-            _trial(all_attacks, cell.attack),
-        )
-        for cell in cells
-    ]
+    parts = []
+    for cell in records.cells:
+        model = records.model(cell)
+        setting = find(_selector(model.scenario), model.backbone, model.precision)
+        defense = _trial(all_defenses, records.defense(cell))
+        parts.append((cell, model, setting, defense, _trial(all_attacks, cell.attack)))
     plan = plan_again(parts)
-    for (cell, setting, defense, attack), stage in zip(parts, plan.cells, strict=True):
-        if cell.key != stage.key:
-            raise PlanError(_changed(cell, setting, defense, attack))
+    for part, stage in zip(parts, plan.cells, strict=True):
+        if part[0].key != stage.key:
+            raise PlanError(_changed(*part))
     return Job(plan=plan, store=store, device=place, threads=threads, options=options)
 
 
@@ -212,10 +209,14 @@ def _trial(registry: Registry, plugin: PluginId) -> Trial:
     return Trial(entry, construct(entry, plugin.parameters))
 
 
-def _changed(cell: Cell, setting: Setting, defense: Trial, attack: Trial) -> str:
+def _changed(
+    cell: Cell, model: ModelRecord, setting: Setting, defense: Trial, attack: Trial
+) -> str:
     """In words, why the installed version would not make a cell."""
+    was = model.defense
+    assert was is not None
     pairs = [
-        ("data revision", cell.scenario.revision[:12], setting.data_id.revision[:12]),
+        ("data revision", model.scenario.revision[:12], setting.data_id.revision[:12]),
         (
             "protocol",
             f"{cell.protocol} ({cell.protocol_digest})",
@@ -223,20 +224,16 @@ def _changed(cell: Cell, setting: Setting, defense: Trial, attack: Trial) -> str
         ),
         *(
             (f"{kind} {was.label}, source", was.source[:12], now.entry.source[:12])
-            for kind, was, now in (
-                ("defense", cell.defense, defense),
-                ("attack", cell.attack, attack),
-            )
+            for kind, was, now in (("defense", was, defense), ("attack", cell.attack, attack))
         ),
-        ("parameters of the defense", cell.defense.parameters, defense.parameters),
+        ("parameters of the defense", was.parameters, defense.parameters),
         ("parameters of the attack", cell.attack.parameters, attack.parameters),
-        ("defense from", cell.defense.distribution, defense.entry.distribution),
+        ("defense from", was.distribution, defense.entry.distribution),
         ("attack from", cell.attack.distribution, attack.entry.distribution),
     ]
     found = [f"{what} is {now}, the record has {was}" for what, was, now in pairs if was != now]
-    return (
-        f"not comparable: {cell.attack.label} against {cell.defense.label}, seed {cell.seed}: "
-        + ("; ".join(found) or "the scenario, the backbone or pre-training is another version")
+    return f"not comparable: {cell.attack.label} against {was.label}, seed {model.seed}: " + (
+        "; ".join(found) or "the scenario, the backbone or pre-training is another version"
     )
 
 

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import torch
 
 from sophon_bench.api import Batch, Incompatible
@@ -27,7 +27,7 @@ from sophon_bench.models.architecture import Compile
 from sophon_bench.plugins.failures import first_line, sentence
 from sophon_bench.protocol import REFERENCE_BATCH
 from sophon_bench.results.provenance import capture
-from sophon_bench.results.records import Cell, Point, Ratios, StageRecord, Status
+from sophon_bench.results.records import Cell, Curve, ModelRecord, Point, Ratios, Status
 from sophon_bench.results.store import Store, StoreError
 
 WORTH_IT = 1.1
@@ -37,7 +37,7 @@ OURS = Path(__file__).parent.parent
 CORE = (OURS, *(OURS / name for name in ("data", "execution", "harness", "models")))
 
 Tick = Callable[[Stage, float | None, str], None]
-Upstream = Mapping[str, StageRecord]
+Upstream = Mapping[str, ModelRecord]
 """Records of the models that a stage needs, by key."""
 
 
@@ -72,7 +72,7 @@ class Worker:
             self._bench = (setting, bench)
         return self._bench[1]
 
-    def do(self, stages: Sequence[Stage], upstream: Upstream) -> list[StageRecord | Cell]:
+    def do(self, stages: Sequence[Stage], upstream: Upstream) -> list[ModelRecord | Cell]:
         """Do one stage, or companions, and write the records; a plugin's error is a record too.
 
         Companions run at once if that is measured to take less time, else one after the other.
@@ -90,10 +90,10 @@ class Worker:
                 logging.getLogger(__name__).debug("not at once", exc_info=True)
         return [self._one(stage, upstream) for stage in stages]
 
-    def _one(self, stage: Stage, upstream: Upstream) -> StageRecord | Cell:
+    def _one(self, stage: Stage, upstream: Upstream) -> ModelRecord | Cell:
         if isinstance(stage, AttackStage):
             return self._written(self._attack(stage, upstream))
-        return self.store.put_stage(self._make(stage, upstream))
+        return self.store.put_model(self._make(stage, upstream))
 
     def _written(self, cell: Cell) -> Cell:
         self.store.put_cell(cell)
@@ -114,7 +114,7 @@ class Worker:
 
     def _attack_many(
         self, attacks: Sequence[AttackStage], upstream: Upstream
-    ) -> list[StageRecord | Cell]:
+    ) -> list[ModelRecord | Cell]:
         first = attacks[0]
         setting = setting_of(first)
         contained: list[str] = []
@@ -130,17 +130,17 @@ class Worker:
             ticks=[functools.partial(self.tick, stage) for stage in attacks],
             contained=contained,
         )
-        found: list[StageRecord | Cell] = []
+        found: list[ModelRecord | Cell] = []
         for stage, outcome in zip(attacks, done, strict=True):
             told = (
                 vars(outcome)
                 if not isinstance(outcome, Exception)
                 else _failure(outcome, [], contained)
             )
-            found.append(self._written(self._cell(stage, upstream, told)))
+            found.append(self._written(self._cell(stage, told)))
         return found
 
-    def _make(self, stage: PretrainStage | ProtectStage, upstream: Upstream) -> StageRecord:
+    def _make(self, stage: PretrainStage | ProtectStage, upstream: Upstream) -> ModelRecord:
         bench = self.bench(setting_of(stage))
 
         def tick(fraction: float | None, words: str) -> None:
@@ -159,17 +159,16 @@ class Worker:
         except StoreError:
             raise
         except Exception as error:
-            return StageRecord(
-                key=stage.key,
+            return ModelRecord(
+                **self._place(stage),
                 status=_status(error),
                 reason=_reason(error),
                 contained=contained,
-                provenance=capture(self.device, self.compiled),
             )
         data = bench.data
         sigma, gradient = self._ratios(stage, made.weights, upstream)
-        return StageRecord(
-            key=stage.key,
+        return ModelRecord(
+            **self._place(stage),
             status="ok",
             note=made.note,
             cost=made.cost,
@@ -185,8 +184,22 @@ class Worker:
             gradient_ratios=gradient,
             weights=self.store.put_weights(made.weights),
             contained=made.contained,
-            provenance=capture(self.device, self.compiled),
         )
+
+    def _place(self, stage: PretrainStage | ProtectStage) -> dict[str, Any]:
+        """What a model is, and where and with what it was made."""
+        found: dict[str, Any] = {"key": stage.key}
+        if isinstance(stage, ProtectStage):
+            found |= {"defense": plugin_id(stage.defense), "pretrained": stage.upstream.key}
+            stage = stage.upstream
+        return {
+            **found,
+            "scenario": stage.setting.data_id,
+            "backbone": stage.setting.backbone.label,
+            "precision": stage.setting.precision,
+            "seed": stage.seed,
+            "provenance": capture(self.device, self.compiled),
+        }
 
     def _ratios(
         self, stage: PretrainStage | ProtectStage, released: stages.Weights, upstream: Upstream
@@ -223,36 +236,26 @@ class Worker:
         except StoreError:
             raise
         except Exception as error:
-            return self._cell(stage, upstream, _failure(error, scored, contained))
-        return self._cell(stage, upstream, vars(done))
+            return self._cell(stage, _failure(error, scored, contained))
+        return self._cell(stage, vars(done))
 
-    def _cell(self, stage: AttackStage, upstream: Upstream, outcome: Mapping[str, object]) -> Cell:
-        protect = stage.upstream
+    def _cell(self, stage: AttackStage, outcome: Mapping[str, Any]) -> Cell:
         setting = setting_of(stage)
         domain = setting.data.domain(stage.domain)
-        return msgspec.convert(
-            {
-                "key": stage.key,
-                "scenario": setting.data_id,
-                "backbone": setting.backbone.label,
-                "defense": plugin_id(protect.defense),
-                "attack": plugin_id(stage.attack),
-                "domain": stage.domain,
-                "role": "restricted" if stage.restricted else "benign",
-                "samples": stage.samples,
-                "test_examples": len(domain.splits["test"]),
-                "utility": domain.task.utility_name,
-                "trivial_loss": self.bench(setting).trivial_loss(domain),
-                "seed": protect.upstream.seed,
-                "precision": setting.precision,
-                "budget": stage.budget,
-                "stretch": stage.stretch,
-                "pretrained": upstream[protect.upstream.key],
-                "released": upstream[protect.key],
-                "provenance": capture(self.device, self.compiled),
-                **outcome,
-            },
-            Cell,
+        return Cell(
+            key=stage.key,
+            model=stage.upstream.key,
+            attack=plugin_id(stage.attack),
+            domain=stage.domain,
+            role="restricted" if stage.restricted else "benign",
+            samples=stage.samples,
+            test_examples=len(domain.splits["test"]),
+            utility=domain.task.utility_name,
+            trivial_loss=self.bench(setting).trivial_loss(domain),
+            budget=stage.budget,
+            stretch=stage.stretch,
+            provenance=capture(self.device, self.compiled),
+            **{**outcome, "curve": Curve.of(outcome["curve"])},
         )
 
     def _weights(self, stage: PretrainStage | ProtectStage, upstream: Upstream) -> stages.Weights:
@@ -265,12 +268,12 @@ class Worker:
 class _Unmade(Exception):
     """A model that a stage needs could not be made."""
 
-    def __init__(self, stage: Stage, record: StageRecord) -> None:
+    def __init__(self, stage: Stage, record: ModelRecord) -> None:
         super().__init__(f"{stage.label}: {record.reason}")
         self.status: Status = record.status
 
 
-def _failure(error: Exception, scored: list[Point], contained: list[str]) -> dict[str, object]:
+def _failure(error: Exception, scored: list[Point], contained: list[str]) -> dict[str, Any]:
     return {
         "status": _status(error),
         "reason": _reason(error),

@@ -1,4 +1,4 @@
-"""Files that are either absent, old, or whole."""
+"""Files that are either absent, old, or whole, in a folder on this machine or behind a URL."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+LOCAL = "file://"
 
 
 class WriteError(OSError):
@@ -16,14 +19,157 @@ class WriteError(OSError):
     """
 
 
+def folder(root: str | Path) -> Folder:
+    """The folder at a path of this machine, or at a URL of any kind that fsspec knows."""
+    return Folder(str(root)) if is_url(root) else LocalFolder(str(root).removeprefix(LOCAL))
+
+
+def is_url(place: str | Path) -> bool:
+    """Whether something is not at a path of this machine."""
+    return "://" in str(place) and not str(place).startswith(LOCAL)
+
+
+def read_bytes(place: str | Path) -> bytes:
+    """What is in a file, at a path or a URL.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    above, _, name = str(place).rpartition("/")
+    return folder(above).read(name) if is_url(place) else Path(place).read_bytes()
+
+
+class Folder:
+    """Files by their names relative to a URL; parts of a name are separated by slashes.
+
+    What cannot be read raises an `OSError`, what cannot be written a `WriteError`. A file is put
+    as a whole: that is atomic where puts of the file system are, as those of object stores.
+
+    Attributes:
+        shared: Whether other processes see the same files.
+    """
+
+    def __init__(self, url: str) -> None:
+        from fsspec.core import url_to_fs
+
+        self.root = url.rstrip("/")
+        self._fs: Any
+        self._fs, self._path = url_to_fs(self.root)
+        self.shared: bool = self._fs.protocol != "memory"
+
+    def place(self, name: str) -> str:
+        """The whole URL or path of a file."""
+        return f"{self.root}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return bool(self._fs.exists(self._inside(name)))
+
+    def names(self, name: str, suffix: str) -> list[str]:
+        """Names with that suffix in a folder inside, in order; none if there is no such folder."""
+        try:
+            found = self._list(name)
+        except FileNotFoundError:
+            return []
+        return sorted(file for file in found if file.endswith(suffix))
+
+    def read(self, name: str) -> bytes:
+        """What is in a file."""
+        return bytes(self._fs.cat_file(self._inside(name)))
+
+    def make(self, name: str) -> None:
+        """Make a folder inside, and those above it."""
+        with _named(self.place(name)):
+            self._fs.makedirs(self._inside(name), exist_ok=True)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Make or replace a file."""
+        with _named(self.place(name)):
+            self._fs.pipe_file(self._inside(name), content)
+
+    def append(self, name: str, content: bytes) -> None:
+        """Add to the end of a file; after a crash a part of it may be there."""
+        self.write(name, self.read(name) + content)
+
+    def probe(self, name: str, count: int) -> None:
+        """Try whether a folder inside takes so many bytes; nothing is left of it."""
+        file = f"{name}/{TEMPORARY}{secrets.token_hex(8)}"
+        self.write(file, bytes(count))
+        self._fs.rm_file(self._inside(file))
+
+    def _list(self, name: str) -> list[str]:
+        self._fs.invalidate_cache(self._inside(name))  # others write too
+        found = self._fs.ls(self._inside(name), detail=False)
+        return [str(path).rsplit("/", 1)[-1] for path in found]
+
+    def _inside(self, name: str) -> str:
+        return f"{self._path}/{name}"
+
+
+class LocalFolder(Folder):
+    """A directory of this machine; what is written is on the disk before the call returns."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.shared = True
+
+    def exists(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return os.path.exists(self.place(name))  # noqa: PTH110 - a Path for each is slow
+
+    def read(self, name: str) -> bytes:
+        """What is in a file: of 100 000, file objects and their buffers take half the time."""
+        file = os.open(self.place(name), os.O_RDONLY)
+        try:
+            parts = [os.read(file, SMALL)]
+            while len(parts[-1]) == SMALL:
+                parts.append(os.read(file, SMALL))
+        finally:
+            os.close(file)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def make(self, name: str) -> None:
+        """Make a folder inside, and those above it."""
+        with _named(self.place(name)):
+            Path(self.root, name).mkdir(parents=True, exist_ok=True)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Make or replace a file, as `write_atomic`."""
+        write_atomic(Path(self.root, name), content)
+
+    def append(self, name: str, content: bytes) -> None:
+        """Add to the end of a file; after a crash a part of it may be there."""
+        with _named(self.place(name)), Path(self.root, name).open("ab") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def probe(self, name: str, count: int) -> None:
+        """Try whether a folder inside takes so many bytes; nothing is left of it."""
+        import tempfile
+
+        with tempfile.TemporaryFile(dir=Path(self.root, name)) as file:
+            file.write(bytes(count))
+
+    def _list(self, name: str) -> list[str]:
+        return os.listdir(self.place(name))  # noqa: PTH208
+
+
+TEMPORARY = ".writing-"
+"""How names of files begin that are not whole yet."""
+
+SMALL = 1 << 16
+"""Bytes that one record hardly ever has."""
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write ``content`` so that ``path`` is either absent, old, or whole, also after a crash.
 
     Raises:
         WriteError: If it cannot be written; ``path`` is then as it was.
     """
-    temporary = path.parent / f".writing-{secrets.token_hex(8)}"
-    with _named(path):
+    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+    with _named(str(path)):
         try:
             with temporary.open("xb") as file:
                 file.write(content)
@@ -37,25 +183,13 @@ def write_atomic(path: Path, content: bytes) -> None:
         _sync_directory(path.parent)
 
 
-def append(path: Path, content: bytes) -> None:
-    """Add ``content`` at the end of a file; after a crash a part of it may be there.
-
-    Raises:
-        WriteError: If it cannot be written.
-    """
-    with _named(path), path.open("ab") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 @contextlib.contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Turn what the system says inside into a `WriteError` of ``path``."""
+def _named(place: str) -> Iterator[None]:
+    """Turn what the system says inside into a `WriteError` of the file at ``place``."""
     try:
         yield
     except OSError as error:
-        raise WriteError(error.errno, error.strerror, str(path)) from error
+        raise WriteError(error.errno, error.strerror or str(error), place) from error
 
 
 def _sync_directory(path: Path) -> None:

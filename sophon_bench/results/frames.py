@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sophon_bench.results.records import Cell, Cost, PluginId, StageRecord
+from sophon_bench.results.records import OR, Cell, Cost, PluginId, Records
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,14 +69,15 @@ class Results:
     models: DataFrame
     cells: DataFrame
     points: DataFrame
-    store: Path | None = None
+    store: str | Path | None = None
 
     @classmethod
-    def of(cls, cells: Iterable[Cell], store: Path | None = None) -> Results:
-        """The frames of records; a record that is there twice counts once."""
-        by_key = sorted({c.key: c for c in cells}.values(), key=attrgetter("key"))
-        ordered = sorted(by_key, key=attrgetter("seed"))
-        return cls(_models(ordered), _cells(ordered), _points(ordered), store)
+    def of(cls, records: Records, store: str | Path | None = None) -> Results:
+        """The frames of records."""
+        seeds = {key: model.seed for key, model in records.models.items()}
+        ordered = sorted(records.cells, key=lambda cell: (seeds[cell.model], cell.key))
+        frames = _models(records, ordered), _cells(records, ordered), _points(ordered)
+        return cls(*frames, store)
 
 
 NUMBERS = (
@@ -132,8 +134,20 @@ def _paths(names: Iterable[str], prefix: str = "", of: str = "") -> dict[str, st
     return {f"{prefix}{name}": f"{of}{name}" for name in names}
 
 
-WHERE = {"scenario": "scenario.label", "revision": "scenario.revision", **_paths(PLACE[2:])}
+WHERE = {
+    "scenario": "scenario.label", "revision": "scenario.revision", "backbone": "backbone",
+    "precision": "precision",
+}  # fmt: skip
 MADE_BY = _paths(PROVENANCE, "made_", "provenance.")
+ELSEWHERE = ("suite", "derived", "seed")
+"""What the manifests of runs say of a cell, and its model."""
+
+OWN = ("key", "budget", "protocol", *(name for name in CELL if name not in ELSEWHERE))
+COLUMNS = (
+    "key", *PLACE, "defense", *_paths(PLUGIN, "defense_"), "attack", *_paths(PLUGIN, "attack_"),
+    "lr", "family", *CELL, "pretrained", "released", *COSTS, *MADE_BY,
+)  # fmt: skip
+"""Of `Results.cells`, in order."""
 
 
 def _costs(costs: Iterable[Cost | None]) -> dict[str, Any]:
@@ -157,41 +171,48 @@ def _plugins(kind: str, plugins: Sequence[PluginId]) -> dict[str, Any]:
     return {name: _array(v, DTYPES.get(name, object))[rows] for name, v in columns.items()}
 
 
-def _cells(cells: Sequence[Cell]) -> DataFrame:
-    keys = {"pretrained": "pretrained.key", "released": "released.key"}
-    parts = _paths(("defense", "attack", "cost"))
-    own = _columns(cells, {**_paths(("key", *CELL)), **WHERE, **keys, **MADE_BY, **parts})
+def _cells(records: Records, cells: Sequence[Cell]) -> DataFrame:
+    own = _columns(cells, {**_paths(OWN), **MADE_BY, **_paths(("model", "attack", "cost"))})
+    asked = [records.who(cell) for cell in cells]
     columns = {
-        **{name: own[name] for name in ("key", *WHERE)},
-        **_plugins("defense", own["defense"]),
+        **_of_models(records, own["model"]),
         **_plugins("attack", own["attack"]),
-        **{name: own[name] for name in (*CELL, *keys)},
+        **{name: own[name] for name in (*OWN, *MADE_BY)},
         **_costs(own["cost"]),
-        **{name: own[name] for name in MADE_BY},
+        "suite": [OR.join(sorted(each.suites)) or None for each in asked],
+        "derived": [each.derived for each in asked],
+        "released": own["model"],
     }
-    return _frame(columns).set_index("key", drop=False)
+    return _frame({name: columns[name] for name in COLUMNS}).set_index("key", drop=False)
 
 
-def _models(cells: Sequence[Cell]) -> DataFrame:
-    found: dict[str, tuple[Cell, StageRecord, str | None]] = {}
-    for cell in cells:
-        if cell.pretrained.key not in found:
-            found[cell.pretrained.key] = (cell, cell.pretrained, None)
-        if cell.released.key not in found:
-            found[cell.released.key] = (cell, cell.released, cell.defense.label)
-    owners = [cell for cell, *_ in found.values()]
-    models = [model for _, model, _ in found.values()]
-    defenses = [defense for *_, defense in found.values()]
+def _of_models(records: Records, keys: Sequence[str]) -> dict[str, Any]:
+    """Columns that cells have of their released models, which few of them are."""
+    import pandas as pd
+
+    rows, found = pd.factorize(_array(keys, object))
+    models = [records.models[key] for key in found]
+    columns = {
+        **_columns(models, {**WHERE, "seed": "seed", "pretrained": "pretrained"}),
+        **_plugins("defense", [model.defense for model in models if model.defense is not None]),
+    }
+    return {name: _array(v, DTYPES.get(name, object))[rows] for name, v in columns.items()}
+
+
+def _models(records: Records, cells: Sequence[Cell]) -> DataFrame:
+    """Those that cells refer to, in the order of cells."""
+    released = [records.models[key] for key in dict.fromkeys(cell.model for cell in cells)]
+    keys = dict.fromkeys(key for model in released for key in (str(model.pretrained), model.key))
+    models = [records.models[key] for key in keys]
     columns: dict[str, Any] = {
-        "key": list(found),
-        "kind": ["pretrained" if defense is None else "released" for defense in defenses],
-        **_columns(owners, {**WHERE, "seed": "seed"}),
-        "defense": defenses,
+        "key": list(keys),
+        "kind": ["pretrained" if model.defense is None else "released" for model in models],
+        **_columns(models, {**WHERE, **_paths(("protocol", "seed"))}),
+        "defense": [None if model.defense is None else model.defense.label for model in models],
         **_columns(models, _paths(MADE)),
         **_costs(model.cost for model in models),
         **_columns(models, MADE_BY),
     }
-    del columns["budget"]
     return _frame(columns).set_index("key", drop=False)
 
 
@@ -199,13 +220,16 @@ def _points(cells: Sequence[Cell]) -> DataFrame:
     import numpy as np
 
     scored = [len(cell.curve) for cell in cells]
-    points = [point for cell in cells for point in cell.curve]
     begins = np.cumsum([0, *scored[:-1]], dtype=int) if scored else np.array([], dtype=int)
-    columns = {
+    columns: dict[str, Any] = {
         "cell": np.repeat(_array([cell.key for cell in cells], object), scored),
-        "number": np.arange(len(points)) - np.repeat(begins, scored),
-        **_columns(points, _paths(POINT)),
+        "number": np.arange(sum(scored)) - np.repeat(begins, scored),
     }
+    for name in POINT:
+        lists = map(attrgetter(f"curve.{name}"), cells)
+        columns[name] = [*chain.from_iterable(
+            [None] * count if own is None else own for own, count in zip(lists, scored, strict=True)
+        )]  # fmt: skip
     frame = _frame(columns)
     frame["steps"] = frame["steps"].astype("int64")
     return frame

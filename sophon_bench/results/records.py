@@ -1,23 +1,25 @@
-"""The record schema: what one cell of the benchmark says, versioned and self-contained.
+"""The record schema: what one model and one cell of the benchmark say, versioned.
 
-Utilities are fractions in [0, 1] for accuracy; higher is better. Costs are counted in *units*:
-one unit is one forward and backward pass of the undefended backbone on one example.
+A model's record stands once, and cells refer to it by its key. Who asked for a cell is no part of
+it: that is in the manifests of runs. Utilities are fractions in [0, 1] for accuracy; higher is
+better. Costs are counted in *units*: one unit is one forward and backward pass of the undefended
+backbone on one example.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from operator import attrgetter
-from typing import Annotated, Any, Generic, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from sophon_bench import protocol as rules
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the layout of records; a store of another version is refused."""
 
 Status = Literal["ok", "diverged", "skipped", "failed"]
@@ -27,7 +29,7 @@ Amount = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """A part of a record: `read` checks it against its types, `dump` writes it as JSON.
+    """A part of a record: msgspec checks it against its types, `dump` writes it as JSON.
 
     It holds no reference cycle, so that the garbage collector need not look at 100 000 of them.
     """
@@ -76,6 +78,41 @@ class Point(Record, frozen=True, kw_only=True):
     selection: float
     test: float
     second_test: float | None = None
+
+
+class Curve(Record, frozen=True, kw_only=True):
+    """The scorings of an attack in order of cost, a list for each field of `Point`.
+
+    ``second_test`` is null where the domain has no second rendering.
+    """
+
+    steps: list[int] = []
+    units: list[float] = []
+    seconds: list[float] = []
+    fit: list[float] = []
+    validation: list[float] = []
+    selection: list[float] = []
+    test: list[float] = []
+    second_test: list[float] | None = None
+
+    @classmethod
+    def of(cls, points: Sequence[Point]) -> Curve:
+        """The same scorings by field."""
+        columns: dict[str, Any] = {
+            name: [getattr(point, name) for point in points] for name in cls.__struct_fields__
+        }
+        if None in columns["second_test"] or not points:
+            columns["second_test"] = None
+        return cls(**columns)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def even(self) -> bool:
+        """Whether all lists are of one length."""
+        columns = [getattr(self, name) for name in self.__struct_fields__]
+        return {len(column) for column in columns if column is not None} == {len(self)}
 
 
 class PluginId(Record, frozen=True, kw_only=True, gc=True, dict=True):
@@ -179,10 +216,12 @@ class Generated(Record, frozen=True, kw_only=True):
     fid_real: float | None = None
 
 
-class StageRecord(Record, frozen=True, kw_only=True):
+class ModelRecord(Record, frozen=True, kw_only=True):
     """A made model: pre-trained or released.
 
     Attributes:
+        pretrained: Key of the model that the defense began with; null for a pre-trained one.
+        defense: What released it; null for a pre-trained one.
         original: Test utility on the original domain.
         original_second: The same on the second rendering of the test split.
         original_validation: Utility on the original domain's validation split, which the defense
@@ -200,8 +239,15 @@ class StageRecord(Record, frozen=True, kw_only=True):
         contained: What the plugin did to the process around it and was undone, in sentences.
     """
 
-    schema_version: int = SCHEMA
     key: str
+    protocol: str = rules.VERSION
+    protocol_digest: str = msgspec.field(default_factory=rules.digest)
+    scenario: DataId
+    backbone: str
+    precision: str
+    seed: int
+    pretrained: str | None = None
+    defense: PluginId | None = None
     status: Status
     reason: str | None = None
     note: str | None = None
@@ -220,87 +266,68 @@ class StageRecord(Record, frozen=True, kw_only=True):
 
 
 class Cell(Record, frozen=True, kw_only=True):
-    """One record: scenario x backbone x defense x trial x n x seed.
+    """One attack on one released model: scenario x backbone x defense x trial x n x seed.
 
     Attributes:
+        model: Key of the released model, which says where and by which defense it was made.
         domain: Name of the domain that is attacked.
         role: Whether that is the ``restricted`` domain, or a ``benign`` one (trainability).
-        suite: ``@NAME vVERSION`` of the suites that asked for it, joined by `OR`; null if only
-            single selectors did. A store has it from the manifests of its runs.
-        derived: Whether the search alone added the trial, going by the results of listed ones.
         status: ``ok``; ``diverged`` (a non-finite loss, weight or output; the curve ends there);
             ``skipped`` (the plugin does not apply); ``failed`` (an error).
         budget: The protocol's longest regular budget b_max, in units.
         stretch: The attack might spend this many times ``budget``.
         test_examples: Size of the test split.
         utility: What utility is.
-        trivial_loss: As a stage's, on the attacked domain's test split.
+        trivial_loss: As a model's, on the attacked domain's test split.
         generated: What the attacked model makes of noise at the end, judged against the attacked
             domain; null where models make no images.
         nonfinite_step: First update with a non-finite loss, weight or output, if any.
-        curve: The scorings, in order of cost.
         contained: What the attack did to the process around it and was undone, in sentences.
-        pretrained: The undefended model's stage.
-        released: The defended model's stage.
     """
 
-    schema_version: int = SCHEMA
+    key: str
     protocol: str = rules.VERSION
     protocol_digest: str = msgspec.field(default_factory=rules.digest)
-    key: str
-    status: Status
-    reason: str | None = None
-    scenario: DataId
-    backbone: str
-    defense: PluginId
+    model: str
     attack: PluginId
     domain: str
     role: Literal["restricted", "benign"] = "restricted"
-    suite: str | None = None
-    derived: bool = False
     samples: int
-    seed: int
-    precision: str
     budget: int
     stretch: Annotated[int, msgspec.Meta(ge=1)] = 1
     test_examples: Annotated[int, msgspec.Meta(ge=1)]
+    status: Status
+    reason: str | None = None
     utility: str = "accuracy"
     trivial_loss: float | None = None
     generated: Generated | None = None
     nonfinite_step: int | None = None
-    curve: list[Point] = []
+    curve: Curve = Curve()
     cost: Cost | None = None
     contained: list[str] = []
-    pretrained: StageRecord
-    released: StageRecord
     provenance: Provenance
-
-    @property
-    def suites(self) -> list[str]:
-        """The suites that asked for it."""
-        return self.suite.split(OR) if self.suite else []
-
-    def asked_by(self, suites: Iterable[str], *, derived: bool) -> Cell:
-        """The same work, as these suites asked for it."""
-        suite = OR.join(sorted(suites)) or None
-        return msgspec.structs.replace(self, suite=suite, derived=derived)
 
 
 OR = " or "
-"""Between the labels of suites; no label has it."""
+"""Between the labels of several suites where they are shown; no label has it."""
 
 
 class Asked(Record, frozen=True, kw_only=True):
-    """A line of a run's manifest: the cell of this key was asked for.
+    """Who asked for the cell of this key.
 
     Attributes:
         suites: Labels of the suites that list the trial; none for a single selector.
-        derived: Whether the search added it.
+        derived: Whether a search added it, going by the results of listed trials.
     """
 
     key: str
     suites: tuple[str, ...] = ()
     derived: bool = False
+
+    def and_by(self, other: Asked) -> Asked:
+        """The same cell as both asked for it; derived only if neither lists it."""
+        suites = tuple(sorted({*self.suites, *other.suites}))
+        return Asked(key=self.key, suites=suites, derived=self.derived and other.derived)
 
 
 class Run(Record, frozen=True, kw_only=True):
@@ -318,53 +345,82 @@ class Run(Record, frozen=True, kw_only=True):
     provenance: Provenance
 
 
-R = TypeVar("R", bound=Record)
+@dataclass(frozen=True)
+class Records:
+    """Cells with the models that they refer to, and who asked for them.
+
+    Attributes:
+        models: By key; released models, and the pre-trained ones that they are of.
+        cells: In any order, each once.
+        asked: By the cell's key; what is not there, a single selector asked for.
+    """
+
+    models: Mapping[str, ModelRecord] = field(default_factory=dict)
+    cells: Sequence[Cell] = ()
+    asked: Mapping[str, Asked] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Of all models, in order."""
+        return sorted({model.seed for model in self.models.values()})
+
+    def model(self, cell: Cell) -> ModelRecord:
+        """The released model that was attacked."""
+        return self.models[cell.model]
+
+    def pretrained(self, cell: Cell) -> ModelRecord:
+        """What that model was before the defense."""
+        return self.models[str(self.model(cell).pretrained)]
+
+    def defense(self, cell: Cell) -> PluginId:
+        """What released that model."""
+        defense = self.model(cell).defense
+        assert defense is not None, "a cell is of a released model"
+        return defense
+
+    def who(self, cell: Cell) -> Asked:
+        """Who asked for a cell."""
+        return self.asked.get(cell.key, Asked(key=cell.key))
+
+    def only(self, keys: Collection[str]) -> Records:
+        """The cells of these keys, with their models and who asked for them."""
+        own = [cell for cell in self.cells if cell.key in keys]
+        released = [self.models[key] for key in dict.fromkeys(cell.model for cell in own)]
+        used = dict.fromkeys(key for m in released for key in (str(m.pretrained), m.key))
+        asked = {cell.key: self.asked[cell.key] for cell in own if cell.key in self.asked}
+        return Records({key: self.models[key] for key in used}, own, asked)
+
+    def of_defenses(self, chosen: Callable[[PluginId], bool]) -> Records:
+        """The cells of some defenses, and of the controls."""
+        defenses = {key: model.defense for key, model in self.models.items()}
+        fit = {key for key, made in defenses.items() if made and (made.control or chosen(made))}
+        return self.only({cell.key for cell in self.cells if cell.model in fit})
+
+    @classmethod
+    def joined(cls, parts: Iterable[Records]) -> Records:
+        """Several records as one; what is there twice counts once, the last one."""
+        models: dict[str, ModelRecord] = {}
+        cells: dict[str, Cell] = {}
+        asked: dict[str, Asked] = {}
+        for part in parts:
+            models |= part.models
+            cells |= {cell.key: cell for cell in part.cells}
+            asked |= part.asked
+        return cls(models, list(cells.values()), asked)
 
 
 def dump(record: Record) -> bytes:
-    """Indented JSON.
+    """One line of JSON.
 
     Raises:
         ValueError: If a number is not finite: JSON has none of those.
     """
-    plain = msgspec.to_builtins(record)
-    return json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False).encode()
+    return compact(msgspec.to_builtins(record)).encode()
 
 
-class Reader(Generic[R]):
-    """Reads records of one kind; parts that many have in common are read and held once.
-
-    Args:
-        kind: What is read.
-        held: Names of the fields that many records have in common.
-    """
-
-    def __init__(self, kind: type[R], held: Sequence[str] = ()) -> None:
-        hints = get_type_hints(kind, include_extras=True)
-        raw = [(name, msgspec.Raw) for name in held]
-        outer = msgspec.defstruct(kind.__name__, raw, bases=(kind,), frozen=True, kw_only=True)
-        self._kind = kind
-        self._decode = msgspec.json.Decoder(outer).decode
-        self._parts = {name: msgspec.json.Decoder(hints[name]).decode for name in held}
-        self._own = [name for name in outer.__struct_fields__ if name not in held]
-        self._values = attrgetter(*self._own)
-        self._seen: dict[str, dict[bytes, Record]] = {name: {} for name in held}
-
-    def read(self, content: bytes) -> R:
-        """The record in ``content``.
-
-        Raises:
-            msgspec.DecodeError: If it is not JSON, or not of this kind; says what and where.
-        """
-        outer = self._decode(content)
-        values = dict(zip(self._own, self._values(outer), strict=True))
-        for name, seen in self._seen.items():
-            part = bytes(getattr(outer, name))
-            found = seen.get(part)
-            if found is None:
-                found = seen[part] = self._parts[name](part)
-            values[name] = found
-        return self._kind(**values)
+def compact(plain: Any) -> str:
+    """JSON on one line."""
+    return json.dumps(plain, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 
 def content_key(content: Mapping[str, Any]) -> str:
@@ -400,22 +456,26 @@ def attack_key(
     )
 
 
-def misnamed(cell: Cell) -> str | None:
-    """What is wrong with the cell's keys, if they do not follow from its other fields.
+def misnamed(record: ModelRecord | Cell) -> str | None:
+    """What is wrong with a record's key, if it does not follow from its other fields.
 
-    The pre-trained model's key is taken as it is: what it follows from is in no record.
+    A pre-trained model's key is taken as it is: what it follows from is in no record.
     """
-    if cell.released.key != protect_key(cell.pretrained.key, cell.defense):
-        return "the released model's key does not follow from its defense"
+    if isinstance(record, ModelRecord):
+        if (record.defense is None) != (record.pretrained is None):
+            return "it names a defense or the model before it, but not both"
+        if record.defense and record.key != protect_key(str(record.pretrained), record.defense):
+            return "its key does not follow from its defense"
+        return None
     key = attack_key(
-        cell.released.key,
-        cell.attack,
-        samples=cell.samples,
-        budget=cell.budget,
-        domain=cell.domain,
-        stretch=cell.stretch,
+        record.model,
+        record.attack,
+        samples=record.samples,
+        budget=record.budget,
+        domain=record.domain,
+        stretch=record.stretch,
     )
-    if cell.key != key:
+    if record.key != key:
         return "its key does not follow from its attack, n, budget and domain"
     return None
 

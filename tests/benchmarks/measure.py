@@ -403,11 +403,12 @@ def resumed(count: int) -> float:
         arms = Arsenal(trials(attacks, [f"finetune[lr=[{lrs}]]"]), Rules(), ())
         request = Request(defenses=[], attacks=arms, seeds=[0])
         plan = make_plan(request, [setting], Registries(attacks=attacks, defenses=defenses))
-        like = next(records_like(1))
+        like = records_like(1)
         for model in plan.models:
-            store.put_stage(msgspec.structs.replace(like.released, key=model.key))
+            (*_, made) = like.models.values()
+            store.put_model(msgspec.structs.replace(made, key=model.key))
         for stage in plan.cells:
-            store.put_cell(msgspec.structs.replace(like, key=stage.key))
+            store.put_cell(msgspec.structs.replace(like.cells[0], key=stage.key))
         engine = LocalEngine(store, torch.device("cpu"), Quiet())
         begin = time.perf_counter()
         engine.run(plan)

@@ -8,16 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from sophon_bench.results.records import (
     SCHEMA,
+    Asked,
     Cell,
     Cost,
+    Curve,
     DataId,
+    ModelRecord,
     PluginId,
     Point,
     Provenance,
-    StageRecord,
+    Records,
+    Run,
     content_key,
     dump,
 )
@@ -36,19 +41,30 @@ def write_records(root: Path, count: int) -> None:
 
     After twenty defenses comes the next backbone.
     """
-    (root / "cells").mkdir(parents=True)
-    for name in ("stages", "data"):
-        (root / name).mkdir()
+    for name in ("cells", "models", "data", "runs"):
+        (root / name).mkdir(parents=True)
     (root / "store.json").write_text(json.dumps({"schema": SCHEMA}))
-    for cell in records_like(count):
+    records = records_like(count)
+    for model in records.models.values():
+        (root / "models" / f"{model.key}.json").write_bytes(dump(model))
+    for cell in records.cells:
         (root / "cells" / f"{cell.key}.json").write_bytes(dump(cell))
+    run = Run(command="sophon-bench run", provenance=PROVENANCE)
+    lines = b"\n".join(map(dump, (run, *records.asked.values())))
+    (root / "runs" / "run.jsonl").write_bytes(lines)
 
 
-def records_like(count: int) -> Iterator[Cell]:
+def records_like(count: int) -> Records:
     """The records alone."""
     rng = np.random.default_rng(0)
-    for backbone, *rest in itertools.islice(_order(), count):
-        yield _cell(rng, f"backbone-{backbone}", *rest)
+    models: dict[str, ModelRecord] = {}
+    cells = []
+    for backbone, defense, samples, seed, attack in itertools.islice(_order(), count):
+        before = _model(models, f"backbone-{backbone}", seed, None, None)
+        released = _model(models, f"backbone-{backbone}", seed, defense, before)
+        cells.append(_cell(rng, released, samples, attack))
+    asked = {cell.key: Asked(key=cell.key, suites=("@standard v1",)) for cell in cells}
+    return Records(models, cells, asked)
 
 
 def _order() -> Iterator[tuple[int, int, int, int, tuple[str, dict[str, object]]]]:
@@ -60,29 +76,44 @@ def _order() -> Iterator[tuple[int, int, int, int, tuple[str, dict[str, object]]
                 yield backbone, defense, samples, seed, attack
 
 
+PROVENANCE = Provenance(
+    version="0", commit="c" * 40, dirty=False, python="3.11.7", torch="2.14.1", timm="1.0.31",
+    cuda=None, device="CPU", threads=1, finished="2026-01-01T00:00:00",
+)  # fmt: skip
+
+
+def _model(
+    models: dict[str, ModelRecord],
+    backbone: str,
+    seed: int,
+    defense: int | None,
+    before: ModelRecord | None,
+) -> ModelRecord:
+    key = content_key({"backbone": backbone, "seed": seed, "defense": defense})
+    label = f"defense[strength={defense}]" if defense else "none"
+    if key not in models:
+        models[key] = ModelRecord(
+            key=key, status="ok", backbone=backbone, precision="fp32", seed=seed,
+            scenario=DataId(name="s", label="s", parameters={"image_size": 32}, revision="r" * 64),
+            pretrained=None if before is None else before.key,
+            defense=None if before is None else PluginId(
+                name=label.split("[")[0], label=label, parameters={"strength": defense},
+                source="s" * 64, distribution="sophon-bench", control=defense == 0,
+            ),
+            cost=Cost(seconds=60, steps=400, examples=25600, units=25600, flops=6e11),
+            original=0.98, original_second=0.97, restricted=0.1, weights="w" * 64,
+            provenance=PROVENANCE,
+        )  # fmt: skip
+    return models[key]
+
+
 def _cell(
     rng: np.random.Generator,
-    backbone: str,
-    defense: int,
+    model: ModelRecord,
     samples: int,
-    seed: int,
     attack: tuple[str, dict[str, object]],
 ) -> Cell:
     name, parameters = attack
-    provenance = Provenance(
-        version="0", commit="c" * 40, dirty=False, python="3.11.7", torch="2.14.1", timm="1.0.31",
-        cuda=None, device="CPU", threads=1, finished=f"2026-01-01T00:00:{rng.integers(60):02}",
-    )  # fmt: skip
-    label = "none" if defense == 0 else f"defense[strength={defense}]"
-    models = [
-        StageRecord(
-            key=content_key({"backbone": backbone, "seed": seed, "defense": made}), status="ok",
-            cost=Cost(seconds=60, steps=400, examples=25600, units=25600, flops=6e11),
-            original=0.98, original_second=0.97, restricted=0.1, weights="w" * 64,
-            provenance=provenance,
-        )
-        for made in ("none", label)
-    ]  # fmt: skip
     level = float(rng.uniform(0.2, 0.9))
     curve = [
         Point(
@@ -93,20 +124,14 @@ def _cell(
     ]  # fmt: skip
     told = ",".join(f"{key}={value}" for key, value in list(parameters.items())[:2])
     return Cell(
-        key=content_key({"of": [backbone, defense, samples, seed, name, told]}),
+        key=content_key({"of": [model.key, samples, name, told]}),
         status="ok",
-        scenario=DataId(name="s", label="s", parameters={"image_size": 32}, revision="r" * 64),
-        backbone=backbone,
-        defense=PluginId(
-            name=label.split("[")[0], label=label, parameters={"strength": defense},
-            source="s" * 64, distribution="sophon-bench", control=defense == 0,
-        ),
+        model=model.key,
         attack=PluginId(
             name=name, label=f"{name}[{told}]", parameters=parameters, source=name * 9,
             distribution="sophon-bench", control=name == "scratch",
         ),
-        domain="digits", suite="@standard v1", samples=samples, test_examples=497, seed=seed,
-        precision="fp32", budget=BUDGET, curve=curve,
+        domain="digits", samples=samples, test_examples=497, budget=BUDGET, curve=Curve.of(curve),
         cost=Cost(seconds=5, steps=200, examples=12800, units=BUDGET, flops=3e11, peak_bytes=10**8),
-        pretrained=models[0], released=models[1], provenance=provenance,
+        provenance=replace(PROVENANCE, finished=f"2026-01-01T00:00:{rng.integers(60):02}"),
     )  # fmt: skip

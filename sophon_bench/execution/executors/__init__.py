@@ -19,9 +19,9 @@ from sophon_bench.execution.plan import Setting, Stage
 from sophon_bench.execution.worker import Tick, Upstream
 from sophon_bench.models.architecture import Compile
 from sophon_bench.plugins.failures import Failure
-from sophon_bench.results.records import Cell, StageRecord
+from sophon_bench.results.records import Cell, ModelRecord
 
-Done = list[tuple[Stage, StageRecord | Cell]]
+Done = list[tuple[Stage, ModelRecord | Cell]]
 """Stages that are finished, with their records."""
 
 AUTO = "auto"
@@ -47,7 +47,7 @@ class Work:
         tick: Told how stages go.
     """
 
-    store: Path
+    store: str | Path
     device: torch.device
     settings: Sequence[Setting]
     plugins: Sequence[Path]

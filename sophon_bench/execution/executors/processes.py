@@ -24,17 +24,23 @@ from sophon_bench.execution.executors import Done, Work, WorkerDied
 from sophon_bench.execution.plan import Setting, Stage
 from sophon_bench.execution.worker import Upstream, Worker
 from sophon_bench.models.architecture import Compile
-from sophon_bench.results.store import Store
+from sophon_bench.results.store import Store, StoreError
 
 
 class Processes:
     """Worker processes, each with its own threads.
 
     Raises:
+        StoreError: If they would not see the store.
         WorkerDied: From `wait`, if a process ends by itself.
     """
 
     def __init__(self, work: Work) -> None:
+        if not Store(work.store).shared:
+            raise StoreError(
+                f"store {str(work.store)!r} is in the memory of one process; choose another for "
+                "several, or --workers 1"
+            )
         self.size = work.workers
         self.tick = work.tick
         self._settings = list(work.settings)
@@ -129,7 +135,7 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 
 def _serve(
     connection: Connection,
-    root: Path,
+    root: str | Path,
     device: str,
     plugins: Sequence[Path],
     threads: int,

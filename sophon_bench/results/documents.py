@@ -1,0 +1,265 @@
+"""Records in one file: the document of ``run --json``, and the JSON lines of a published entry.
+
+Either holds models, who asked for which cell, and cells, each with its SHA-256, so that an edit is
+noticed; what is left out is missed by what refers to it. Nothing in a file is executed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from sophon_bench.results.files import read_bytes
+from sophon_bench.results.pictures import pixels_of
+from sophon_bench.results.records import (
+    SCHEMA,
+    Asked,
+    Cell,
+    ModelRecord,
+    Records,
+    compact,
+    content_key,
+    misnamed,
+)
+from sophon_bench.results.store import StoreError
+
+KINDS: Mapping[str, type[Any]] = {"model": ModelRecord, "asked": Asked, "cell": Cell}
+"""What a line may hold, by the name that it is under."""
+
+Plain = Mapping[str, Any]
+"""A record as JSON has it."""
+
+ENTRY = b'{"entry":'
+"""What an entry begins with."""
+
+PARTS = {"models": "model", "asked": "asked", "cells": "cell"}
+"""What the parts of a document hold."""
+
+
+class Line(NamedTuple):
+    """What should be a record, as JSON has it.
+
+    Attributes:
+        kind: One of `KINDS`.
+        plain: Its content.
+        sha256: `content_key` of that, as it was when it was written.
+    """
+
+    kind: str
+    plain: Any
+    sha256: Any
+
+
+def lines(records: Records) -> Iterator[Line]:
+    """All records: models, who asked, cells, each in order of key."""
+    parts: dict[str, Iterable[Any]] = {
+        "model": records.models.values(),
+        "asked": map(records.who, records.cells),
+        "cell": records.cells,
+    }
+    for kind, part in parts.items():
+        for record in sorted(part, key=lambda each: each.key):
+            plain = msgspec.to_builtins(record)
+            yield Line(kind, plain, content_key(plain))
+
+
+def document(records: Records, summary: Sequence[Plain]) -> str:
+    """What ``run --json`` writes: records, the hash of each by part and key, and flat rows."""
+    found = list(lines(records))
+    own = {part: [line for line in found if line.kind == kind] for part, kind in PARTS.items()}
+    content = {
+        "schema": SCHEMA,
+        **{part: [line.plain for line in each] for part, each in own.items()},
+        "hashes": {
+            part: {line.plain["key"]: line.sha256 for line in each} for part, each in own.items()
+        },
+        "summary": summary,
+    }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def read_file(source: str | Path) -> tuple[Plain | None, Records]:
+    """The records in a file, each checked, and the head of an entry; None if it is of a run.
+
+    Args:
+        source: A path, or a URL that fsspec knows.
+
+    Raises:
+        StoreError: As `read`, or if it cannot be read.
+    """
+    try:
+        content = read_bytes(source)
+    except OSError as error:
+        raise StoreError(f"{str(source)!r} cannot be read: {error.strerror or error}") from error
+    return read(content, str(source))
+
+
+def read(content: bytes, name: str) -> tuple[Plain | None, Records]:
+    """The records in a file of either form, each checked, and the head of an entry.
+
+    Args:
+        content: What the file holds.
+        name: What errors call it.
+
+    Raises:
+        StoreError: If it is neither, is cut short, another schema version wrote it, or `checked`
+            refuses a record.
+    """
+    try:
+        if content.startswith(ENTRY):
+            return _entry(content)
+        return None, _run(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{name!r}: {error}") from error
+
+
+def _run(text: str) -> Records:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        begun, end = text.lstrip()[:1] in ("", "{"), len(text.rstrip())
+        if begun and (error.pos >= end or text[end - 1] != "}"):
+            raise ValueError(f"it is cut short at {where}; copy or make it again") from error
+        raise ValueError(f"it is not JSON: {error.msg} at {where}") from error
+    try:
+        _of_this_schema(found["schema"])
+        own = [
+            Line(kind, plain, found["hashes"][part].get(_key(plain)))
+            for part, kind in PARTS.items()
+            for plain in list(found[part])
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError("it is not a file of 'sophon-bench run --json'") from error
+    return checked(own)
+
+
+def json_lines(head: Plain, records: Records) -> bytes:
+    """An entry: its head on the first line, then a record per line; equal records, equal bytes."""
+    whole = [{"entry": {"schema": SCHEMA, **head}}]
+    whole += [{line.kind: line.plain, "sha256": line.sha256} for line in lines(records)]
+    return "".join(f"{compact(line)}\n" for line in whole).encode()
+
+
+def _entry(content: bytes) -> tuple[Plain, Records]:
+    first, *others = content.splitlines()
+    head = dict(_line(1, first, ["entry"]).plain)
+    _of_this_schema(head.pop("schema", None))
+    return head, checked([_line(n, text, KINDS) for n, text in enumerate(others, 2)])
+
+
+def _line(number: int, text: bytes, kinds: Iterable[str]) -> Line:
+    try:
+        plain = json.loads(text)
+        (kind,) = plain.keys() - {"sha256"}
+        if kind not in kinds or not isinstance(plain[kind], dict):
+            raise KeyError(kind)
+        return Line(kind, plain[kind], plain.get("sha256"))
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"line {number} is damaged: it is no JSON of {' or '.join(kinds)}"
+        ) from error
+
+
+def _of_this_schema(version: Any) -> None:
+    if version != SCHEMA:
+        raise ValueError(f"it has schema version {version}, this program reads {SCHEMA}")
+
+
+def checked(found: Sequence[Line]) -> Records:
+    """Records as JSON has them, checked: each valid, there once, as written, and rightly named.
+
+    Every cell's model is there, and who asked for it; pictures are such as `pictures.pixels_of`
+    reads.
+
+    Raises:
+        ValueError: Names the first record that is invalid, edited, there twice or missing, and
+            says how many more there are.
+    """
+    plain = {kind: {_key(line.plain): line.plain for line in found if line.kind == kind}
+             for kind in KINDS}  # fmt: skip
+    parts: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
+    numbers = Counter[str]()
+    drawn: set[str] = set()
+    wrong = []
+    for line in found:
+        numbers[line.kind] += 1
+        try:
+            record = msgspec.convert(line.plain, KINDS[line.kind])
+            reason = "its key is there twice" if record.key in parts[line.kind] else None
+            reason = reason or _altered(record, line)
+            made = getattr(record, "generated", None)
+            if made is not None and made.picture not in drawn:
+                pixels_of(made.picture)
+                drawn.add(made.picture)
+            parts[line.kind][record.key] = record
+        except ValueError as error:
+            reason = str(error)
+        if reason:
+            title = _title(line, numbers[line.kind], plain["model"])
+            wrong.append(f"{title} is damaged: {reason}")
+    records = Records(parts["model"], list(parts["cell"].values()), parts["asked"])
+    wrong += [
+        f"{kind} {key} is missing, and other records refer to it"
+        for kind, keys in _needed(records).items()
+        for key in sorted(keys - plain[kind].keys())
+    ]
+    if wrong:
+        raise ValueError(f"{wrong[0]}{f' (and {len(wrong) - 1} more)' if wrong[1:] else ''}")
+    return records
+
+
+def _needed(records: Records) -> dict[str, set[str]]:
+    """Keys that records refer to, by kind."""
+    models = {model.pretrained for model in records.models.values() if model.pretrained}
+    return {
+        "model": models | {cell.model for cell in records.cells},
+        "asked": {cell.key for cell in records.cells},
+        "cell": set(records.asked),
+    }
+
+
+def _altered(record: ModelRecord | Asked | Cell, line: Line) -> str | None:
+    """How a record is not what was written, or cannot have been; None if it can."""
+    if line.sha256 is None:
+        return "its hash is missing; have 'sophon-bench run --json' write the file again"
+    # Of what is there, not of `record`: fields that a later version adds have no value in it.
+    if content_key(line.plain) != line.sha256:
+        return "its hash is another, so that it was edited"
+    if isinstance(record, Cell) and not record.curve.even:
+        return "the lists of its curve differ in length"
+    return None if isinstance(record, Asked) else misnamed(record)
+
+
+def _key(plain: Any) -> str | None:
+    return _text(plain.get("key")) if isinstance(plain, dict) else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _title(line: Line, number: int, models: Mapping[str | None, Any]) -> str:
+    """A record in words, as far as what should be one tells."""
+    own = line.plain if isinstance(line.plain, dict) else {}
+    model = own if line.kind == "model" else models.get(_text(own.get("model")), {})
+
+    def told(plain: Plain, *path: str) -> Any:
+        value: Any = plain
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else None
+        return "?" if value is None else value
+
+    defense, seed = told(model, "defense", "label"), told(model, "seed")
+    attack, samples = told(own, "attack", "label"), told(own, "samples")
+    what = {
+        "model": f"{defense}, seed={seed}, ",
+        "asked": "",
+        "cell": f"{attack} against {defense}, n={samples}, seed={seed}, ",
+    }[line.kind]
+    return f"{line.kind} {number} ({what}key {told(own, 'key')})"
