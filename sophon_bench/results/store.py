@@ -28,6 +28,7 @@ from sophon_bench.results.records import (
     Run,
     content_key,
     dump,
+    without_collector,
 )
 
 if TYPE_CHECKING:
@@ -123,6 +124,7 @@ class Store:
         """How many cells are finished."""
         return len(self._files.names("cells", ".json"))
 
+    @without_collector
     def records(self) -> Records:
         """Every finished cell in order of key, its models, and who asked for it in all runs."""
         cells = [
