@@ -2,6 +2,10 @@
 
 Either holds models, who asked for which cell, and cells, each with its SHA-256, so that an edit is
 noticed; what is left out is missed by what refers to it. Nothing in a file is executed.
+
+Entries are JSON lines: 1,270 cells are 2.6 MB (0.5 MB compressed, as git keeps them) and read and
+checked in half a second, and a difference of two versions shows the records that differ. A
+directory would be 1,300 files, and Parquet is binary and takes a further dependency to read.
 """
 
 from __future__ import annotations
