@@ -152,7 +152,7 @@ head, model, asked, cell = map(last, ("entry", "model", "asked", "cell"))
     [
         pytest.param(lambda c: cell(c)["curve"]["test"].append(1.0), "edited", id="a point more"),
         pytest.param(lambda c: cell(c)["curve"]["fit"].pop(), "edited", id="a point less"),
-        pytest.param(lambda c: model(c).update(original=1.0), "model 6 .*edited", id="a model"),
+        pytest.param(lambda c: model(c).update(original=1.0), "line 7 .*edited", id="a model"),
         pytest.param(lambda c: model(c).update(seed=7), "edited", id="a seed"),
         pytest.param(lambda c: asked(c).update(suites=["@x v1"]), "asked .*edited", id="who asked"),
         pytest.param(lambda c: cell(c).update(status="fine"), "status", id="a wrong status"),

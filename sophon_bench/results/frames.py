@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sophon_bench.results.records import OR, Asked, Cell, Cost, PluginId, Records, without_collector
+from sophon_bench.results.files import no_collector
+from sophon_bench.results.records import OR, Asked, Cell, Cost, PluginId, Records
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,7 +73,7 @@ class Results:
     store: str | Path | None = None
 
     @classmethod
-    @without_collector
+    @no_collector()
     def of(cls, records: Records, store: str | Path | None = None) -> Results:
         """The frames of records."""
         seeds = {key: model.seed for key, model in records.models.items()}

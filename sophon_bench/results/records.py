@@ -8,14 +8,12 @@ backbone on one example.
 
 from __future__ import annotations
 
-import functools
-import gc
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -23,9 +21,6 @@ from sophon_bench import protocol as rules
 
 SCHEMA = 3
 """Version of the layout of records; a store of another version is refused."""
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 Status = Literal["ok", "diverged", "skipped", "failed"]
 
@@ -348,22 +343,6 @@ class Run(Record, frozen=True, kw_only=True):
     command: str
     names: dict[str, str] = {}
     provenance: Provenance
-
-
-def without_collector(function: Callable[P, T]) -> Callable[P, T]:
-    """Records have no cycles: among 100 000 of them the collector looks for nothing, and long."""
-
-    @functools.wraps(function)
-    def call(*arguments: P.args, **named: P.kwargs) -> T:
-        enabled = gc.isenabled()
-        gc.disable()
-        try:
-            return function(*arguments, **named)
-        finally:
-            if enabled:
-                gc.enable()
-
-    return call
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from sophon_bench.results.files import Folder, LocalFolder, folder
+from sophon_bench.results.files import Folder, LocalFolder, folder, no_collector
 from sophon_bench.results.records import (
     SCHEMA,
     Asked,
@@ -28,7 +28,6 @@ from sophon_bench.results.records import (
     Run,
     content_key,
     dump,
-    without_collector,
 )
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ class Store:
         """How many cells are finished."""
         return len(self._files.names("cells", ".json"))
 
-    @without_collector
+    @no_collector()
     def records(self) -> Records:
         """Every finished cell in order of key, its models, and who asked for it in all runs."""
         cells = [
