@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -340,6 +341,21 @@ def test_what_is_gone_is_named_and_what_is_wrong_is_counted(make_cell: MakeCell)
         ValueError, match=r"^record \(cell None\) is damaged.*missing.* \(and 1 more\)"
     ):
         checked([*whole, *broken])
+
+
+def test_records_fit_those_that_they_refer_to(make_cell: MakeCell) -> None:
+    attempt = make_cell()
+    records = gather([attempt])
+    released = records.model(records.cells[0])
+    moved = {**records.models, released.key: replace(released, seed=7)}
+    with pytest.raises(ValueError, match=r"model .* does not fit the pre-trained one"):
+        checked(list(lines(dataclasses.replace(records, models=moved))))
+    (cell,) = records.cells
+    place = {name: getattr(cell, name) for name in ("samples", "budget", "domain", "stretch")}
+    before = str(released.pretrained)
+    other = replace(cell, model=before, key=attack_key(before, cell.attack, **place))
+    with pytest.raises(ValueError, match="does not refer to a released model"):
+        checked(list(lines(Records(records.models, [other]))))
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.5, 0.9, 0.999])

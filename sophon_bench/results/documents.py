@@ -216,6 +216,7 @@ def checked(found: Sequence[Line]) -> Records:
         for kind, keys in _needed(records).items()
         for key in sorted(keys - there[kind].keys())
     ]
+    wrong += _unfitting(records)
     if wrong:
         raise ValueError(f"{wrong[0]}{f' (and {len(wrong) - 1} more)' if wrong[1:] else ''}")
     return records
@@ -229,6 +230,24 @@ def _needed(records: Records) -> dict[str, set[str]]:
         "asked": {cell.key for cell in records.cells},
         "cell": set(records.asked),
     }
+
+
+def _unfitting(records: Records) -> Iterator[str]:
+    """What is wrong with records beside those that they refer to."""
+    for model in records.models.values():
+        before = records.models.get(str(model.pretrained))
+        if before and (
+            before.defense or any(getattr(before, n) != getattr(model, n) for n in PLACE)
+        ):
+            yield f"model {model.key} does not fit the pre-trained one that it refers to"
+    for cell in records.cells:
+        model = records.models.get(cell.model)
+        if model and model.defense is None:
+            yield f"cell {cell.key} does not refer to a released model"
+
+
+PLACE = ("scenario", "backbone", "precision", "seed", "protocol")
+"""What a released model has in common with the pre-trained one."""
 
 
 def _altered(record: ModelRecord | Asked | Cell, line: Line) -> str | None:
