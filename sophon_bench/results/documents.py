@@ -241,8 +241,8 @@ def _unfitting(records: Records) -> Iterator[str]:
         ):
             yield f"model {model.key} does not fit the pre-trained one that it refers to"
     for cell in records.cells:
-        model = records.models.get(cell.model)
-        if model and model.defense is None:
+        attacked = records.models.get(cell.model)
+        if attacked and attacked.defense is None:
             yield f"cell {cell.key} does not refer to a released model"
 
 
