@@ -19,7 +19,7 @@ from test_engine import metrics
 from sophon_bench.cli import main
 from sophon_bench.results import files
 from sophon_bench.results.documents import read_file
-from sophon_bench.results.files import WriteError, append, write_atomic
+from sophon_bench.results.files import WriteError, folder
 from sophon_bench.results.store import Store, StoreError
 
 RUN = [
@@ -187,9 +187,10 @@ def test_output_that_cannot_be_written_is_an_error_in_one_line(arguments: list[s
 
 def test_the_file_that_was_meant_is_named(tmp_path: Path) -> None:
     gone = tmp_path / "no-such-folder" / "x.json"
-    for write in (write_atomic, append):
+    inside = folder(tmp_path)
+    for write in (inside.write, inside.append):
         with pytest.raises(WriteError) as caught:
-            write(gone, b"x")
+            write("no-such-folder/x.json", b"x")
         assert caught.value.filename == str(gone)
         assert caught.value.errno == errno.ENOENT
 

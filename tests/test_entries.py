@@ -32,6 +32,7 @@ from sophon_bench.leaderboard.columns import records
 from sophon_bench.leaderboard.entries import Entry, EntryError
 from sophon_bench.plugins.suites import Arsenal, Rules, trials
 from sophon_bench.results import Results
+from sophon_bench.results.documents import json_lines
 from sophon_bench.results.records import SCHEMA, compact, content_key
 from sophon_bench.results.store import Store
 
@@ -100,8 +101,8 @@ def test_an_entry_comes_back_as_it_was(entry: Entry, tmp_path: Path) -> None:
     assert entries.read_all([file]) == [found]
 
 
-def test_every_record_has_a_line(entry: Entry, tmp_path: Path) -> None:
-    head, *others = lines(entry, tmp_path)
+def test_every_record_has_a_line(entry: Entry) -> None:
+    head, *others = lines(entry)
     assert head == {"entry": {"schema": SCHEMA, **ABOUT, "label": "self-reported"}}
     kinds = [next(iter(line)) for line in others]
     records = entry.records
@@ -126,12 +127,9 @@ Lines = list[dict[str, Any]]
 Change = Callable[[Lines], object]
 
 
-def lines(entry: Entry, folder: Path) -> Lines:
+def lines(entry: Entry) -> Lines:
     """Those of its file, read."""
-    file = entries.write(entry, folder)
-    found = [json.loads(line) for line in file.read_text().splitlines()]
-    file.unlink()
-    return found
+    return [json.loads(line) for line in json_lines(entry.head, entry.records).splitlines()]
 
 
 def read(content: Lines, folder: Path) -> Entry:
@@ -154,9 +152,9 @@ head, model, asked, cell = map(last, ("entry", "model", "asked", "cell"))
     [
         pytest.param(lambda c: cell(c)["curve"]["test"].append(1.0), "edited", id="a point more"),
         pytest.param(lambda c: cell(c)["curve"]["fit"].pop(), "edited", id="a point less"),
-        pytest.param(lambda c: model(c).update(original=1.0), "model 6 .*edited", id="a model"),
+        pytest.param(lambda c: model(c).update(original=1.0), "line 7 .*edited", id="a model"),
         pytest.param(lambda c: model(c).update(seed=7), "edited", id="a seed"),
-        pytest.param(lambda c: asked(c).update(derived=True), "asked .*edited", id="who asked"),
+        pytest.param(lambda c: asked(c).update(suites=["@x v1"]), "asked .*edited", id="who asked"),
         pytest.param(lambda c: cell(c).update(status="fine"), "status", id="a wrong status"),
         pytest.param(lambda c: cell(c).update(attack=99), "attack", id="no attack"),
         pytest.param(lambda c: cell(c).pop("model"), "model", id="a field that is missing"),
@@ -185,7 +183,7 @@ head, model, asked, cell = map(last, ("entry", "model", "asked", "cell"))
 def test_what_was_changed_is_named(
     entry: Entry, change: Change, words: str, tmp_path: Path
 ) -> None:
-    content = lines(entry, tmp_path)
+    content = lines(entry)
     change(content)
     with pytest.raises(EntryError, match=words) as raised:
         read(content, tmp_path)
@@ -209,7 +207,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 def test_no_line_can_be_edited_doubled_or_left_out(
     entry: Entry, tmp_path: Path, data: st.DataObject
 ) -> None:
-    content = lines(entry, tmp_path)
+    content = lines(entry)
     number = data.draw(st.integers(1, len(content) - 1), label="line")
     edit = data.draw(st.sampled_from(["edited", "doubled", "left out"]))
     if edit == "doubled":

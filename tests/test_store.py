@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -292,7 +293,7 @@ def test_an_altered_record_is_named(
     change(content)
     file.write_text(json.dumps(content))
     samples = second(content)["samples"]
-    title = re.escape(f"({label} against none, n={samples}, seed=1, key {key})")
+    title = re.escape(f"({label} against none, n={samples}, seed=1, cell {key})")
     with pytest.raises(StoreError, match=f"cell [23] {title} is damaged: .*{words}"):
         read_file(file)
 
@@ -336,8 +337,25 @@ def test_what_is_gone_is_named_and_what_is_wrong_is_counted(make_cell: MakeCell)
         with pytest.raises(ValueError, match=f"^{kind} {key} is missing"):
             checked(others)
     broken = [Line("cell", {}, None), Line("cell", 7, None)]
-    with pytest.raises(ValueError, match=r"^cell 2 \(\? against \?.*missing.* \(and 1 more\)"):
+    with pytest.raises(
+        ValueError, match=r"^record \(cell None\) is damaged.*missing.* \(and 1 more\)"
+    ):
         checked([*whole, *broken])
+
+
+def test_records_fit_those_that_they_refer_to(make_cell: MakeCell) -> None:
+    attempt = make_cell()
+    records = gather([attempt])
+    released = records.model(records.cells[0])
+    moved = {**records.models, released.key: replace(released, seed=7)}
+    with pytest.raises(ValueError, match=r"model .* does not fit the pre-trained one"):
+        checked(list(lines(dataclasses.replace(records, models=moved))))
+    (cell,) = records.cells
+    place = {name: getattr(cell, name) for name in ("samples", "budget", "domain", "stretch")}
+    before = str(released.pretrained)
+    other = replace(cell, model=before, key=attack_key(before, cell.attack, **place))
+    with pytest.raises(ValueError, match="does not refer to a released model"):
+        checked(list(lines(Records(records.models, [other]))))
 
 
 @pytest.mark.parametrize("part", [0.0, 0.3, 0.5, 0.9, 0.999])

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sophon_bench.results.records import OR, Cell, Cost, PluginId, Records
+from sophon_bench.results.files import no_collector
+from sophon_bench.results.records import OR, Asked, Cell, Cost, PluginId, Records
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,6 +73,7 @@ class Results:
     store: str | Path | None = None
 
     @classmethod
+    @no_collector()
     def of(cls, records: Records, store: str | Path | None = None) -> Results:
         """The frames of records."""
         seeds = {key: model.seed for key, model in records.models.items()}
@@ -173,13 +175,15 @@ def _plugins(kind: str, plugins: Sequence[PluginId]) -> dict[str, Any]:
 
 def _cells(records: Records, cells: Sequence[Cell]) -> DataFrame:
     own = _columns(cells, {**_paths(OWN), **MADE_BY, **_paths(("model", "attack", "cost"))})
-    asked = [records.who(cell) for cell in cells]
+    by_none = Asked(key="")
+    asked = [records.asked.get(key, by_none) for key in own["key"]]
+    suites = {each: OR.join(sorted(each)) or None for each in {each.suites for each in asked}}
     columns = {
         **_of_models(records, own["model"]),
         **_plugins("attack", own["attack"]),
         **{name: own[name] for name in (*OWN, *MADE_BY)},
         **_costs(own["cost"]),
-        "suite": [OR.join(sorted(each.suites)) or None for each in asked],
+        "suite": [suites[each.suites] for each in asked],
         "derived": [each.derived for each in asked],
         "released": own["model"],
     }
@@ -225,11 +229,12 @@ def _points(cells: Sequence[Cell]) -> DataFrame:
         "cell": np.repeat(_array([cell.key for cell in cells], object), scored),
         "number": np.arange(sum(scored)) - np.repeat(begins, scored),
     }
-    for name in POINT:
-        lists = map(attrgetter(f"curve.{name}"), cells)
-        columns[name] = [*chain.from_iterable(
-            [None] * count if own is None else own for own, count in zip(lists, scored, strict=True)
-        )]  # fmt: skip
+    lists = _columns([cell.curve for cell in cells], _paths(POINT))
+    lists["second_test"] = [
+        [None] * count if own is None else own
+        for own, count in zip(lists["second_test"], scored, strict=True)
+    ]
+    columns |= {name: list(chain.from_iterable(own)) for name, own in lists.items()}
     frame = _frame(columns)
     frame["steps"] = frame["steps"].astype("int64")
     return frame

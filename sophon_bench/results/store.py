@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from sophon_bench.plugins.failures import BadInput
-from sophon_bench.results.files import Folder, LocalFolder, folder
+from sophon_bench.results.files import Folder, LocalFolder, folder, no_collector
 from sophon_bench.results.records import (
     SCHEMA,
     Asked,
@@ -124,6 +124,7 @@ class Store:
         """How many cells are finished."""
         return len(self._files.names("cells", ".json"))
 
+    @no_collector()
     def records(self) -> Records:
         """Every finished cell in order of key, its models, and who asked for it in all runs."""
         cells = [
