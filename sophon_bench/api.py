@@ -249,6 +249,7 @@ class Attack(Protocol):
         ...
 
 
+@runtime_checkable
 class AttackMany(Attack, Protocol):
     """An attack that can also run several of its trials at once.
 
@@ -282,3 +283,22 @@ class Defense(Protocol):
     def run(self, model: Model, view: DefenseView) -> Iterator[Model]:
         """Yield the model after every update."""
         ...
+
+
+# What a plugin may declare besides; nothing else is looked for.
+
+
+@runtime_checkable
+class Stepped(Protocol):
+    """A defense that knows how many updates it makes, for progress; None: it does not."""
+
+    @property
+    def steps(self) -> int | None: ...
+
+
+@runtime_checkable
+class Planned(Protocol):
+    """A defense that knows what it will cost, in units, before it runs; None: it does not."""
+
+    @property
+    def planned_units(self) -> float | None: ...

@@ -18,7 +18,7 @@ from sophon_bench import protocol
 from sophon_bench.plugins.identity import LOCK, file_hash, neutral_changes, syntax_hash
 
 ROOT = Path(__file__).parent.parent
-LOCKED = ("training.py", "harness/*.py", "models/*.py", "data/**/*.py")
+LOCKED = ("training.py", "seeding.py", "harness/*.py", "models/*.py", "data/**/*.py")
 """Modules of the core that move numbers."""
 
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from sophon_bench import testing
 from sophon_bench.api import AttackView, Batch, DefenseView, Model, Predictor
 from sophon_bench.cli import main
-from sophon_bench.harness import stages
+from sophon_bench.harness.bench import Bench
+from sophon_bench.harness.loop import Made
 
 RUNS: list[int] = []
 TABLE: dict[str, Tensor] = {}
@@ -215,7 +216,7 @@ class Doing:
         return self.function(model, view)
 
 
-def check(function: Run, bench: stages.Bench, pretrained: stages.Made) -> list[str]:
+def check(function: Run, bench: Bench, pretrained: Made) -> list[str]:
     attack = Doing(function)
     return testing.check_attack(attack, bench, pretrained.weights, samples=40, budget=256)
 
@@ -224,7 +225,7 @@ def check(function: Run, bench: stages.Bench, pretrained: stages.Made) -> list[s
     ("function", "message"), ATTACK_FAULTS, ids=[f.__name__ for f, _ in ATTACK_FAULTS]
 )
 def test_each_fault_of_an_attack_is_found_alone_with_how_to_mend_it(
-    function: Run, message: str, bench: stages.Bench, pretrained: stages.Made
+    function: Run, message: str, bench: Bench, pretrained: Made
 ) -> None:
     found = check(function, bench, pretrained)
     assert len(found) == 1, found
@@ -315,9 +316,7 @@ def augmented(model: Model, view: AttackView) -> Iterator[Predictor]:
         augmented,
     ],
 )
-def test_conforming_attacks_pass(
-    function: Run, bench: stages.Bench, pretrained: stages.Made
-) -> None:
+def test_conforming_attacks_pass(function: Run, bench: Bench, pretrained: Made) -> None:
     assert check(function, bench, pretrained) == []
 
 
@@ -350,15 +349,13 @@ class Misnamed(AtOnce):
     ],
 )
 def test_trials_at_once_have_to_be_those_of_run(
-    attack: AtOnce, words: str, bench: stages.Bench, pretrained: stages.Made
+    attack: AtOnce, words: str, bench: Bench, pretrained: Made
 ) -> None:
     (found,) = testing.check_attack(attack, bench, pretrained.weights, samples=40, budget=256)
     assert re.match(words, found)
 
 
-def test_plugins_that_raise_raise_through_the_check(
-    bench: stages.Bench, pretrained: stages.Made
-) -> None:
+def test_plugins_that_raise_raise_through_the_check(bench: Bench, pretrained: Made) -> None:
     with pytest.raises(KeyError):
         check(raises, bench, pretrained)
     with pytest.raises(TypeError, match="not a generator: yield after every update"):
@@ -400,7 +397,7 @@ DEFENSE_FAULTS = [
 
 @pytest.mark.parametrize(("fault", "message"), DEFENSE_FAULTS)
 def test_each_fault_of_a_defense_is_found_alone(
-    fault: str, message: str, bench: stages.Bench, pretrained: stages.Made
+    fault: str, message: str, bench: Bench, pretrained: Made
 ) -> None:
     (found,) = testing.check_defense(Defending(fault), bench, pretrained.weights)
     assert message in found

@@ -27,7 +27,7 @@ from sophon_bench.execution.plan import (
     Stage,
     make_plan,
 )
-from sophon_bench.harness import stages
+from sophon_bench.harness import loop, speed
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry
 from sophon_bench.plugins.selectors import arsenal, trials
@@ -324,7 +324,7 @@ def test_trials_run_at_once_where_that_pays(
         asked.append(len(plugins))
         return gain
 
-    monkeypatch.setattr(stages, "speed_up", speed_up)
+    monkeypatch.setattr(speed, "speed_up", speed_up)
     reporter = Silent()
     cells = engine(tmp_path, reporter, together=32).run(plan_of(setting))
     assert asked == [2]  # of a kind, once
@@ -348,8 +348,8 @@ def test_what_fails_at_once_is_done_one_by_one(
     def broken(*_arguments: Any, **_named: Any) -> Any:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(stages, "speed_up", lambda *_a, **_n: 10.0)
-    monkeypatch.setattr(stages, "attack_many", broken)
+    monkeypatch.setattr(speed, "speed_up", lambda *_a, **_n: 10.0)
+    monkeypatch.setattr(loop, "attack_many", broken)
     cells = engine(tmp_path, together=32).run(plan_of(setting))
     assert [cell.status for cell in cells] == ["ok"] * 5
 

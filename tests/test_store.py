@@ -23,12 +23,12 @@ from sophon_bench.results.records import (
     Ratios,
     Reader,
     content_key,
-    derive_seed,
     digest,
     dump,
     misnamed,
 )
 from sophon_bench.results.store import Store, StoreError, checked, read_cells
+from sophon_bench.seeding import derive_seed
 
 
 def test_a_cell_comes_back_as_it_was(tmp_path: Path, make_cell: MakeCell) -> None:

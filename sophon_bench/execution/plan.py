@@ -16,6 +16,7 @@ from itertools import product
 import msgspec
 
 from sophon_bench import protocol
+from sophon_bench.api import AttackMany, Planned
 from sophon_bench.data.scenario import ScenarioData
 from sophon_bench.models.backbones import Architecture, Precision
 from sophon_bench.plugins.registry import Registry
@@ -96,8 +97,8 @@ class ProtectStage:
     @property
     def units(self) -> float | None:
         """Planned cost, if the defense tells."""
-        planned: float | None = getattr(self.defense.plugin, "planned_units", None)
-        return planned
+        plugin = self.defense.plugin
+        return plugin.planned_units if isinstance(plugin, Planned) else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,10 +140,10 @@ class AttackStage:
     @property
     def companions(self) -> tuple[str, ...] | None:
         """What it has in common with the stages that it may run together with; None: with none."""
-        fields = getattr(self.attack.plugin, "together", None)
-        if fields is None:
+        plugin = self.attack.plugin
+        if not isinstance(plugin, AttackMany):
             return None
-        shared = {k: v for k, v in self.attack.parameters.items() if k not in fields}
+        shared = {k: v for k, v in self.attack.parameters.items() if k not in plugin.together}
         place = (self.samples, self.budget, self.domain, self.stretch)
         return (self.upstream.key, self.attack.name, repr(place), repr(sorted(shared.items())))
 

@@ -30,6 +30,7 @@ from sophon_bench.models import published_weights
 from sophon_bench.models.published_weights import WeightsError, in_short
 from sophon_bench.plugins.registry import unknown
 from sophon_bench.plugins.selectors import format_selector
+from sophon_bench.seeding import seeded_from
 
 Precision = Literal["fp32", "bf16"]
 Compile = Literal["off", "default", "reduce-overhead", "max-autotune"]
@@ -226,7 +227,7 @@ class Backbone:
         _config(self.name)  # says so if there is no such name
         if pretrained:
             parameters["pretrained_cfg_overlay"] = self._published()
-        with seeded(rng):
+        with seeded_from(rng):
             try:
                 body: nn.Module = timm.create_model(
                     self.name, pretrained=pretrained, num_classes=num_outputs, **parameters
@@ -351,7 +352,7 @@ class Backbone:
         """Why a model cannot take a training step on two images, or None if it can."""
         rng = torch.Generator().manual_seed(0)
         model = self.build(num_outputs, rng, fresh=True)
-        with seeded(rng):
+        with seeded_from(rng):
             try:
                 outputs = model(torch.randn(2, 3, image_size, image_size))
                 outputs.sum().backward()
@@ -449,7 +450,7 @@ class TimmModel(Model):
             raise BackboneError(f"a head needs at least 1 output, got {num_outputs}")
         tensors = [*self.body.parameters(), *self.body.buffers()]
         skeleton: Any = copy.deepcopy(self.body, {id(t): _on_cpu(t) for t in tensors})
-        with seeded(rng):
+        with seeded_from(rng):
             skeleton.reset_classifier(num_outputs)
         like = next(self.body.parameters())
         self.head = _detach_head(skeleton).to(like.device, like.dtype).train()
@@ -557,16 +558,6 @@ def _stages(
             yield f"body.{path}", child
 
 
-@contextmanager
-def seeded(rng: torch.Generator) -> Iterator[None]:
-    """The global CPU generator, seeded from ``rng`` inside the ``with`` and put back after it."""
-    seed = int(torch.randint(2**63 - 1, (), generator=rng))
-    with torch.random.fork_rng(devices=[]):
-        # not torch.manual_seed, which would seed the accelerators as well
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
 def _on_cpu(tensor: Tensor) -> Tensor:
     """A stand-in of the same type, shape and dtype; its values are never read."""
     empty = torch.empty_like(tensor, device="cpu", requires_grad=False)
@@ -593,7 +584,7 @@ def _check_file(label: str, name: str, file: str, custom_load: bool) -> None:
     A backbone of another number of classes takes a file of another architecture without a word.
     """
     source = {"file": file, "custom_load": custom_load}
-    with seeded(torch.Generator().manual_seed(0)):
+    with seeded_from(torch.Generator().manual_seed(0)):
         try:
             timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source)
         except Exception as error:  # whatever a file can make the libraries do

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from sophon_bench.api import Batch, Model, Task
 from sophon_bench.results.records import Ratios
+from sophon_bench.seeding import seeded
 
 
 def ratios(
@@ -64,21 +64,10 @@ def _sigma(weight: Tensor) -> float:
 def _gradients(model: Model, task: Task, batch: Batch, rng_seed: int) -> Mapping[str, float]:
     model = copy.deepcopy(model).requires_grad_(True).train()
     model.fresh_head(task.num_outputs, torch.Generator().manual_seed(rng_seed))
-    with _seeded(rng_seed, batch.inputs.device), torch.enable_grad():
+    with seeded(rng_seed, batch.inputs.device), torch.enable_grad():
         task.loss(model, batch).backward()
     weights = _weights(model)
     return {n: float(p.grad.double().norm()) for n, p in weights.items() if p.grad is not None}
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the generators that dropout draws from; they are put back afterwards."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            torch.cuda.manual_seed(seed)
-        yield
 
 
 def _ratios(released: Mapping[str, float], undefended: Mapping[str, float]) -> Ratios:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sophon_bench.api import Incompatible, Model
-from sophon_bench.models.backbones import BackboneError, Precision, seeded
+from sophon_bench.models.backbones import BackboneError, Precision
 from sophon_bench.plugins.registry import unknown
 from sophon_bench.plugins.selectors import format_selector
+from sophon_bench.seeding import seeded_from
 
 NAME = "unet"
 
@@ -110,7 +111,7 @@ class UNet:
             known = " or ".join(get_args(Precision))
             raise BackboneError(f"unknown precision {precision!r}; expected {known}")
         levels = len(self.channels)
-        with seeded(rng):
+        with seeded_from(rng):
             body = _diffusers().UNet2DModel(
                 in_channels=num_outputs,
                 out_channels=num_outputs,
@@ -239,7 +240,7 @@ class UNetModel(Model):
             )
         old = self.head
         assert isinstance(old, nn.Conv2d)
-        with seeded(rng):
+        with seeded_from(rng):
             drawn = nn.Conv2d(old.in_channels, num_outputs, 3, padding=1)
         # a copy goes on being counted: here a head is more than a per cent of a pass
         self.head = copy.deepcopy(old).requires_grad_(True).train()

@@ -41,7 +41,10 @@ from sophon_bench.data import checking
 from sophon_bench.data.scenario import DomainData, Images, Scenario, ScenarioData
 from sophon_bench.data.tasks.classification import Classification
 from sophon_bench.data.tasks.denoising import Denoising
-from sophon_bench.harness import stages
+from sophon_bench.harness import loop
+from sophon_bench.harness.bench import Bench, Weights
+from sophon_bench.harness.honesty import NoUpdate
+from sophon_bench.harness.loop import Attacked
 from sophon_bench.harness.meter import CountedSamples, Meter
 from sophon_bench.models.backbones import Architecture, Backbone, BackboneError
 from sophon_bench.models.unets import UNet
@@ -117,7 +120,7 @@ class Finding:
 
 
 def check_attack(
-    attack: Attack, bench: stages.Bench, weights: stages.Weights, *, samples: int, budget: int
+    attack: Attack, bench: Bench, weights: Weights, *, samples: int, budget: int
 ) -> list[str]:
     """Run an attack twice on a small bench.
 
@@ -127,7 +130,7 @@ def check_attack(
     return _said(_attack_problems(attack, bench, weights, samples=samples, budget=budget))
 
 
-def check_defense(defense: Defense, bench: stages.Bench, weights: stages.Weights) -> list[str]:
+def check_defense(defense: Defense, bench: Bench, weights: Weights) -> list[str]:
     """Run a defense twice on a small bench.
 
     Raises:
@@ -170,7 +173,7 @@ def check_file(
 
 
 @functools.cache
-def small_bench(backbone: Architecture = BACKBONE) -> tuple[stages.Bench, stages.Weights]:
+def small_bench(backbone: Architecture = BACKBONE) -> tuple[Bench, Weights]:
     """Striped images, and weights that a few updates have pre-trained; made in a second or two.
 
     Images are 32×32, or 16×16 where they are denoised.
@@ -198,8 +201,8 @@ def small_bench(backbone: Architecture = BACKBONE) -> tuple[stages.Bench, stages
         generated=16,
     )
     backbone.check(data.image_size, data.original.task.num_outputs)
-    bench = stages.Bench(data, backbone, device=torch.device("cpu"), precision="fp32")
-    return bench, stages.pretrain(bench, 0, _quiet).weights
+    bench = Bench(data, backbone, device=torch.device("cpu"), precision="fp32")
+    return bench, loop.pretrain(bench, 0, _quiet).weights
 
 
 def _stripes(
@@ -256,7 +259,7 @@ def _findings(entry: Entry, path: Path, backbone: Architecture) -> Iterator[Find
         yield finding("documentation", None)
 
 
-def _problems(entry: Entry, plugin: Any, bench: stages.Bench, weights: stages.Weights) -> Problems:
+def _problems(entry: Entry, plugin: Any, bench: Bench, weights: Weights) -> Problems:
     if entry.kind == "attack":
         return _attack_problems(plugin, bench, weights, samples=SAMPLES, budget=BUDGET)
     if entry.kind == "scenario":
@@ -266,10 +269,10 @@ def _problems(entry: Entry, plugin: Any, bench: stages.Bench, weights: stages.We
 
 
 def _attack_problems(
-    attack: Attack, bench: stages.Bench, weights: stages.Weights, *, samples: int, budget: int
+    attack: Attack, bench: Bench, weights: Weights, *, samples: int, budget: int
 ) -> Problems:
-    def once() -> tuple[stages.Attacked, Tensor | None]:
-        found = stages.attack(
+    def once() -> tuple[Attacked, Tensor | None]:
+        found = loop.attack(
             bench,
             weights,
             watched,
@@ -286,7 +289,7 @@ def _attack_problems(
     with _seedings() as seeded:
         try:
             (first, before), (second, after) = once(), once()
-        except stages.NoUpdate as error:
+        except NoUpdate as error:
             return {"updates": _mended(str(error))}
     problems: Problems = dict.fromkeys(CHECKS["attack"])
     if first.status != "ok":
@@ -327,8 +330,8 @@ SCORES = 0.05
 
 def _at_once_problem(
     attack: AttackMany,
-    bench: stages.Bench,
-    weights: stages.Weights,
+    bench: Bench,
+    weights: Weights,
     contained: list[str],
     *,
     samples: int,
@@ -342,7 +345,7 @@ def _at_once_problem(
             f"hyperparameters, of {', '.join(sorted(fields))}"
         )
     trials = [attack, _varied(attack)]
-    many = stages.attack_many(
+    many = loop.attack_many(
         bench,
         weights,
         trials,
@@ -353,10 +356,10 @@ def _at_once_problem(
         contained=contained,
     )
     for trial, found in zip(trials, many, strict=True):
-        alone = stages.attack(
+        alone = loop.attack(
             bench, weights, trial, samples=samples, seed=0, budget=budget, tick=_quiet
         )
-        if isinstance(found, stages.NoUpdate):
+        if isinstance(found, NoUpdate):
             return f"run_many of {trial}: {found}"
         pairs = [*zip(_scores(alone), _scores(found), strict=False)]
         same = len(alone.curve) == len(found.curve) and all(
@@ -383,12 +386,12 @@ def _varied(attack: AttackMany) -> AttackMany:
     return attack
 
 
-def _defense_problems(watched: _Watched, bench: stages.Bench, weights: stages.Weights) -> Problems:
+def _defense_problems(watched: _Watched, bench: Bench, weights: Weights) -> Problems:
     contained: list[str] = []
     with _seedings() as seeded:
         try:
             first, second = (
-                stages.protect(bench, weights, watched, 0, _quiet, contained=contained).weights
+                loop.protect(bench, weights, watched, 0, _quiet, contained=contained).weights
                 for _ in range(2)
             )
         except ValueError as error:
@@ -437,8 +440,8 @@ def _training_problem(data: ScenarioData, backbone: Architecture) -> str | None:
     except BackboneError as error:
         return str(error)
     short = dataclasses.replace(data, pretrain_steps=2)
-    bench = stages.Bench(short, backbone, device=torch.device("cpu"), precision="fp32")
-    made = stages.pretrain(bench, 0, _quiet)
+    bench = Bench(short, backbone, device=torch.device("cpu"), precision="fp32")
+    made = loop.pretrain(bench, 0, _quiet)
     finite = all(bool(t.isfinite().all()) for t in made.weights.values())
     return None if finite else "two updates of pre-training give weights that are not finite"
 
@@ -501,11 +504,11 @@ class _Watched:
                 self._updates, self._seconds = self.yields, None
                 return None
 
-    def outputs(self, bench: stages.Bench) -> Tensor:
+    def outputs(self, bench: Bench) -> Tensor:
         """What the last predictor makes of the view's validation images."""
         return self.predicted(self.last, bench)
 
-    def predicted(self, predictor: Predictor, bench: stages.Bench) -> Tensor:
+    def predicted(self, predictor: Predictor, bench: Bench) -> Tensor:
         """``predictor`` on the view's validation images, scored as the harness does."""
         with Meter(bench.profile, bench.device).looking():
             torch.default_generator.manual_seed(0)
@@ -541,9 +544,7 @@ def _changed(view: Any, given: dict[str, tuple[Tensor, Tensor]]) -> set[str]:
     }
 
 
-def _is_released(
-    watched: _Watched, outputs: Tensor, bench: stages.Bench, weights: stages.Weights
-) -> bool:
+def _is_released(watched: _Watched, outputs: Tensor, bench: Bench, weights: Weights) -> bool:
     """Whether these are the outputs of the released model, or the first ones of them."""
     released = watched.predicted(bench.load(weights), bench)
     return released.ndim == outputs.ndim and _same(released[:, : outputs.shape[1]], outputs)
@@ -749,7 +750,7 @@ def _same(one: Tensor | None, other: Tensor | None) -> bool:
     return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
-def _scores(found: stages.Attacked) -> list[tuple[float, ...]]:
+def _scores(found: Attacked) -> list[tuple[float, ...]]:
     return [(p.steps, p.units, p.validation, p.selection, p.test) for p in found.curve]
 
 
