@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import torch
 from conftest import TINY
+from toy import fine_tune
 
 from sophon_bench.api import AttackView, DefenseView, Incompatible, Model
 from sophon_bench.execution.engine import LocalEngine
@@ -196,13 +197,7 @@ def test_an_interrupted_run_is_finished_by_the_same_command(
 
 def sgd(model: Model, view: AttackView) -> Iterator[Model]:
     """Four updates of 16 examples: a budget of two of 64 is half spent."""
-    model.fresh_head(view.task.num_outputs, view.rng)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    for batch in itertools.islice(view.batches(16), 4):
-        optimizer.zero_grad()
-        view.task.loss(model, batch).backward()
-        optimizer.step()
-        yield model
+    return itertools.islice(fine_tune(model, view, lr=0.01), 4)
 
 
 @pytest.mark.usefixtures("forget")

@@ -112,7 +112,7 @@ def test_what_has_no_room_on_the_device_is_streamed(
     assert all(same(*pair) for pair in zip(*runs, strict=True))
 
 
-HOST = {"seeded", "_get_value"}
+HOST = {"seeded_from", "_get_value"}
 """Functions that look at numbers which are the host's whatever the device: seeds, Adam's steps."""
 
 

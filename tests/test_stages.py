@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from toy import fine_tune
 
 from sophon_bench.api import AttackView, Batch, DefenseView, Incompatible, Model, Predictor, attacks
 from sophon_bench.harness import loop
@@ -47,13 +48,7 @@ def attack(bench: Bench, made: Made, run: Any, **options: Any) -> Attacked:
 
 
 def sgd(model: Model, view: AttackView, lr: float = 0.05) -> Iterator[Model]:
-    model.fresh_head(view.task.num_outputs, view.rng)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    for batch in view.batches(16):
-        optimizer.zero_grad()
-        view.task.loss(model, batch).backward()
-        optimizer.step()
-        yield model
+    return fine_tune(model, view, lr)
 
 
 def last(seen: SimpleQueue[Any]) -> Any:
