@@ -24,7 +24,7 @@ from sophon_bench.api import attacks, defenses
 from sophon_bench.cli import main
 from sophon_bench.execution import checkpoints
 from sophon_bench.execution.engine import LocalEngine
-from sophon_bench.execution.plan import Plan, Registries, Request, Setting, make_plan
+from sophon_bench.execution.plan import Plan, Request, Setting, make_plan
 from sophon_bench.harness import loop
 from sophon_bench.harness.bench import Bench
 from sophon_bench.harness.loop import Made
@@ -206,7 +206,7 @@ def plan_for(file: Path, setting: Setting) -> Plan:
         samples=[20],
         steps=2,
     )
-    return make_plan(request, [setting], Registries(attacks=attacks, defenses=defenses))
+    return make_plan(request, [setting])
 
 
 @pytest.mark.parametrize("change", ["replaced", "gone"])

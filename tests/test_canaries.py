@@ -18,7 +18,7 @@ from sophon_bench import testing
 from sophon_bench.analysis.score import scores
 from sophon_bench.api import Batch, Incompatible, attacks, defenses, scenarios
 from sophon_bench.execution.engine import LocalEngine
-from sophon_bench.execution.plan import Registries, Request, Setting, make_plan
+from sophon_bench.execution.plan import Request, Setting, make_plan
 from sophon_bench.harness import loop
 from sophon_bench.harness.bench import Bench, Weights
 from sophon_bench.harness.loop import Made
@@ -291,7 +291,7 @@ def scored(
         steps=50,
     )
     setting = Setting(trial, data, identity, backbone, "fp32")
-    plan = make_plan(request, [setting], Registries(attacks, defenses))
+    plan = make_plan(request, [setting])
     cells = LocalEngine(Store(root / "store"), torch.device("cpu"), Silent()).run(plan)
     return {row["defense"]: row for row in records(scores(Results.of(cells)))}
 

@@ -21,7 +21,7 @@ from torch import nn
 from sophon_bench import testing
 from sophon_bench.api import AttackView, DefenseView, Incompatible, Model, Samples
 from sophon_bench.cli import main
-from sophon_bench.execution.plan import Registries, Request, Setting, make_plan
+from sophon_bench.execution.plan import Request, Setting, make_plan
 from sophon_bench.execution.worker import Worker
 from sophon_bench.harness import containment, loop, speed
 from sophon_bench.harness.bench import Bench
@@ -35,7 +35,6 @@ from sophon_bench.results.records import Cell, DataId, StageRecord, dump
 from sophon_bench.results.store import Store
 
 FILE = Path(__file__).with_name("misbehaving.py")
-REGISTRIES = Registries(attacks=registry.attacks, defenses=registry.defenses)
 before = set(registry.attacks.names(hidden=True))
 registry.load_file(FILE)
 (MISBEHAVING,) = (m for m in list(sys.modules.values()) if getattr(m, "__file__", "") == str(FILE))
@@ -83,7 +82,7 @@ def run_trials(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Ru
             samples=[20],
             steps=1,
         )
-        plan = make_plan(request, [setting], REGISTRIES)
+        plan = make_plan(request, [setting])
         for stage in plan.models:
             if stage.key not in made:
                 (record,) = worker.do([stage], made)

@@ -22,7 +22,6 @@ from sophon_bench.execution.engine import LocalEngine
 from sophon_bench.execution.plan import (
     Plan,
     PlanError,
-    Registries,
     Request,
     Setting,
     Stage,
@@ -37,7 +36,6 @@ from sophon_bench.results.store import Store
 
 DEFENSE = "sophon-klu[iterations=2,inner_steps=2,batch_size=16,adapt=8,watch_every=1]"
 ATTACK = "finetune[lr=[0.01,0.03]]"
-REGISTRIES = Registries(attacks=registry.attacks, defenses=registry.defenses)
 
 
 class Silent:
@@ -83,7 +81,7 @@ def plan_of(
         attacks=arsenal(registry.attacks, attacks),
         **{"seeds": [0], "samples": [20], "steps": 2, **options},
     )
-    return make_plan(request, [setting], REGISTRIES)
+    return make_plan(request, [setting])
 
 
 def engine(root: Path, reporter: Silent | None = None, **options: Any) -> LocalEngine:

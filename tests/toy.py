@@ -91,7 +91,7 @@ def trained(steps: int = 150) -> Tiny:
 def fine_tune(
     model: Model, view: AttackView, lr: float = 0.02, *, trained: nn.Module | None = None
 ) -> Iterator[Model]:
-    """The plain loop of an attack behind a fresh head; of ``trained``, around the model, if given."""
+    """The plain loop of an attack behind a fresh head; of ``trained`` around it, if given."""
     model.fresh_head(view.task.num_outputs, view.rng)
     moving = model if trained is None else trained
     optimizer = torch.optim.SGD(moving.parameters(), lr=lr)

@@ -19,6 +19,7 @@ from sophon_bench import protocol
 from sophon_bench.api import AttackMany, Planned
 from sophon_bench.data.scenario import ScenarioData
 from sophon_bench.models.backbones import Architecture, Precision
+from sophon_bench.plugins import registry
 from sophon_bench.plugins.registry import Registry
 from sophon_bench.plugins.selectors import (
     Arsenal,
@@ -200,8 +201,16 @@ class Search:
             yield batch
 
     def _stage(self, trial: Trial, stretch: int = 1, *, derived: bool = False) -> AttackStage:
-        place = (self.samples, self.budget, self.domain, stretch)
-        return attack_stage(self.upstream, trial, *place, derived=derived)
+        samples, budget, domain = self.samples, self.budget, self.domain
+        key = attack_key(
+            self.upstream.key,
+            plugin_id(trial),
+            samples=samples,
+            budget=budget,
+            domain=domain,
+            stretch=stretch,
+        )
+        return AttackStage(key, self.upstream, trial, samples, budget, domain, stretch, derived)
 
     def _refined(self, done: Tried) -> list[AttackStage]:
         families: dict[str, list[AttackStage]] = {}
@@ -261,7 +270,7 @@ def neighbours(lr: float, tried: Iterable[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Request:
-    """What to cross. Controls are added when `controls` is true.
+    """What to cross; controls are added.
 
     Attributes:
         samples: The attacker's n; empty: the middle one of the scenario's protocol.
@@ -273,7 +282,6 @@ class Request:
     seeds: Sequence[int]
     samples: Sequence[int] = ()
     steps: int | None = None
-    controls: bool = True
 
 
 @dataclass(frozen=True)
@@ -300,18 +308,16 @@ class Plan:
         return names_of([*defenses, *(stage.attack for stage in self.cells)])
 
 
-def make_plan(request: Request, settings: Iterable[Setting], registries: Registries) -> Plan:
+def make_plan(request: Request, settings: Iterable[Setting]) -> Plan:
     """Cross the request over the settings.
 
     Raises:
         PlanError: If a sample count or the budget is not positive, or more samples are asked
             for than the scenario has.
     """
-    defenses = list(request.defenses)
-    listed, recipes = request.attacks.trials, request.attacks.trainability
-    if request.controls:
-        defenses = _with_controls(registries.defenses, defenses)
-        listed = _with_controls(registries.attacks, listed)
+    defenses = _with_controls(registry.defenses, request.defenses)
+    listed = _with_controls(registry.attacks, request.attacks.trials)
+    recipes = request.attacks.trainability
     models: dict[str, PretrainStage | ProtectStage] = {}
     searches: dict[tuple[object, ...], Search] = {}
     for setting in settings:
@@ -356,22 +362,14 @@ def plan_again(cells: Iterable[tuple[Cell, Setting, Trial, Trial]]) -> Plan:
     return Plan(list(models.values()), searches)
 
 
-@dataclass(frozen=True)
-class Registries:
-    """Where controls are looked up."""
-
-    attacks: Registry
-    defenses: Registry
-
-
 def default_samples(data: ScenarioData) -> int:
     """The middle one of the protocol's sample counts."""
     return data.samples[len(data.samples) // 2]
 
 
-def _with_controls(registry: Registry, chosen: list[Trial]) -> list[Trial]:
-    missing = [name for name in registry.controls() if name not in {t.name for t in chosen}]
-    return trials(registry, missing) + chosen
+def _with_controls(plugins: Registry, chosen: Sequence[Trial]) -> list[Trial]:
+    missing = [name for name in plugins.controls() if name not in {t.name for t in chosen}]
+    return [*trials(plugins, missing), *chosen]
 
 
 def _budget(steps: int | None, setting: Setting) -> int:
@@ -409,28 +407,6 @@ def _pretrain(setting: Setting, seed: int) -> PretrainStage:
 
 def _protect(pretrain: PretrainStage, defense: Trial) -> ProtectStage:
     return ProtectStage(protect_key(pretrain.key, plugin_id(defense)), pretrain, defense)
-
-
-def attack_stage(
-    protect: ProtectStage,
-    attack: Trial,
-    samples: int,
-    budget: int,
-    domain: str,
-    stretch: int = 1,
-    *,
-    derived: bool = False,
-) -> AttackStage:
-    """The stage of one cell; its key follows from the rest."""
-    key = attack_key(
-        protect.key,
-        plugin_id(attack),
-        samples=samples,
-        budget=budget,
-        domain=domain,
-        stretch=stretch,
-    )
-    return AttackStage(key, protect, attack, samples, budget, domain, stretch, derived)
 
 
 def plugin_id(trial: Trial) -> PluginId:

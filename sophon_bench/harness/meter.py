@@ -368,18 +368,11 @@ class WatchedTask:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._last: Tensor | None = None
-        self.name = task.name
-        self.utility_name = task.utility_name
-        self.draws = task.draws
-
-    @property
-    def num_outputs(self) -> int:
-        """As the task's."""
-        return self._task.num_outputs
-
-    def predict(self, model: Predictor, inputs: Tensor) -> Tensor:
-        """As the task's."""
-        return self._task.predict(model, inputs)
+        # the rest is the task's own
+        self.name, self.utility_name = task.name, task.utility_name
+        self.draws, self.num_outputs = task.draws, task.num_outputs
+        self.predict, self.utility = task.predict, task.utility
+        self.trivial_loss = task.trivial_loss
 
     def loss(self, model: Predictor, batch: Batch) -> Tensor:
         """As the task's."""
@@ -387,14 +380,6 @@ class WatchedTask:
         if loss.requires_grad and not is_functorch_wrapped_tensor(loss):
             self._last = loss.detach()
         return loss
-
-    def utility(self, predictor: Predictor, samples: Samples) -> float:
-        """As the task's."""
-        return self._task.utility(predictor, samples)
-
-    def trivial_loss(self, samples: Samples) -> float | None:
-        """As the task's."""
-        return self._task.trivial_loss(samples)
 
     def finite(self) -> bool:
         """Whether the last training loss was finite; waits for the device."""
