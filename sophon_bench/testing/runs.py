@@ -82,8 +82,8 @@ ATTACK = (
     Check("finite", lambda seen: seen.first.reason,
         "{}; lower the default step size, clip gradients, or yield only what has finite outputs"),
     Check("budget", lambda seen: _above(seen.first.cost.units, 2 * seen.budget),
-        "one update cost so much that {:.0f} units were spent, twice the budget; yield after every "
-        "update"),
+        "one update cost so much that {:.0f} units were spent, more than twice the budget; yield "
+        "after every update"),
     Check("budget", lambda seen: _above(seen.watched.later_draws / seen.samples, HIDDEN_EPOCHS),
         "between two yields it draws every sample {:.0f} times; yield after every update"),
     Check("repeatable",
@@ -92,7 +92,7 @@ ATTACK = (
 )  # fmt: skip
 DEFENSE = (
     Check("updates", lambda seen: seen.watched.yields == 0, "the defense yielded no model"),
-    Check("finite", lambda seen: {n for n, t in seen.first.items() if not t.isfinite().all()},
+    Check("finite", lambda seen: _broken(seen.first),
         "it releases weights that are not finite ({}); lower the default step size or clip "
         "gradients"),
     Check("repeatable",
@@ -122,6 +122,11 @@ def _problems(checks: Sequence[Check], seen: Twice) -> Problems:
             names = ", ".join(sorted(found)) if isinstance(found, set) else found
             problems[check.name] = check.words.format(names)
     return problems
+
+
+def _broken(weights: Weights) -> str | None:
+    """The first tensor that is not finite."""
+    return next((name for name, t in weights.items() if not t.isfinite().all()), None)
 
 
 def _above(value: float, limit: float) -> float:
