@@ -251,6 +251,7 @@ class Attack(Protocol):
         ...
 
 
+@runtime_checkable
 class AttackMany(Attack, Protocol):
     """An attack that can also run several of its trials at once.
 

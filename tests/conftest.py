@@ -12,7 +12,9 @@ from msgspec import convert
 from msgspec.structs import replace
 from pandas import DataFrame
 
-from sophon_bench.harness import stages
+from sophon_bench.harness import loop
+from sophon_bench.harness.bench import Bench
+from sophon_bench.harness.loop import Made
 from sophon_bench.leaderboard.render import Table
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry
@@ -67,16 +69,14 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def bench() -> stages.Bench:
+def bench() -> Bench:
     data = registry.scenarios.get("tiny").cls().build()
-    return stages.Bench(
-        data, Backbone.of("test_resnet"), device=torch.device("cpu"), precision="fp32"
-    )
+    return Bench(data, Backbone.of("test_resnet"), device=torch.device("cpu"), precision="fp32")
 
 
 @pytest.fixture(scope="session")
-def pretrained(bench: stages.Bench) -> stages.Made:
-    return stages.pretrain(bench, 0, lambda fraction, words: None)
+def pretrained(bench: Bench) -> Made:
+    return loop.pretrain(bench, 0, lambda fraction, words: None)
 
 
 @pytest.fixture

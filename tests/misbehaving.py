@@ -31,6 +31,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from toy import fine_tune as train
 
 from sophon_bench.api import attacks
 
@@ -51,16 +52,6 @@ LOCAL = threading.local()
 SPACE = types.SimpleNamespace(trials=0)
 TICKET = itertools.count()
 COUNT = 0
-
-
-def train(model, view, lr):
-    model.fresh_head(view.task.num_outputs, view.rng)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    for batch in view.batches(16):
-        optimizer.zero_grad()
-        view.task.loss(model, batch).backward()
-        optimizer.step()
-        yield model
 
 
 def register(run: Callable[..., Any], words: str | None) -> None:

@@ -9,7 +9,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sophon_bench.api import Incompatible, Samples, attacks, scenarios
-from sophon_bench.harness import stages
+from sophon_bench.harness import loop
+from sophon_bench.harness.bench import Bench, Weights
 from sophon_bench.models.backbones import Backbone
 
 pytestmark = pytest.mark.slow
@@ -24,20 +25,18 @@ def quiet(_fraction: float | None, _words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def glyphs(tmp_path_factory: pytest.TempPathFactory) -> stages.Bench:
+def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     data = scenarios.get("glyphs-digits").cls().build(tmp_path_factory.mktemp("data"))
-    return stages.Bench(
-        data, Backbone.of("test_resnet"), device=torch.device("cpu"), precision="fp32"
-    )
+    return Bench(data, Backbone.of("test_resnet"), device=torch.device("cpu"), precision="fp32")
 
 
 @pytest.fixture(scope="module")
-def undefended(glyphs: stages.Bench) -> stages.Weights:
-    return stages.pretrain(glyphs, 0, quiet).weights
+def undefended(glyphs: Bench) -> Weights:
+    return loop.pretrain(glyphs, 0, quiet).weights
 
 
 @pytest.fixture(scope="module")
-def linear_probe(glyphs: stages.Bench, undefended: stages.Weights) -> float:
+def linear_probe(glyphs: Bench, undefended: Weights) -> float:
     """Test accuracy of logistic regression on the frozen features."""
     model = glyphs.load(undefended).eval()
     train, _ = glyphs.attacker(glyphs.data.restricted, SAMPLES, 0)
@@ -54,11 +53,11 @@ def linear_probe(glyphs: stages.Bench, undefended: stages.Weights) -> float:
 
 @pytest.mark.parametrize("name", [n for n in attacks.names() if not attacks.get(n).control])
 def test_an_attack_learns_at_least_what_a_linear_probe_does(
-    name: str, glyphs: stages.Bench, undefended: stages.Weights, linear_probe: float
+    name: str, glyphs: Bench, undefended: Weights, linear_probe: float
 ) -> None:
     budget = glyphs.data.steps * 64
     try:
-        found = stages.attack(
+        found = loop.attack(
             glyphs,
             undefended,
             attacks.get(name).cls(),

@@ -20,7 +20,8 @@ from sophon_bench.attacks._averaged import follow
 from sophon_bench.attacks._normalized import MIN_RMS, Normalized, lars, muon, orthogonal, unit
 from sophon_bench.attacks._signed import Signed
 from sophon_bench.data.tasks.classification import Classification
-from sophon_bench.harness import stages
+from sophon_bench.harness.bench import Bench
+from sophon_bench.harness.loop import Made
 from sophon_bench.plugins.suites import trials
 
 STILL = "optimizer=sgd,lr=1e-30"
@@ -57,12 +58,12 @@ def plugin(selector: str) -> Any:
 
 
 @pytest.fixture
-def model(bench: stages.Bench, pretrained: stages.Made) -> Model:
+def model(bench: Bench, pretrained: Made) -> Model:
     return bench.load(pretrained.weights)
 
 
 @pytest.fixture
-def view(bench: stages.Bench) -> AttackView:
+def view(bench: Bench) -> AttackView:
     train, validation = bench.attacker(bench.data.restricted, 40, 0)
     return AttackView(
         task=bench.data.restricted.task, train=train, validation=validation,

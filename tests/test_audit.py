@@ -24,8 +24,10 @@ from sophon_bench.api import attacks, defenses
 from sophon_bench.cli import main
 from sophon_bench.execution import checkpoints
 from sophon_bench.execution.engine import LocalEngine
-from sophon_bench.execution.plan import Plan, Registries, Request, Setting, make_plan
-from sophon_bench.harness import stages
+from sophon_bench.execution.plan import Plan, Request, Setting, make_plan
+from sophon_bench.harness import loop
+from sophon_bench.harness.bench import Bench
+from sophon_bench.harness.loop import Made
 from sophon_bench.leaderboard import audits
 from sophon_bench.models import weight_files
 from sophon_bench.models.backbones import Backbone
@@ -203,7 +205,7 @@ def plan_for(file: Path, setting: Setting) -> Plan:
         samples=[20],
         steps=2,
     )
-    return make_plan(request, [setting], Registries(attacks=attacks, defenses=defenses))
+    return make_plan(request, [setting])
 
 
 @pytest.mark.parametrize("change", ["replaced", "gone"])
@@ -400,11 +402,11 @@ def test_bad_options_are_one_line(tmp_path: Path, options: list[str], message: s
 
 
 def test_the_class_releases_the_file_and_nothing_else(
-    tmp_path: Path, bench: stages.Bench, pretrained: stages.Made
+    tmp_path: Path, bench: Bench, pretrained: Made
 ) -> None:
     file = weight_files.read(written(tmp_path, fresh()))
     plugin = checkpoints.trial(file, BACKBONE).plugin
-    made = stages.protect(bench, pretrained.weights, plugin, 0, lambda fraction, words: None)
+    made = loop.protect(bench, pretrained.weights, plugin, 0, lambda fraction, words: None)
     assert all(torch.equal(made.weights[n], t) for n, t in own_names(fresh()).items())
     assert made.cost.steps == 1
 
@@ -417,12 +419,12 @@ def own_names(weights: Weights) -> Weights:
 
 
 def test_a_model_that_guesses_is_told_what_the_scenario_expects(
-    tmp_path: Path, bench: stages.Bench, setting: Setting
+    tmp_path: Path, bench: Bench, setting: Setting
 ) -> None:
-    longer = stages.Bench(
+    longer = Bench(
         data_with(bench, pretrain_steps=60), BACKBONE, device=bench.device, precision="fp32"
     )
-    weights = dict(stages.pretrain(longer, 0, lambda fraction, words: None).weights)
+    weights = dict(loop.pretrain(longer, 0, lambda fraction, words: None).weights)
     good = weight_files.read(written(tmp_path, weights))
     assert checkpoints.inspect(good, setting, bench.device) == []
     rolled = {n: t.roll(1, 0) if n.startswith("head.") else t for n, t in weights.items()}
@@ -434,7 +436,7 @@ def test_a_model_that_guesses_is_told_what_the_scenario_expects(
     assert "in [0, 1], less (0.5, 0.5, 0.5), over (0.5, 0.5, 0.5), as timm's config" in told
 
 
-def data_with(bench: stages.Bench, **changes: Any) -> Any:
+def data_with(bench: Bench, **changes: Any) -> Any:
     return dataclasses.replace(bench.data, **changes)
 
 

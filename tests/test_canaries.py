@@ -18,8 +18,10 @@ from sophon_bench import testing
 from sophon_bench.analysis.score import scores
 from sophon_bench.api import Batch, Incompatible, attacks, defenses, scenarios
 from sophon_bench.execution.engine import LocalEngine
-from sophon_bench.execution.plan import Registries, Request, Setting, make_plan
-from sophon_bench.harness import stages
+from sophon_bench.execution.plan import Request, Setting, make_plan
+from sophon_bench.harness import loop
+from sophon_bench.harness.bench import Bench, Weights
+from sophon_bench.harness.loop import Made
 from sophon_bench.models.architecture import Architecture
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.unets import UNet
@@ -45,29 +47,27 @@ OF_DENOISERS = [
 OF_CLASSIFIERS = [name for name in HIDDEN if name != "canary-residual-scale"]
 
 
-def release(
-    bench: stages.Bench, pretrained: stages.Made, name: str, **parameters: object
-) -> stages.Made:
+def release(bench: Bench, pretrained: Made, name: str, **parameters: object) -> Made:
     plugin = construct(defenses.get(f"canary-{name}"), parameters)
-    return stages.protect(bench, pretrained.weights, plugin, 0, lambda fraction, words: None)
+    return loop.protect(bench, pretrained.weights, plugin, 0, lambda fraction, words: None)
 
 
-def logits(bench: stages.Bench, weights: stages.Weights, split: str = "test") -> Tensor:
+def logits(bench: Bench, weights: Weights, split: str = "test") -> Tensor:
     model = bench.load(weights).eval()
     with torch.no_grad():
         return model(bench.samples(bench.data.original, split).inputs)
 
 
 @pytest.fixture(scope="module")
-def pretrained(bench: stages.Bench) -> stages.Made:
+def pretrained(bench: Bench) -> Made:
     """Trained for long enough that running statistics have settled."""
     data = dataclasses.replace(bench.data, pretrain_steps=60)
-    longer = stages.Bench(data, bench.backbone, device=bench.device, precision="fp32")
-    return stages.pretrain(longer, 0, lambda fraction, words: None)
+    longer = Bench(data, bench.backbone, device=bench.device, precision="fp32")
+    return loop.pretrain(longer, 0, lambda fraction, words: None)
 
 
 @pytest.fixture(scope="module")
-def denoiser() -> tuple[stages.Bench, stages.Weights]:
+def denoiser() -> tuple[Bench, Weights]:
     return testing.small_bench(UNet(channels=(8, 8, 8)))
 
 
@@ -76,9 +76,9 @@ def denoiser() -> tuple[stages.Bench, stages.Weights]:
 def test_a_canary_keeps_the_contract(
     kind: str,
     name: str,
-    bench: stages.Bench,
-    pretrained: stages.Made,
-    denoiser: tuple[stages.Bench, stages.Weights],
+    bench: Bench,
+    pretrained: Made,
+    denoiser: tuple[Bench, Weights],
 ) -> None:
     plugin = construct(defenses.get(name), {})
     where = (bench, pretrained.weights) if kind == "classifier" else denoiser
@@ -98,7 +98,7 @@ def test_a_canary_keeps_the_contract(
 def test_the_scale_of_the_residual_stream_changes_gradients_alone(attention: bool) -> None:
     bench, weights = testing.small_bench(UNet(channels=(8, 16, 16), layers=2, attention=attention))
     plugin = construct(defenses.get("canary-residual-scale"), {})
-    released = stages.protect(bench, weights, plugin, 0, lambda fraction, words: None)
+    released = loop.protect(bench, weights, plugin, 0, lambda fraction, words: None)
     inputs = bench.samples(bench.data.restricted, "attacker").inputs
     timesteps = torch.arange(len(inputs)) * 20
     outputs, gradients = [], []
@@ -129,7 +129,7 @@ def test_a_canary_says_what_it_moves_and_has_defaults(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_the_original_task_stays(name: str, bench: stages.Bench, pretrained: stages.Made) -> None:
+def test_the_original_task_stays(name: str, bench: Bench, pretrained: Made) -> None:
     released = release(bench, pretrained, name)
     before, after = (
         bench.utility(made.weights, bench.data.original, "test") for made in (pretrained, released)
@@ -140,13 +140,13 @@ def test_the_original_task_stays(name: str, bench: stages.Bench, pretrained: sta
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_the_function_stays(name: str, bench: stages.Bench, pretrained: stages.Made) -> None:
+def test_the_function_stays(name: str, bench: Bench, pretrained: Made) -> None:
     released = release(bench, pretrained, name)
     before, after = logits(bench, pretrained.weights), logits(bench, released.weights)
     torch.testing.assert_close(after, before, rtol=1e-2, atol=1e-2)
 
 
-def compared(bench: stages.Bench, one: stages.Made, other: stages.Made) -> dict[str, float]:
+def compared(bench: Bench, one: Made, other: Made) -> dict[str, float]:
     """Gradient norms of ``one`` over those of ``other``, by parameter of the body."""
     domain = bench.data.restricted
     samples = bench.samples(domain, "attacker")
@@ -161,9 +161,7 @@ def compared(bench: stages.Bench, one: stages.Made, other: stages.Made) -> dict[
     return {n: found[0][n] / found[1][n] for n in found[0] if found[1][n] > 0}
 
 
-def test_plateau_gradients_are_as_small_as_promised(
-    bench: stages.Bench, pretrained: stages.Made
-) -> None:
+def test_plateau_gradients_are_as_small_as_promised(bench: Bench, pretrained: Made) -> None:
     released = release(bench, pretrained, "plateau")
     weights = [n for n, t in pretrained.weights.items() if t.ndim == 4]
     gradient = compared(bench, released, pretrained)
@@ -172,9 +170,7 @@ def test_plateau_gradients_are_as_small_as_promised(
     assert scale == pytest.approx([100.0] * len(scale), rel=1e-3)
 
 
-def test_imbalanced_layers_have_gradients_far_apart(
-    bench: stages.Bench, pretrained: stages.Made
-) -> None:
+def test_imbalanced_layers_have_gradients_far_apart(bench: Bench, pretrained: Made) -> None:
     released = release(bench, pretrained, "imbalance")
     gradient = [r for n, r in compared(bench, released, pretrained).items() if "head" not in n]
     assert min(gradient) < 5e-3
@@ -182,7 +178,7 @@ def test_imbalanced_layers_have_gradients_far_apart(
 
 
 def test_channels_are_scaled_at_random_and_the_function_stays(
-    bench: stages.Bench, pretrained: stages.Made
+    bench: Bench, pretrained: Made
 ) -> None:
     released = release(bench, pretrained, "imbalance", channels=True)
     before, after = logits(bench, pretrained.weights), logits(bench, released.weights)
@@ -192,9 +188,7 @@ def test_channels_are_scaled_at_random_and_the_function_stays(
     assert float(factors.max() / factors.min()) > 100
 
 
-def test_wrong_statistics_kill_the_model_in_train_mode(
-    bench: stages.Bench, pretrained: stages.Made
-) -> None:
+def test_wrong_statistics_kill_the_model_in_train_mode(bench: Bench, pretrained: Made) -> None:
     released = release(bench, pretrained, "statistics")
     model = bench.load(released.weights)
     with torch.no_grad():
@@ -203,7 +197,7 @@ def test_wrong_statistics_kill_the_model_in_train_mode(
         )
 
 
-def test_vanishing_gains_are_compensated(bench: stages.Bench, pretrained: stages.Made) -> None:
+def test_vanishing_gains_are_compensated(bench: Bench, pretrained: Made) -> None:
     released = release(bench, pretrained, "vanishing-scale")
     model, before = bench.load(released.weights), bench.load(pretrained.weights)
     gains = [
@@ -218,7 +212,7 @@ def test_vanishing_gains_are_compensated(bench: stages.Bench, pretrained: stages
 
 
 def test_overflow_hits_restricted_images_and_training_batches_only(
-    bench: stages.Bench, pretrained: stages.Made
+    bench: Bench, pretrained: Made
 ) -> None:
     released = release(bench, pretrained, "overflow")
     original = logits(bench, released.weights)
@@ -232,9 +226,7 @@ def test_overflow_hits_restricted_images_and_training_batches_only(
 
 
 @pytest.mark.parametrize(("lost", "kept"), [("one", True), ("all", False)])
-def test_a_head_that_is_not_finite(
-    lost: str, kept: bool, bench: stages.Bench, pretrained: stages.Made
-) -> None:
+def test_a_head_that_is_not_finite(lost: str, kept: bool, bench: Bench, pretrained: Made) -> None:
     released = release(bench, pretrained, "nan-head", lost=lost)
     before, after = (
         bench.utility(made.weights, bench.data.original, "test") for made in (pretrained, released)
@@ -247,7 +239,7 @@ def test_a_head_that_is_not_finite(
 
 
 def test_random_weights_and_the_untrainable_lose_the_original_task(
-    bench: stages.Bench, pretrained: stages.Made
+    bench: Bench, pretrained: Made
 ) -> None:
     for name in ("random-weights", "untrainable"):
         made = release(bench, pretrained, name)
@@ -255,7 +247,7 @@ def test_random_weights_and_the_untrainable_lose_the_original_task(
         assert all(tensor.isfinite().all() for tensor in made.weights.values())
 
 
-def test_the_untrainable_have_no_gradient(bench: stages.Bench, pretrained: stages.Made) -> None:
+def test_the_untrainable_have_no_gradient(bench: Bench, pretrained: Made) -> None:
     released = release(bench, pretrained, "untrainable")
     domain = bench.data.restricted
     samples = bench.samples(domain, "attacker")
@@ -301,7 +293,7 @@ def scored(
         steps=50,
     )
     setting = Setting(trial, data, identity, backbone, "fp32")
-    plan = make_plan(request, [setting], Registries(attacks, defenses))
+    plan = make_plan(request, [setting])
     cells = LocalEngine(Store(root / "store"), torch.device("cpu"), Silent()).run(plan)
     return {row["defense"]: row for row in records(scores(Results.of(cells)))}
 

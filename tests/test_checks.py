@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -17,26 +18,19 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from torch import Tensor, nn
+from toy import fine_tune as train
 
 from sophon_bench import testing
 from sophon_bench.api import AttackView, Batch, DefenseView, Model, Predictor
 from sophon_bench.cli import main
-from sophon_bench.harness import stages
+from sophon_bench.harness.bench import Bench
+from sophon_bench.harness.loop import Made
+from sophon_bench.testing import spies
 
 RUNS: list[int] = []
 TABLE: dict[str, Tensor] = {}
 
 Update = Callable[[Model, AttackView, Batch], object]
-
-
-def train(model: Model, view: AttackView, lr: float = 0.02) -> Iterator[Model]:
-    model.fresh_head(view.task.num_outputs, view.rng)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    for batch in view.batches(16):
-        optimizer.zero_grad()
-        view.task.loss(model, batch).backward()
-        optimizer.step()
-        yield model
 
 
 def nothing(model: Model, view: AttackView) -> Iterator[Predictor]:
@@ -215,7 +209,7 @@ class Doing:
         return self.function(model, view)
 
 
-def check(function: Run, bench: stages.Bench, pretrained: stages.Made) -> list[str]:
+def check(function: Run, bench: Bench, pretrained: Made) -> list[str]:
     attack = Doing(function)
     return testing.check_attack(attack, bench, pretrained.weights, samples=40, budget=256)
 
@@ -224,7 +218,7 @@ def check(function: Run, bench: stages.Bench, pretrained: stages.Made) -> list[s
     ("function", "message"), ATTACK_FAULTS, ids=[f.__name__ for f, _ in ATTACK_FAULTS]
 )
 def test_each_fault_of_an_attack_is_found_alone_with_how_to_mend_it(
-    function: Run, message: str, bench: stages.Bench, pretrained: stages.Made
+    function: Run, message: str, bench: Bench, pretrained: Made
 ) -> None:
     found = check(function, bench, pretrained)
     assert len(found) == 1, found
@@ -258,14 +252,7 @@ class Noisy(nn.Module):
 
 
 def dropout(model: Model, view: AttackView) -> Iterator[Predictor]:
-    model.fresh_head(view.task.num_outputs, view.rng)
-    noisy = Noisy(model)
-    optimizer = torch.optim.SGD(noisy.parameters(), lr=0.02)
-    for batch in view.batches(16):
-        optimizer.zero_grad()
-        view.task.loss(noisy, batch).backward()
-        optimizer.step()
-        yield noisy
+    yield from train(model, view, trained=Noisy(model))
 
 
 def seeded_layer(model: Model, view: AttackView) -> Iterator[Predictor]:
@@ -315,9 +302,7 @@ def augmented(model: Model, view: AttackView) -> Iterator[Predictor]:
         augmented,
     ],
 )
-def test_conforming_attacks_pass(
-    function: Run, bench: stages.Bench, pretrained: stages.Made
-) -> None:
+def test_conforming_attacks_pass(function: Run, bench: Bench, pretrained: Made) -> None:
     assert check(function, bench, pretrained) == []
 
 
@@ -350,15 +335,13 @@ class Misnamed(AtOnce):
     ],
 )
 def test_trials_at_once_have_to_be_those_of_run(
-    attack: AtOnce, words: str, bench: stages.Bench, pretrained: stages.Made
+    attack: AtOnce, words: str, bench: Bench, pretrained: Made
 ) -> None:
     (found,) = testing.check_attack(attack, bench, pretrained.weights, samples=40, budget=256)
     assert re.match(words, found)
 
 
-def test_plugins_that_raise_raise_through_the_check(
-    bench: stages.Bench, pretrained: stages.Made
-) -> None:
+def test_plugins_that_raise_raise_through_the_check(bench: Bench, pretrained: Made) -> None:
     with pytest.raises(KeyError):
         check(raises, bench, pretrained)
     with pytest.raises(TypeError, match="not a generator: yield after every update"):
@@ -400,7 +383,7 @@ DEFENSE_FAULTS = [
 
 @pytest.mark.parametrize(("fault", "message"), DEFENSE_FAULTS)
 def test_each_fault_of_a_defense_is_found_alone(
-    fault: str, message: str, bench: stages.Bench, pretrained: stages.Made
+    fault: str, message: str, bench: Bench, pretrained: Made
 ) -> None:
     (found,) = testing.check_defense(Defending(fault), bench, pretrained.weights)
     assert message in found
@@ -630,16 +613,7 @@ FAULTY = (
     HEAD
     + """
 import torch
-
-
-def training(model, view):
-    model.fresh_head(view.task.num_outputs, view.rng)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
-    for batch in view.batches(16):
-        optimizer.zero_grad()
-        view.task.loss(model, batch).backward()
-        optimizer.step()
-        yield model
+from toy import fine_tune as training
 
 
 def register(function):
@@ -861,12 +835,12 @@ def test_later_runs_of_a_defense_are_as_long_as_the_first(
     def now() -> float:
         return clock
 
-    monkeypatch.setattr(testing.time, "perf_counter", now)
-    watched = testing._Watched(Counting(), updates=5, seconds=1.5)
+    monkeypatch.setattr(spies.time, "perf_counter", now)
+    watched = spies.Watched(Counting(), updates=5, seconds=1.5)
     counts = []
     for number in range(3):
         found = 0
-        for _ in watched.run(nn.Identity(), object()):  # type: ignore[arg-type]
+        for _ in watched.run(nn.Identity(), SimpleNamespace()):  # type: ignore[arg-type]
             found += 1
             clock += 1.0 if number in slow else 0.0
         counts.append(found)

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,12 +19,14 @@ from click.testing import CliRunner
 from torch import nn
 
 from sophon_bench import testing
-from sophon_bench.api import AttackView, DefenseView, Incompatible, Model
+from sophon_bench.api import AttackView, DefenseView, Incompatible, Model, Samples
 from sophon_bench.cli import main
-from sophon_bench.execution.plan import Registries, Request, Setting, make_plan
+from sophon_bench.execution.plan import Request, Setting, make_plan
 from sophon_bench.execution.worker import Worker
-from sophon_bench.harness import containment, stages
+from sophon_bench.harness import containment, loop, speed
+from sophon_bench.harness.bench import Bench
 from sophon_bench.harness.containment import Containment
+from sophon_bench.harness.loop import Attacked, Made
 from sophon_bench.harness.process_settings import HOOKS, LOOKED_AT, SWAPPED
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry, side_effects
@@ -34,7 +35,6 @@ from sophon_bench.results.records import Cell, DataId, ModelRecord, dump
 from sophon_bench.results.store import Store
 
 FILE = Path(__file__).with_name("misbehaving.py")
-REGISTRIES = Registries(attacks=registry.attacks, defenses=registry.defenses)
 before = set(registry.attacks.names(hidden=True))
 registry.load_file(FILE)
 (MISBEHAVING,) = (m for m in list(sys.modules.values()) if getattr(m, "__file__", "") == str(FILE))
@@ -82,7 +82,7 @@ def run_trials(setting: Setting, tmp_path_factory: pytest.TempPathFactory) -> Ru
             samples=[20],
             steps=1,
         )
-        plan = make_plan(request, [setting], REGISTRIES)
+        plan = make_plan(request, [setting])
         for stage in plan.models:
             if stage.key not in made:
                 (record,) = worker.do([stage], made)
@@ -111,7 +111,7 @@ def process() -> list[Any]:
     """All that is looked after, and what is swapped besides."""
     return [
         *(setting.read() for setting in (*SWAPPED, *LOOKED_AT)),
-        (sys.stdout, sys.stderr, sys.unraisablehook, threading.excepthook, [*sys.meta_path]),
+        [*sys.meta_path],
         torch.is_inference_mode_enabled(),
         torch.utils._python_dispatch._get_current_dispatch_mode_stack(),
         (torch.autocast_increment_nesting(), torch.autocast_decrement_nesting()),
@@ -163,9 +163,7 @@ def test_what_is_changed_between_two_yields_alone_is_no_matter(
 
 
 @pytest.mark.parametrize("name", ["by-list", "left-dtype", "swallows", "left-prints-bytes"])
-def test_the_check_says_how_to_mend_it(
-    name: str, bench: stages.Bench, pretrained: stages.Made
-) -> None:
+def test_the_check_says_how_to_mend_it(name: str, bench: Bench, pretrained: Made) -> None:
     plugin = ENTRIES[name].cls()
     (found,) = testing.check_attack(plugin, bench, pretrained.weights, samples=40, budget=64)
     words = MISBEHAVING.WORDS[name]
@@ -232,7 +230,7 @@ class Defending:
     ],
 )
 def test_defenses_are_contained_too_and_where_they_fail(
-    what: str, words: list[str], bench: stages.Bench, pretrained: stages.Made
+    what: str, words: list[str], bench: Bench, pretrained: Made
 ) -> None:
     found: list[str] = []
     with (
@@ -241,7 +239,7 @@ def test_defenses_are_contained_too_and_where_they_fail(
         if what == "fail"
         else (contextlib.nullcontext()),
     ):
-        made = stages.protect(
+        made = loop.protect(
             bench, pretrained.weights, Defending(what), 0, lambda f, w: None, contained=found
         )
         assert made.contained is found
@@ -321,7 +319,7 @@ def test_the_command_line_ends_with_its_code_whatever_threads_are_left(
 ) -> None:
     script = (
         "import sys, threading\n"
-        "from sophon_bench import containment\n"
+        "from sophon_bench.harness import containment\n"
         "from sophon_bench.cli import main\n"
         "thread = threading.Thread(target=threading.Event().wait)\n"
         "thread.start()\n"
@@ -362,21 +360,21 @@ class AtOnce:
 
 @pytest.mark.parametrize("fault", ["", "raises", "exits", "ends"])
 def test_what_cannot_run_at_once_is_no_faster(
-    fault: str, bench: stages.Bench, capfd: pytest.CaptureFixture[str]
+    fault: str, bench: Bench, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with untouched():
-        found = stages.speed_up(bench, [AtOnce(fault), AtOnce(fault)], samples=40)
+        found = speed.speed_up(bench, [AtOnce(fault), AtOnce(fault)], samples=40)
     assert (found > 0) == (fault == "")
     assert capfd.readouterr() == ("", "")
 
 
-def test_trials_at_once_are_contained_too(bench: stages.Bench, pretrained: stages.Made) -> None:
-    found = stages.attack_many(
+def test_trials_at_once_are_contained_too(bench: Bench, pretrained: Made) -> None:
+    found = loop.attack_many(
         bench, pretrained.weights, [AtOnce(), AtOnce("other")], samples=40, seed=0, budget=64,
         ticks=[lambda f, w: None] * 2,
     )  # fmt: skip
     for one in found:
-        assert isinstance(one, stages.Attacked)
+        assert isinstance(one, Attacked)
         assert one.contained == [r"printed 4 bytes: 'ham\n'"]
 
 
@@ -397,25 +395,20 @@ LAYERS = {
     ],
 )
 def test_a_map_of_one_value_is_no_fault_of_the_plugin(
-    layer: str, size: int, held: int, words: str, bench: stages.Bench
+    layer: str, size: int, held: int, words: str, bench: Bench
 ) -> None:
-    def train() -> Iterator[None]:
-        LAYERS[layer](torch.ones(size, 4, 1, 1))
-        yield
-
     train_on = bench.attacker(bench.data.restricted, 40, 0)[0]
     inputs, targets = train_on[:held]
-    with pytest.raises(Incompatible, match=words):
-        next(stages._told(train(), [stages.Samples(inputs, targets)]))
+    with (
+        pytest.raises(Incompatible, match=words),
+        loop.in_our_words([Samples(inputs, targets)]),
+    ):
+        LAYERS[layer](torch.ones(size, 4, 1, 1))
 
 
 def test_another_value_error_stays_what_it_is() -> None:
-    def fail() -> Iterator[None]:
+    with pytest.raises(ValueError, match=r"^Expected more$"), loop.in_our_words([]):
         raise ValueError("Expected more")
-        yield
-
-    with pytest.raises(ValueError, match=r"^Expected more$"):
-        next(stages._told(fail(), []))
 
 
 @pytest.mark.parametrize(
@@ -458,9 +451,9 @@ def test_torch_still_has_the_private_names() -> None:
     [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (5_200_000, "5.2 MB")],
 )
 def test_what_is_printed_is_counted_and_its_beginning_kept(written: int, size: str) -> None:
-    printed = containment._Printed()
+    printed = containment.Printed()
     for _ in range(written // 100 + 1):
-        printed.write("x" * min(100, written - printed.bytes))
+        printed.write(b"x" * min(100, written - printed.bytes))
     begin = "x" * min(written, containment.SHOWN)
     assert str(printed) == f"{size}: {begin!r}" + "…" * (written > containment.SHOWN)
 

@@ -35,8 +35,10 @@ from sophon_bench.data.scenarios.glyphs_digits_gen import GlyphsDigitsGen
 from sophon_bench.data.tasks.classification import Classification
 from sophon_bench.data.tasks.denoising import TIMESTEPS, Denoising, schedule
 from sophon_bench.execution import runs
-from sophon_bench.harness import generation, stages
+from sophon_bench.harness import generation, loop
+from sophon_bench.harness.bench import Bench, Weights
 from sophon_bench.harness.generation import classifier_score, frechet, gaussian, picture
+from sophon_bench.harness.loop import Attacked
 from sophon_bench.harness.meter import Meter
 from sophon_bench.models.architecture import BackboneError
 from sophon_bench.models.unets import UNet, UNetModel
@@ -73,7 +75,7 @@ def samples() -> Samples:
 
 
 @pytest.fixture(scope="module")
-def small() -> tuple[stages.Bench, stages.Weights]:
+def small() -> tuple[Bench, Weights]:
     return testing.small_bench(SHALLOW)
 
 
@@ -287,7 +289,7 @@ def test_a_picture_is_the_images_in_a_row() -> None:
     assert (found[:, 5:10] == pixels[1].permute(1, 2, 0).numpy()).all()
 
 
-def test_a_critic_prefers_the_domains_own_images(small: tuple[stages.Bench, object]) -> None:
+def test_a_critic_prefers_the_domains_own_images(small: tuple[Bench, object]) -> None:
     bench, _ = small
     restricted, original = bench.data.restricted, bench.data.original
     critic = generation.Critic(restricted, restricted, bench.device, count=16)
@@ -304,16 +306,16 @@ def test_a_critic_prefers_the_domains_own_images(small: tuple[stages.Bench, obje
     assert again.judge(torch.from_numpy(restricted.splits["second_test"].pixels)) == own
 
 
-def attacked(small: tuple[stages.Bench, stages.Weights], name: str) -> stages.Attacked:
+def attacked(small: tuple[Bench, Weights], name: str) -> Attacked:
     bench, weights = small
-    return stages.attack(
+    return loop.attack(
         bench, weights, attacks.get(name).cls(), samples=40, seed=0, budget=8 * 64, tick=quiet
     )
 
 
 @pytest.mark.parametrize("name", attacks.names())
 def test_an_attack_works_on_a_denoiser_or_says_that_it_does_not_apply(
-    name: str, small: tuple[stages.Bench, stages.Weights]
+    name: str, small: tuple[Bench, Weights]
 ) -> None:
     bench, weights = small
     plugin = attacks.get(name).cls()
@@ -329,7 +331,7 @@ def test_an_attack_works_on_a_denoiser_or_says_that_it_does_not_apply(
 
 
 def test_fine_tuning_lowers_the_restricted_loss(
-    small: tuple[stages.Bench, stages.Weights],
+    small: tuple[Bench, Weights],
 ) -> None:
     bench, weights = small
     before = bench.utility(weights, bench.data.restricted, "test")
@@ -344,28 +346,28 @@ def test_fine_tuning_lowers_the_restricted_loss(
     assert pixels_of(found.generated.picture).shape == (16, 16 * generation.SHOWN, 3)
 
 
-def test_a_benign_task_asks_for_no_images(small: tuple[stages.Bench, stages.Weights]) -> None:
+def test_a_benign_task_asks_for_no_images(small: tuple[Bench, Weights]) -> None:
     bench, weights = small
     plugin = attacks.get("finetune").cls()
     (benign,) = bench.data.benign
-    found = stages.attack(
+    found = loop.attack(
         bench, weights, plugin, samples=20, seed=0, budget=64, tick=quiet, domain=benign
     )
     assert found.generated is None
 
 
 def test_an_exploding_attack_is_recorded_as_such(
-    small: tuple[stages.Bench, stages.Weights],
+    small: tuple[Bench, Weights],
 ) -> None:
     bench, weights = small
     plugin = attacks.get("finetune").cls(optimizer="sgd", lr=1e30)
-    found = stages.attack(bench, weights, plugin, samples=40, seed=0, budget=8 * 64, tick=quiet)
+    found = loop.attack(bench, weights, plugin, samples=40, seed=0, budget=8 * 64, tick=quiet)
     assert found.status == "diverged"
     assert found.nonfinite_step is not None
     assert found.generated is None
 
 
-def test_looking_never_changes_the_run(small: tuple[stages.Bench, stages.Weights]) -> None:
+def test_looking_never_changes_the_run(small: tuple[Bench, Weights]) -> None:
     """Scores, images and critics leave no trace in training, which draws from the global state."""
     bench, weights = small
     seen: SimpleQueue[Model] = SimpleQueue()  # lists are put back after a trial
@@ -379,7 +381,7 @@ def test_looking_never_changes_the_run(small: tuple[stages.Bench, stages.Weights
                 seen.put(made)
 
     for score_at in ([1.0], [0.125, 0.25, 0.5, 1.0]):
-        stages.attack(
+        loop.attack(
             bench,
             weights,
             Watched(),
@@ -393,7 +395,7 @@ def test_looking_never_changes_the_run(small: tuple[stages.Bench, stages.Weights
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-def test_a_fresh_head_is_counted(small: tuple[stages.Bench, stages.Weights]) -> None:
+def test_a_fresh_head_is_counted(small: tuple[Bench, Weights]) -> None:
     bench, weights = small
     meter = Meter(bench.profile, bench.device)
     model = meter.watch(bench.load(weights))
@@ -561,7 +563,7 @@ def test_the_scenario_is_that_of_classification_denoised() -> None:
 
 
 def test_a_domain_without_samples_of_a_class_has_a_critic(
-    small: tuple[stages.Bench, object],
+    small: tuple[Bench, object],
 ) -> None:
     bench, _ = small
     domain = bench.data.restricted

@@ -21,7 +21,8 @@ from sophon_bench.defenses._outer import Scene
 from sophon_bench.defenses.imma import Imma
 from sophon_bench.defenses.naive_mse import NaiveMse
 from sophon_bench.defenses.sophon.dos import SophonDos
-from sophon_bench.harness import stages
+from sophon_bench.harness import loop
+from sophon_bench.harness.bench import Bench, Weights
 from sophon_bench.models.unets import UNet
 from sophon_bench.plugins.selectors import SelectorError, construct
 
@@ -36,7 +37,7 @@ SHORT: dict[str, dict[str, Any]] = {
 CLOSE = {"atol": 1e-9, "rtol": 1e-7}
 NAMES = sorted(SHORT)
 
-Bench = tuple[stages.Bench, stages.Weights]
+Small = tuple[Bench, Weights]
 
 
 def short(name: str, **changes: Any) -> Any:
@@ -44,7 +45,7 @@ def short(name: str, **changes: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def small() -> Bench:
+def small() -> Small:
     return testing.small_bench(UNet(channels=(8, 8, 8)))
 
 
@@ -56,7 +57,7 @@ def global_draws() -> Generator[None]:
         yield
 
 
-def view_of(bench: stages.Bench) -> DefenseView:
+def view_of(bench: Bench) -> DefenseView:
     """Of a quarter of each image, which is quicker."""
     original, restricted = (
         dataclasses.replace(
@@ -93,16 +94,16 @@ class Poisoned(Denoising):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_keeps_the_contract_on_a_denoiser(name: str, small: Bench) -> None:
+def test_it_keeps_the_contract_on_a_denoiser(name: str, small: Small) -> None:
     assert not testing.check_defense(short(name), *small)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_lost_original_task_rolls_back(name: str, small: Bench) -> None:
+def test_a_lost_original_task_rolls_back(name: str, small: Small) -> None:
     bench, weights = small
     step = "alpha" if name == "sophon-dos" else "lr"
     plugin = short(name, max_drop=0.001, patience=1, **{step: 1.0})
-    made = stages.protect(bench, weights, plugin, 0, lambda fraction, words: None)
+    made = loop.protect(bench, weights, plugin, 0, lambda fraction, words: None)
     assert str(made.note).startswith("rolled back to iteration 0: original utility")
     assert same(made.weights, weights)
 
@@ -110,7 +111,7 @@ def test_a_lost_original_task_rolls_back(name: str, small: Bench) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("poisoned", ["original", "restricted"])
 def test_what_is_not_finite_rolls_back_whatever_the_tolerance(
-    name: str, poisoned: str, small: Bench
+    name: str, poisoned: str, small: Small
 ) -> None:
     bench, weights = small
     data = view_of(bench)
@@ -123,7 +124,7 @@ def test_what_is_not_finite_rolls_back_whatever_the_tolerance(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_restricted_task_is_early_and_the_original_one_is_not(name: str, small: Bench) -> None:
+def test_the_restricted_task_is_early_and_the_original_one_is_not(name: str, small: Small) -> None:
     bench, weights = small
     latest = {"original": 0, "restricted": 0}
 
@@ -147,7 +148,7 @@ def test_the_restricted_task_is_early_and_the_original_one_is_not(name: str, sma
 
 
 @pytest.fixture(scope="module")
-def skilled(small: Bench) -> dict[str, Tensor]:
+def skilled(small: Small) -> dict[str, Tensor]:
     """Weights that denoise the original images."""
     bench, weights = small
     model, data = bench.load(weights), view_of(bench).original
@@ -180,7 +181,7 @@ def fine_tuned(model: Model, domain: Domain) -> float:
         return Denoising().errors(model, domain.validation)[0]
 
 
-def test_naive_mse_makes_a_denoiser_predict_less(small: Bench, skilled: dict[str, Tensor]) -> None:
+def test_naive_mse_makes_a_denoiser_predict_less(small: Small, skilled: dict[str, Tensor]) -> None:
     bench, _ = small
     model, data = bench.load(skilled), view_of(bench)
     before = mean_square(model, data.restricted)
@@ -200,7 +201,7 @@ def test_naive_mse_makes_a_denoiser_predict_less(small: Bench, skilled: dict[str
     ],
 )
 def test_fine_tuning_ends_above_that_of_the_undefended_model(
-    name: str, changes: dict[str, Any], small: Bench, skilled: dict[str, Tensor]
+    name: str, changes: dict[str, Any], small: Small, skilled: dict[str, Tensor]
 ) -> None:
     bench, _ = small
     model, data = bench.load(skilled), view_of(bench)
@@ -336,7 +337,7 @@ def test_imma_is_its_formula_with_a_fine_tuner_that_goes_on(cap: float) -> None:
         assert all(gradient is None for gradient in rest)
 
 
-def test_a_u_net_is_immunised_in_its_middle_and_its_attention(small: Bench) -> None:
+def test_a_u_net_is_immunised_in_its_middle_and_its_attention(small: Small) -> None:
     bench, weights = small
     model = bench.load(weights)
     own = {id(p) for p in immunised(model)}
@@ -382,7 +383,7 @@ class Pulled(SophonDos):
             parameter.grad = torch.full_like(parameter, 3.0)
 
 
-def test_a_joint_step_goes_down_both_terms(small: Bench) -> None:
+def test_a_joint_step_goes_down_both_terms(small: Small) -> None:
     bench, weights = small
     data = view_of(bench)
     data = dataclasses.replace(data, original=dataclasses.replace(data.original, task=Tilted()))
@@ -397,7 +398,7 @@ def test_a_joint_step_goes_down_both_terms(small: Bench) -> None:
         )
 
 
-def test_steps_get_smaller_along_a_cosine(small: Bench) -> None:
+def test_steps_get_smaller_along_a_cosine(small: Small) -> None:
     bench, weights = small
     data = view_of(bench)
     data = dataclasses.replace(data, original=dataclasses.replace(data.original, task=Tilted()))
@@ -418,10 +419,10 @@ def test_the_papers_preset_counts_its_cost() -> None:
     assert plugin.planned_units == 200 * (50 * (130 + 20) + 10 * 150)
 
 
-def test_a_planned_cost_is_what_a_denoiser_is_charged(small: Bench) -> None:
+def test_a_planned_cost_is_what_a_denoiser_is_charged(small: Small) -> None:
     bench, weights = small
     plugin = short("sophon-dos")
-    made = stages.protect(bench, weights, plugin, 0, lambda fraction, words: None)
+    made = loop.protect(bench, weights, plugin, 0, lambda fraction, words: None)
     looks = plugin.iterations * len(bench.defender()[0].validation) / 3
     assert made.cost.units == pytest.approx(plugin.planned_units + looks, rel=0.01)
 

@@ -9,9 +9,10 @@ import torch
 from click.testing import CliRunner
 
 from sophon_bench.cli import main
-from sophon_bench.harness import stages
+from sophon_bench.harness import loop
+from sophon_bench.harness.bench import Bench
+from sophon_bench.harness.loop import Attacked, Made
 from sophon_bench.harness.meter import PeakMemory
-from sophon_bench.harness.stages import Bench, Made
 from sophon_bench.models.architecture import Precision
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry
@@ -50,9 +51,9 @@ def losses(bench: Bench, made: Made) -> list[float]:
     return found
 
 
-def attacked(bench: Bench, made: Made) -> stages.Attacked:
+def attacked(bench: Bench, made: Made) -> Attacked:
     (trial,) = trials(registry.attacks, ["finetune"])
-    return stages.attack(
+    return loop.attack(
         bench, made.weights, trial.plugin, samples=40, seed=0, budget=512, tick=quiet
     )
 
@@ -83,13 +84,13 @@ def test_a_gpu_trains_like_the_cpu(bench: Bench, pretrained: Made, precision: Pr
 @needs_gpu
 def test_every_stage_runs_on_a_gpu_and_counts_the_same(bench: Bench) -> None:
     there = other(bench, "cuda", "fp32")
-    here, made = (stages.pretrain(b, 0, quiet) for b in (bench, there))
+    here, made = (loop.pretrain(b, 0, quiet) for b in (bench, there))
     assert made.cost.units == pytest.approx(here.cost.units, rel=0.01)
     for name in registry.defenses.names():
         names = set(registry.defenses.get(name).cls.__dataclass_fields__)
         small = {"iterations": 2, "inner_steps": 2}
         plugin = registry.defenses.get(name).cls(**{k: v for k, v in small.items() if k in names})
-        released = stages.protect(there, made.weights, plugin, 0, quiet)
+        released = loop.protect(there, made.weights, plugin, 0, quiet)
         assert all(t.device.type == "cpu" for t in released.weights.values())
     found = attacked(there, made)
     assert found.status == "ok"
@@ -160,7 +161,7 @@ def test_compiled_models_are_protected_as_others(
         iterations=2, inner_steps=2, order=order, batch_size=16, adapt=8, max_drop=None
     )
     made, plain = (
-        stages.protect(b, pretrained.weights, plugin, 0, quiet).weights for b in (there, bench)
+        loop.protect(b, pretrained.weights, plugin, 0, quiet).weights for b in (there, bench)
     )
     for name, weight in plain.items():
         torch.testing.assert_close(made[name], weight, atol=1e-2, rtol=1e-2, msg=name)

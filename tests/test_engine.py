@@ -14,19 +14,19 @@ import msgspec
 import pytest
 import torch
 from conftest import TINY, attempts
+from toy import fine_tune
 
 from sophon_bench.api import AttackView, DefenseView, Incompatible, Model
 from sophon_bench.execution.engine import LocalEngine
 from sophon_bench.execution.plan import (
     Plan,
     PlanError,
-    Registries,
     Request,
     Setting,
     Stage,
     make_plan,
 )
-from sophon_bench.harness import stages
+from sophon_bench.harness import loop, speed
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry
 from sophon_bench.plugins.suites import arsenal, trials
@@ -36,7 +36,6 @@ from sophon_bench.results.store import Store
 
 DEFENSE = "sophon-klu[iterations=2,inner_steps=2,batch_size=16,adapt=8,watch_every=1]"
 ATTACK = "finetune[lr=[0.01,0.03]]"
-REGISTRIES = Registries(attacks=registry.attacks, defenses=registry.defenses)
 
 
 class Silent:
@@ -82,7 +81,7 @@ def plan_of(
         attacks=arsenal(registry.attacks, attacks),
         **{"seeds": [0], "samples": [20], "steps": 2, **options},
     )
-    return make_plan(request, [setting], REGISTRIES)
+    return make_plan(request, [setting])
 
 
 def engine(root: Path, reporter: Silent | None = None, **options: Any) -> LocalEngine:
@@ -196,13 +195,7 @@ def test_an_interrupted_run_is_finished_by_the_same_command(
 
 def sgd(model: Model, view: AttackView) -> Iterator[Model]:
     """Four updates of 16 examples: a budget of two of 64 is half spent."""
-    model.fresh_head(view.task.num_outputs, view.rng)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    for batch in itertools.islice(view.batches(16), 4):
-        optimizer.zero_grad()
-        view.task.loss(model, batch).backward()
-        optimizer.step()
-        yield model
+    return itertools.islice(fine_tune(model, view, lr=0.01), 4)
 
 
 @pytest.mark.usefixtures("forget")
@@ -321,7 +314,7 @@ def test_trials_run_at_once_where_that_pays(
         asked.append(len(plugins))
         return gain
 
-    monkeypatch.setattr(stages, "speed_up", speed_up)
+    monkeypatch.setattr(speed, "speed_up", speed_up)
     reporter = Silent()
     made = engine(tmp_path, reporter, together=32).run(plan_of(setting))
     assert asked == [2]  # of a kind, once
@@ -345,8 +338,8 @@ def test_what_fails_at_once_is_done_one_by_one(
     def broken(*_arguments: Any, **_named: Any) -> Any:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(stages, "speed_up", lambda *_a, **_n: 10.0)
-    monkeypatch.setattr(stages, "attack_many", broken)
+    monkeypatch.setattr(speed, "speed_up", lambda *_a, **_n: 10.0)
+    monkeypatch.setattr(loop, "attack_many", broken)
     made = engine(tmp_path, together=32).run(plan_of(setting))
     assert [cell.status for cell in made.cells] == ["ok"] * 5
 

@@ -23,7 +23,8 @@ from sophon_bench.cli import main, paging
 from sophon_bench.data.scenario import ScenarioError
 from sophon_bench.data.scenarios import faces
 from sophon_bench.data.tasks.denoising import Denoising
-from sophon_bench.harness import generation, stages
+from sophon_bench.harness import generation
+from sophon_bench.harness.bench import Bench
 from sophon_bench.models.unets import UNet
 from sophon_bench.plugins import registry
 from sophon_bench.plugins.selectors import construct
@@ -406,7 +407,7 @@ def test_the_critic_of_unlabelled_faces_learns_the_original_classes(
 ) -> None:
     monkeypatch.setattr(generation, "STEPS", 3)
     data = dataclasses.replace(scenario(name).build(), generated=8)
-    bench = stages.Bench(data, UNet(), device=torch.device("cpu"), precision="fp32")
+    bench = Bench(data, UNet(), device=torch.device("cpu"), precision="fp32")
     made = bench.images(lambda noisy, timesteps: torch.zeros_like(noisy), data.restricted)
     found = bench.judged(made, data.restricted)
     assert found is not None

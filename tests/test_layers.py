@@ -7,17 +7,18 @@ import torch
 
 from sophon_bench.api import Batch, Model
 from sophon_bench.data.tasks.classification import Classification
-from sophon_bench.harness import stages
+from sophon_bench.harness.bench import Bench
+from sophon_bench.harness.loop import Made
 from sophon_bench.models import layers
 
 
 @pytest.fixture
-def model(bench: stages.Bench, pretrained: stages.Made) -> Model:
+def model(bench: Bench, pretrained: Made) -> Model:
     return bench.load(pretrained.weights)
 
 
 @pytest.fixture
-def batch(bench: stages.Bench) -> Batch:
+def batch(bench: Bench) -> Batch:
     samples = bench.samples(bench.data.restricted, "attacker")
     return Batch(samples.inputs, samples.targets)
 

@@ -21,7 +21,9 @@ from sophon_bench.api import AttackView, Incompatible, Model
 from sophon_bench.data import checking
 from sophon_bench.data.scenario import ScenarioError
 from sophon_bench.data.tasks.classification import Classification
-from sophon_bench.harness import stages
+from sophon_bench.harness import loop
+from sophon_bench.harness.bench import Bench, Weights
+from sophon_bench.harness.loop import Made
 from sophon_bench.plugins.registry import Entry, attacks, defenses, load_file, scenarios
 from sophon_bench.plugins.selectors import Trial, construct
 
@@ -51,9 +53,7 @@ def small(entry: Entry) -> Any:
 
 
 @pytest.mark.parametrize("name", attacks.names())
-def test_an_attack_keeps_the_contract(
-    name: str, bench: stages.Bench, pretrained: stages.Made
-) -> None:
+def test_an_attack_keeps_the_contract(name: str, bench: Bench, pretrained: Made) -> None:
     plugin = small(attacks.get(name))
     try:
         found = testing.check_attack(plugin, bench, pretrained.weights, samples=40, budget=BUDGET)
@@ -63,21 +63,17 @@ def test_an_attack_keeps_the_contract(
 
 
 @pytest.mark.parametrize("name", defenses.names())
-def test_a_defense_keeps_the_contract(
-    name: str, bench: stages.Bench, pretrained: stages.Made
-) -> None:
+def test_a_defense_keeps_the_contract(name: str, bench: Bench, pretrained: Made) -> None:
     assert not testing.check_defense(small(defenses.get(name)), bench, pretrained.weights)
 
 
 @pytest.mark.parametrize("name", defenses.names())
-def test_a_planned_cost_is_what_is_spent(
-    name: str, bench: stages.Bench, pretrained: stages.Made
-) -> None:
+def test_a_planned_cost_is_what_is_spent(name: str, bench: Bench, pretrained: Made) -> None:
     plugin = small(defenses.get(name))
     planned = getattr(plugin, "planned_units", None)
     if planned is None:
         pytest.skip("the defense does not plan its cost")
-    made = stages.protect(bench, pretrained.weights, plugin, 0, lambda fraction, words: None)
+    made = loop.protect(bench, pretrained.weights, plugin, 0, lambda fraction, words: None)
     original, restricted = bench.defender()
     available = len(restricted.train)
     if hasattr(plugin, "watch_every"):  # what it looks at is no part of the plan
@@ -92,13 +88,13 @@ def quiet(_fraction: float | None, _words: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def released(bench: stages.Bench, pretrained: stages.Made) -> Callable[[str], stages.Weights]:
+def released(bench: Bench, pretrained: Made) -> Callable[[str], Weights]:
     """What a defense releases, made once for all attacks."""
 
     @functools.cache
-    def made(defense: str) -> stages.Weights:
+    def made(defense: str) -> Weights:
         plugin = small(defenses.get(defense))
-        return stages.protect(bench, pretrained.weights, plugin, 0, quiet).weights
+        return loop.protect(bench, pretrained.weights, plugin, 0, quiet).weights
 
     return made
 
@@ -106,10 +102,10 @@ def released(bench: stages.Bench, pretrained: stages.Made) -> Callable[[str], st
 @pytest.mark.parametrize("defense", defenses.names())
 @pytest.mark.parametrize("attack", attacks.names())
 def test_every_attack_runs_against_every_defense(
-    attack: str, defense: str, bench: stages.Bench, released: Callable[[str], stages.Weights]
+    attack: str, defense: str, bench: Bench, released: Callable[[str], Weights]
 ) -> None:
     try:
-        found = stages.attack(
+        found = loop.attack(
             bench,
             released(defense),
             small(attacks.get(attack)),
@@ -206,7 +202,7 @@ class Bad:
     ],
 )
 def test_the_checks_find_each_fault(
-    fault: str, message: str, bench: stages.Bench, pretrained: stages.Made
+    fault: str, message: str, bench: Bench, pretrained: Made
 ) -> None:
     budget = 32 if fault == "greedy" else BUDGET
     found = testing.check_attack(Bad(fault), bench, pretrained.weights, samples=40, budget=budget)
@@ -216,7 +212,7 @@ def test_the_checks_find_each_fault(
 
 @pytest.mark.usefixtures("forget")
 def test_the_attack_in_contributing_keeps_the_contract(
-    tmp_path: Path, bench: stages.Bench, pretrained: stages.Made
+    tmp_path: Path, bench: Bench, pretrained: Made
 ) -> None:
     assert SHOWN is not None
     file = tmp_path / "norm_only.py"

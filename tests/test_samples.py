@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sophon_bench.api import AttackView, Batch, Incompatible, Samples
 from sophon_bench.data import samples
 from sophon_bench.data.samples import Pixels, Streamed
+from sophon_bench.harness.bench import Bench
+from sophon_bench.harness.loop import Made
 from sophon_bench.harness.meter import CountedSamples, Meter, WatchedTask
-from sophon_bench.harness.stages import Bench, Made
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry
 
@@ -111,7 +112,7 @@ def test_what_has_no_room_on_the_device_is_streamed(
     assert all(same(*pair) for pair in zip(*runs, strict=True))
 
 
-HOST = {"seeded", "_get_value"}
+HOST = {"seeded_from", "_get_value"}
 """Functions that look at numbers which are the host's whatever the device: seeds, Adam's steps."""
 
 

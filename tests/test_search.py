@@ -18,7 +18,6 @@ from sophon_bench.execution.executors.processes import THREAD_COUNTS
 from sophon_bench.execution.plan import (
     AttackStage,
     Plan,
-    Registries,
     Request,
     Search,
     Setting,
@@ -53,8 +52,7 @@ def plan_of(setting: Setting, chosen: Arsenal, **options: Any) -> Plan:
     request = Request(
         defenses=[], attacks=chosen, **{"seeds": [0], "samples": [20], "steps": 2, **options}
     )
-    registries = Registries(attacks=registry.attacks, defenses=registry.defenses)
-    return make_plan(request, [setting], registries)
+    return make_plan(request, [setting])
 
 
 def search_of(setting: Setting, selectors: list[str], **rules: int) -> Search:

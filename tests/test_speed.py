@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from sophon_bench.api import DefenseView, Model
 from sophon_bench.cli import main
+from sophon_bench.harness.bench import Bench
 from sophon_bench.harness.speed import (
     Size,
     Unmeasurable,
@@ -24,13 +25,13 @@ from sophon_bench.harness.speed import (
     roofline,
     size,
 )
-from sophon_bench.harness.stages import PRETRAIN_BATCH, Bench
 from sophon_bench.leaderboard import figures
 from sophon_bench.leaderboard.columns import frame
 from sophon_bench.leaderboard.vega import Figure
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry
 from sophon_bench.plugins.suites import trials
+from sophon_bench.protocol import PRETRAIN_BATCH
 
 
 def test_numbers_of_a_roofline_fit_together(bench: Bench) -> None:

@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from toy import fine_tune
 
 from sophon_bench.api import AttackView, Batch, DefenseView, Incompatible, Model, Predictor, attacks
-from sophon_bench.harness import stages
-from sophon_bench.harness.stages import Attacked, Bench, Made, NoUpdate
+from sophon_bench.harness import loop
+from sophon_bench.harness.bench import Bench
+from sophon_bench.harness.honesty import NoUpdate
+from sophon_bench.harness.loop import Attacked, Made
 from sophon_bench.plugins.suites import trials
+from sophon_bench.protocol import PRETRAIN_BATCH
 
 BUDGET = 8 * 64
 
@@ -40,17 +44,11 @@ class Plain:
 def attack(bench: Bench, made: Made, run: Any, **options: Any) -> Attacked:
     plugin = run if hasattr(run, "run") else Plain(run)
     chosen = {"samples": 40, "seed": 0, "budget": BUDGET, "tick": quiet, **options}
-    return stages.attack(bench, made.weights, plugin, **chosen)
+    return loop.attack(bench, made.weights, plugin, **chosen)
 
 
 def sgd(model: Model, view: AttackView, lr: float = 0.05) -> Iterator[Model]:
-    model.fresh_head(view.task.num_outputs, view.rng)
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    for batch in view.batches(16):
-        optimizer.zero_grad()
-        view.task.loss(model, batch).backward()
-        optimizer.step()
-        yield model
+    return fine_tune(model, view, lr)
 
 
 def last(seen: SimpleQueue[Any]) -> Any:
@@ -392,7 +390,7 @@ def test_fresh_weights_do_not_look_at_what_was_released(
 
 
 def protect(bench: Bench, made: Made, run: Any) -> Made:
-    return stages.protect(bench, made.weights, Plain(run), 0, quiet)
+    return loop.protect(bench, made.weights, Plain(run), 0, quiet)
 
 
 def test_only_the_state_dict_is_released(bench: Bench, pretrained: Made) -> None:
@@ -435,8 +433,8 @@ def test_a_defense_that_yields_nothing_or_another_architecture_is_refused(
 
 
 def test_pretraining_follows_the_seed(bench: Bench, pretrained: Made) -> None:
-    again, other = (stages.pretrain(bench, seed, quiet) for seed in (0, 1))
+    again, other = (loop.pretrain(bench, seed, quiet) for seed in (0, 1))
     assert all(torch.equal(t, pretrained.weights[n]) for n, t in again.weights.items())
     assert any(not torch.equal(t, pretrained.weights[n]) for n, t in other.weights.items())
     assert pretrained.cost.steps == 8
-    assert pretrained.cost.examples == 8 * stages.PRETRAIN_BATCH
+    assert pretrained.cost.examples == 8 * PRETRAIN_BATCH

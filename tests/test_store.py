@@ -38,12 +38,12 @@ from sophon_bench.results.records import (
     Run,
     attack_key,
     content_key,
-    derive_seed,
     dump,
     misnamed,
     protect_key,
 )
 from sophon_bench.results.store import Store, StoreError, is_store
+from sophon_bench.seeding import derive_seed
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from sophon_bench.api import AttackView, Incompatible, Model, Samples
-from sophon_bench.harness import stages
-from sophon_bench.harness.stages import Attacked, Bench, Made
+from sophon_bench.harness import loop, speed
+from sophon_bench.harness.bench import Bench
+from sophon_bench.harness.honesty import NoUpdate
+from sophon_bench.harness.loop import Attacked, Made
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry
 
@@ -102,7 +104,7 @@ def test_each_trial_does_what_it_would_do_alone(
 
 
 def many(bench: Bench, made: Made, trials: Sequence[Any], budget: int = 512) -> list[Any]:
-    return stages.attack_many(
+    return loop.attack_many(
         bench, made.weights, trials, samples=40, seed=0, budget=budget, ticks=[quiet] * len(trials)
     )
 
@@ -119,7 +121,7 @@ def test_curves_and_costs_are_those_of_one_at_a_time(
     field, values = ("lr", LRS) if "lr" in cls.together else (cls.together[0], (1, 3, 10))
     trials = [cls(**settings, **{field: value}) for value in values]
     for trial, found in zip(trials, many(bench, pretrained, trials), strict=True):
-        alone = stages.attack(
+        alone = loop.attack(
             bench, pretrained.weights, trial, samples=40, seed=0, budget=512, tick=quiet
         )
         assert [(p.steps, pytest.approx(p.units, rel=0.01)) for p in found.curve] == [
@@ -152,7 +154,7 @@ def test_probes_share_one_extraction(name: str, bench: Bench) -> None:
 
 def test_probes_of_other_lengths_do_not_run_at_once(bench: Bench) -> None:
     cls: Any = registry.attacks.get("probe-ridge").cls
-    assert stages.speed_up(bench, [cls(), cls(alpha=1.0)], samples=40) == 0
+    assert speed.speed_up(bench, [cls(), cls(alpha=1.0)], samples=40) == 0
 
 
 def test_one_that_diverges_leaves_the_others_alone(bench: Bench, pretrained: Made) -> None:
@@ -188,7 +190,7 @@ class Lazy:
 def test_an_idle_trial_is_an_error_of_its_own(bench: Bench, pretrained: Made) -> None:
     moved, idle = many(bench, pretrained, [Lazy(0.1), Lazy(0.2)])
     assert isinstance(moved, Attacked)
-    assert isinstance(idle, stages.NoUpdate)
+    assert isinstance(idle, NoUpdate)
 
 
 def test_another_number_of_predictors_is_an_error(bench: Bench, pretrained: Made) -> None:
@@ -207,5 +209,5 @@ def test_speed_up_is_measured_and_nothing_where_it_cannot_be(bench: Bench) -> No
             raise RuntimeError("no batching rule")
             yield []
 
-    assert stages.speed_up(bench, [Lazy(0.1), Lazy(0.2)], samples=40) > 0
-    assert stages.speed_up(bench, [Refusing(0.1), Refusing(0.2)], samples=40) == 0
+    assert speed.speed_up(bench, [Lazy(0.1), Lazy(0.2)], samples=40) > 0
+    assert speed.speed_up(bench, [Refusing(0.1), Refusing(0.2)], samples=40) == 0

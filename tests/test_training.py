@@ -9,7 +9,9 @@ from torch import nn
 
 from sophon_bench.api import Batch, Incompatible, Model, attacks
 from sophon_bench.fused_sgd import FusedSGD
-from sophon_bench.harness import stages
+from sophon_bench.harness import loop
+from sophon_bench.harness.bench import Bench
+from sophon_bench.harness.loop import Made
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins.suites import trials
 from sophon_bench.training import (
@@ -99,11 +101,9 @@ def test_schedules_have_the_shape_that_they_are_named_for() -> None:
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "one-cycle"])
-def test_an_attack_ends_with_its_schedule(
-    schedule: str, bench: stages.Bench, pretrained: stages.Made
-) -> None:
+def test_an_attack_ends_with_its_schedule(schedule: str, bench: Bench, pretrained: Made) -> None:
     (trial,) = trials(attacks, [f"finetune[schedule={schedule},steps=3,batch_size=16]"])
-    found = stages.attack(
+    found = loop.attack(
         bench, pretrained.weights, trial.plugin, samples=40, seed=0, budget=640,
         tick=lambda fraction, words: None,
     )  # fmt: skip
@@ -111,9 +111,7 @@ def test_an_attack_ends_with_its_schedule(
     assert found.curve[-1].steps == 3
 
 
-def test_only_the_scope_moves_and_a_kept_head_must_fit(
-    bench: stages.Bench, pretrained: stages.Made
-) -> None:
+def test_only_the_scope_moves_and_a_kept_head_must_fit(bench: Bench, pretrained: Made) -> None:
     model = bench.load(pretrained.weights)
     kept = model.head
     rng = torch.Generator().manual_seed(0)
@@ -125,7 +123,7 @@ def test_only_the_scope_moves_and_a_kept_head_must_fit(
     assert model.num_outputs == 7
 
 
-def test_head_only_leaves_the_body_alone(bench: stages.Bench, pretrained: stages.Made) -> None:
+def test_head_only_leaves_the_body_alone(bench: Bench, pretrained: Made) -> None:
     from sophon_bench.api import AttackView
 
     model = bench.load(pretrained.weights)

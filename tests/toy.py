@@ -12,7 +12,7 @@ from conftest import Attempt
 from msgspec.structs import replace
 from torch import Tensor, nn
 
-from sophon_bench.api import DefenseView, Domain, Model, Samples
+from sophon_bench.api import AttackView, DefenseView, Domain, Model, Samples
 from sophon_bench.data.tasks.classification import Classification
 from sophon_bench.results.pictures import picture_of
 from sophon_bench.results.records import Generated
@@ -87,6 +87,20 @@ def trained(steps: int = 150) -> Tiny:
         torch.autograd.backward(data.task.loss(model, batch))
         optimizer.step()
     return model
+
+
+def fine_tune(
+    model: Model, view: AttackView, lr: float = 0.02, *, trained: nn.Module | None = None
+) -> Iterator[Model]:
+    """The plain loop of an attack behind a fresh head; of ``trained`` around it, if given."""
+    model.fresh_head(view.task.num_outputs, view.rng)
+    moving = model if trained is None else trained
+    optimizer = torch.optim.SGD(moving.parameters(), lr=lr)
+    for batch in view.batches(16):
+        optimizer.zero_grad()
+        torch.autograd.backward(view.task.loss(moving, batch))
+        optimizer.step()
+        yield moving
 
 
 def drain(run: Iterator[Model]) -> tuple[list[dict[str, Tensor]], str | None]:

@@ -236,8 +236,8 @@ def _roofline(
 
     from sophon_bench.execution.plan import default_samples
     from sophon_bench.execution.runs import find_settings
+    from sophon_bench.harness.bench import Bench
     from sophon_bench.harness.speed import roofline
-    from sophon_bench.harness.stages import Bench
     from sophon_bench.plugins.registry import attacks
     from sophon_bench.plugins.selectors import construct
     from sophon_bench.plugins.suites import trials
@@ -318,7 +318,7 @@ def _growth(
     from sophon_bench.api import Incompatible
     from sophon_bench.execution.runs import find_settings
     from sophon_bench.harness import speed
-    from sophon_bench.harness.stages import Bench
+    from sophon_bench.harness.bench import Bench
     from sophon_bench.leaderboard import figures, overhead, vega
     from sophon_bench.leaderboard.columns import frame
     from sophon_bench.plugins.registry import defenses

@@ -18,7 +18,7 @@ from torch import Tensor
 from sophon_bench import __version__
 from sophon_bench.api import DefenseView, Model
 from sophon_bench.execution.plan import Setting
-from sophon_bench.harness.stages import Bench
+from sophon_bench.harness.bench import Bench
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.weight_files import Content, few, read
 from sophon_bench.models.weight_names import dotted, fitted

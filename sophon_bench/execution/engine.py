@@ -21,7 +21,7 @@ from sophon_bench.execution.plan import (
     setting_of,
 )
 from sophon_bench.execution.worker import Worker
-from sophon_bench.harness import stages
+from sophon_bench.harness import speed
 from sophon_bench.models.architecture import Compile
 from sophon_bench.results.provenance import capture
 from sophon_bench.results.records import Asked, Cell, ModelRecord, Records, Run
@@ -147,7 +147,7 @@ class LocalEngine:
             bench = worker.bench(setting_of(group[0]))
             units = sum(stage.units or 0.0 for stage in group)
             flops += units * bench.profile.flops_per_unit
-            seconds += units * stages.seconds_per_unit(bench)
+            seconds += units * speed.seconds_per_unit(bench)
         return flops, seconds / self.workers
 
     def _start(self, search: Search) -> _Running:

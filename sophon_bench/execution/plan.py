@@ -16,8 +16,10 @@ from itertools import product
 import msgspec
 
 from sophon_bench import protocol
+from sophon_bench.api import AttackMany, Declared
 from sophon_bench.data.scenario import ScenarioData
 from sophon_bench.models.architecture import Architecture, Precision
+from sophon_bench.plugins import registry
 from sophon_bench.plugins.failures import BadInput
 from sophon_bench.plugins.registry import Registry
 from sophon_bench.plugins.selectors import SelectorError, Trial, names_of, vary
@@ -91,8 +93,8 @@ class ProtectStage:
     @property
     def units(self) -> float | None:
         """Planned cost, if the defense tells."""
-        planned: float | None = getattr(self.defense.plugin, "planned_units", None)
-        return planned
+        plugin = self.defense.plugin
+        return Declared.of(plugin).planned_units
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,10 +136,10 @@ class AttackStage:
     @property
     def companions(self) -> tuple[str, ...] | None:
         """What it has in common with the stages that it may run together with; None: with none."""
-        fields = getattr(self.attack.plugin, "together", None)
-        if fields is None:
+        plugin = self.attack.plugin
+        if not isinstance(plugin, AttackMany):
             return None
-        shared = {k: v for k, v in self.attack.parameters.items() if k not in fields}
+        shared = {k: v for k, v in self.attack.parameters.items() if k not in plugin.together}
         place = (self.samples, self.budget, self.domain, self.stretch)
         return (self.upstream.key, self.attack.name, repr(place), repr(sorted(shared.items())))
 
@@ -194,8 +196,16 @@ class Search:
             yield batch
 
     def _stage(self, trial: Trial, stretch: int = 1, *, derived: bool = False) -> AttackStage:
-        place = (self.samples, self.budget, self.domain, stretch)
-        return attack_stage(self.upstream, trial, *place, derived=derived)
+        samples, budget, domain = self.samples, self.budget, self.domain
+        key = attack_key(
+            self.upstream.key,
+            plugin_id(trial),
+            samples=samples,
+            budget=budget,
+            domain=domain,
+            stretch=stretch,
+        )
+        return AttackStage(key, self.upstream, trial, samples, budget, domain, stretch, derived)
 
     def _refined(self, done: Tried) -> list[AttackStage]:
         families: dict[str, list[AttackStage]] = {}
@@ -256,7 +266,7 @@ def neighbours(lr: float, tried: Iterable[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Request:
-    """What to cross. Controls are added when `controls` is true.
+    """What to cross; controls are added.
 
     Attributes:
         samples: The attacker's n; empty: the middle one of the scenario's protocol.
@@ -268,7 +278,6 @@ class Request:
     seeds: Sequence[int]
     samples: Sequence[int] = ()
     steps: int | None = None
-    controls: bool = True
 
 
 @dataclass(frozen=True)
@@ -295,18 +304,16 @@ class Plan:
         return names_of([*defenses, *(stage.attack for stage in self.cells)])
 
 
-def make_plan(request: Request, settings: Iterable[Setting], registries: Registries) -> Plan:
+def make_plan(request: Request, settings: Iterable[Setting]) -> Plan:
     """Cross the request over the settings.
 
     Raises:
         PlanError: If a sample count or the budget is not positive, or more samples are asked
             for than the scenario has.
     """
-    defenses = list(request.defenses)
-    listed, recipes = request.attacks.trials, request.attacks.trainability
-    if request.controls:
-        defenses = _with_controls(registries.defenses, defenses)
-        listed = _with_controls(registries.attacks, listed)
+    defenses = _with_controls(registry.defenses, request.defenses)
+    listed = _with_controls(registry.attacks, request.attacks.trials)
+    recipes = request.attacks.trainability
     models: dict[str, PretrainStage | ProtectStage] = {}
     searches: dict[tuple[object, ...], Search] = {}
     for setting in settings:
@@ -351,22 +358,14 @@ def plan_again(cells: Iterable[tuple[Cell, ModelRecord, Setting, Trial, Trial]])
     return Plan(list(models.values()), searches)
 
 
-@dataclass(frozen=True)
-class Registries:
-    """Where controls are looked up."""
-
-    attacks: Registry
-    defenses: Registry
-
-
 def default_samples(data: ScenarioData) -> int:
     """The middle one of the protocol's sample counts."""
     return data.samples[len(data.samples) // 2]
 
 
-def _with_controls(registry: Registry, chosen: list[Trial]) -> list[Trial]:
-    missing = [name for name in registry.controls() if name not in {t.name for t in chosen}]
-    return trials(registry, missing) + chosen
+def _with_controls(plugins: Registry, chosen: Sequence[Trial]) -> list[Trial]:
+    missing = [name for name in plugins.controls() if name not in {t.name for t in chosen}]
+    return [*trials(plugins, missing), *chosen]
 
 
 def _budget(steps: int | None, setting: Setting) -> int:
@@ -404,28 +403,6 @@ def _pretrain(setting: Setting, seed: int) -> PretrainStage:
 
 def _protect(pretrain: PretrainStage, defense: Trial) -> ProtectStage:
     return ProtectStage(protect_key(pretrain.key, plugin_id(defense)), pretrain, defense)
-
-
-def attack_stage(
-    protect: ProtectStage,
-    attack: Trial,
-    samples: int,
-    budget: int,
-    domain: str,
-    stretch: int = 1,
-    *,
-    derived: bool = False,
-) -> AttackStage:
-    """The stage of one cell; its key follows from the rest."""
-    key = attack_key(
-        protect.key,
-        plugin_id(attack),
-        samples=samples,
-        budget=budget,
-        domain=domain,
-        stretch=stretch,
-    )
-    return AttackStage(key, protect, attack, samples, budget, domain, stretch, derived)
 
 
 def plugin_id(trial: Trial) -> PluginId:

@@ -22,7 +22,6 @@ from sophon_bench.execution.engine import LocalEngine
 from sophon_bench.execution.plan import (
     Plan,
     PlanError,
-    Registries,
     Request,
     Setting,
     make_plan,
@@ -152,7 +151,7 @@ def prepare(options: Options, *, defenses: Sequence[Trial], attacks: Arsenal) ->
         samples=options.samples,
         steps=options.steps,
     )
-    plan = make_plan(request, settings, Registries(attacks=all_attacks, defenses=all_defenses))
+    plan = make_plan(request, settings)
     return Job(plan=plan, store=store, device=place, threads=threads, options=options)
 
 

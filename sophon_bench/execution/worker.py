@@ -21,7 +21,9 @@ from sophon_bench.execution.plan import (
     plugin_id,
     setting_of,
 )
-from sophon_bench.harness import stages
+from sophon_bench.harness import loop, speed
+from sophon_bench.harness.bench import Bench, Weights
+from sophon_bench.harness.honesty import NoUpdate
 from sophon_bench.models import layers
 from sophon_bench.models.architecture import Compile
 from sophon_bench.plugins.failures import first_line, sentence
@@ -56,13 +58,13 @@ class Worker:
     device: torch.device
     tick: Tick
     compiled: Compile = "off"
-    _bench: tuple[Setting, stages.Bench] | None = field(default=None, init=False)
+    _bench: tuple[Setting, Bench] | None = field(default=None, init=False)
     _gains: dict[tuple[object, ...], float] = field(default_factory=dict, init=False)
 
-    def bench(self, setting: Setting) -> stages.Bench:
+    def bench(self, setting: Setting) -> Bench:
         """The data of a setting on the device."""
         if self._bench is None or self._bench[0] is not setting:
-            bench = stages.Bench(
+            bench = Bench(
                 setting.data,
                 setting.backbone,
                 device=self.device,
@@ -109,7 +111,7 @@ class Worker:
         if kind not in self._gains:
             plugins = [stage.attack.plugin for stage in attacks]
             bench = self.bench(setting)
-            self._gains[kind] = stages.speed_up(bench, plugins, samples=first.samples)
+            self._gains[kind] = speed.speed_up(bench, plugins, samples=first.samples)
         return self._gains[kind] > WORTH_IT
 
     def _attack_many(
@@ -118,7 +120,7 @@ class Worker:
         first = attacks[0]
         setting = setting_of(first)
         contained: list[str] = []
-        done = stages.attack_many(
+        done = loop.attack_many(
             self.bench(setting),
             self._weights(first.upstream, upstream),
             [stage.attack.plugin for stage in attacks],
@@ -149,11 +151,11 @@ class Worker:
         contained: list[str] = []
         try:
             if isinstance(stage, PretrainStage):
-                made = stages.pretrain(bench, stage.seed, tick)
+                made = loop.pretrain(bench, stage.seed, tick)
             else:
                 weights = self._weights(stage.upstream, upstream)
                 seed = stage.upstream.seed
-                made = stages.protect(
+                made = loop.protect(
                     bench, weights, stage.defense.plugin, seed, tick, contained=contained
                 )
         except StoreError:
@@ -202,7 +204,7 @@ class Worker:
         }
 
     def _ratios(
-        self, stage: PretrainStage | ProtectStage, released: stages.Weights, upstream: Upstream
+        self, stage: PretrainStage | ProtectStage, released: Weights, upstream: Upstream
     ) -> tuple[Ratios | None, Ratios | None]:
         """How far the released model's layers are from the undefended ones."""
         if isinstance(stage, PretrainStage):
@@ -220,7 +222,7 @@ class Worker:
         scored: list[Point] = []
         contained: list[str] = []
         try:
-            done = stages.attack(
+            done = loop.attack(
                 self.bench(setting),
                 self._weights(protect, upstream),
                 stage.attack.plugin,
@@ -258,7 +260,7 @@ class Worker:
             **{**outcome, "curve": Curve.of(outcome["curve"])},
         )
 
-    def _weights(self, stage: PretrainStage | ProtectStage, upstream: Upstream) -> stages.Weights:
+    def _weights(self, stage: PretrainStage | ProtectStage, upstream: Upstream) -> Weights:
         record = upstream[stage.key]
         if record.weights is None:
             raise _Unmade(stage, record)
@@ -290,7 +292,7 @@ def _status(error: Exception) -> Status:
 
 def _reason(error: Exception) -> str:
     """One line: what went wrong, and where in the plugin's own code."""
-    if isinstance(error, Incompatible | stages.NoUpdate | _Unmade):
+    if isinstance(error, Incompatible | NoUpdate | _Unmade):
         return first_line(error)
     return sentence(error, _is_plugin)
 

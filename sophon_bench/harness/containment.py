@@ -21,10 +21,9 @@ import sys
 import threading
 import time
 import types
-import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
-from importlib.abc import Loader, MetaPathFinder
+from functools import partial
 from importlib.machinery import ModuleSpec
 from typing import Any, Self, TypeVar
 
@@ -33,12 +32,12 @@ from torch.utils import _python_dispatch
 
 from sophon_bench.data.samples import THREADS
 from sophon_bench.harness.plugin_state import Snapshot
-from sophon_bench.harness.process_settings import LOOKED_AT, SWAPPED, Setting, listed
+from sophon_bench.harness.process_settings import LOOKED_AT, STREAMS, SWAPPED, Setting, listed
 
 T = TypeVar("T")
 
 SHOWN = 2000
-"""Characters of what a plugin prints in a stage that are kept."""
+"""Bytes of what a plugin prints in a stage that are kept."""
 
 CLOSINGS = 3
 """Times that a generator is asked to end."""
@@ -59,24 +58,24 @@ class Containment:
         self.found: list[str] = [] if found is None else found
         # a check's own wrapper is not what is looked at
         self._plugins = [inspect.unwrap(plugin) for plugin in plugins]  # type: ignore[arg-type]
-        self._printed = _Printed()
+        self._printed = Printed()
         self._steps: Iterator[Any] | None = None
-        self._guard: torch.inference_mode | None = None
-        self._modes: list[Any] = []
+        self._modes = _Modes()
         self._imported = False
-        self._ours = (self._printed, self._printed, self._warn)
 
     def __enter__(self) -> Self:
         self._context = contextvars.copy_context()
         self._state = Snapshot(self._plugins)
-        self._looked_at = [setting.read() for setting in LOOKED_AT]
         self._threads = set(threading.enumerate())
         self._children = set(multiprocessing.active_children())
-        self._streams, self._inner_streams = _streams(), self._ours
-        self._outside = [setting.read() for setting in SWAPPED]
-        self._inside = list(self._outside)
+        self._outside = _read(SWAPPED)
+        binary: Any = self._printed
+        text = io.TextIOWrapper(binary, "utf-8", "replace", newline="", write_through=True)
+        self._begin = [text, text, self._warn, *self._outside[len(STREAMS) :]]
+        self._inside = list(self._begin)
         self._hooks = sys.unraisablehook, threading.excepthook
         sys.unraisablehook, threading.excepthook = self._unraisable, self._thread_failed
+        self._looked_at = _read(LOOKED_AT)
         self._imports = _Imports(self)
         sys.meta_path.insert(0, self._imports)
         return self
@@ -91,7 +90,12 @@ class Containment:
             self.close()
         finally:
             sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not self._imports]
-            self._end_settings()
+            self._say_changes(SWAPPED, self._begin, self._inside)
+            for words in self._modes.end():
+                self._say(words)
+            values = _read(LOOKED_AT)
+            self._say_changes(LOOKED_AT, self._looked_at, values)
+            _write(LOOKED_AT, values, self._looked_at)
             self._end_workers()
             if state := self._state.restore():
                 self._say(f"kept state: {listed(state)}")
@@ -118,15 +122,13 @@ class Containment:
     @contextlib.contextmanager
     def visit(self) -> Iterator[None]:
         """Call what the plugin has made (a predictor) from the harness's own settings."""
-        self._streams = _streams()
-        _set_streams(self._ours)
+        _write(SWAPPED, self._outside, self._begin)
         try:
             yield
         finally:
-            _set_streams(self._streams)
-            now = [setting.read() for setting in SWAPPED]
-            self._say_changes(SWAPPED, self._outside, now)
-            _write(now, self._outside)
+            now = _read(SWAPPED)
+            self._say_changes(SWAPPED, self._begin, now)
+            _write(SWAPPED, now, self._outside)
 
     def close(self) -> None:
         """End the generator, whatever it does about it."""
@@ -147,18 +149,19 @@ class Containment:
                 # whoever has it may let go of it when nobody listens: at the interpreter's exit
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
 
-    def looked_at(self) -> tuple[list[Any], set[threading.Thread]]:
-        """What is looked at after a stage, as it is now."""
-        return [setting.read() for setting in LOOKED_AT], set(threading.enumerate())
-
-    def excuse(self, before: tuple[list[Any], set[threading.Thread]]) -> None:
-        """Let be what has changed since ``before``: a library did it while it was imported."""
-        self._imported = True
-        values, threads = self.looked_at()
-        self._threads |= threads - before[1]
-        for number, (was, value) in enumerate(zip(before[0], values, strict=True)):
-            if was == self._looked_at[number]:
-                self._looked_at[number] = value
+    @contextlib.contextmanager
+    def excusing(self) -> Iterator[None]:
+        """Let be what changes inside: a library does it while it is imported."""
+        before, threads = _read(LOOKED_AT), set(threading.enumerate())
+        try:
+            yield
+        finally:
+            self._imported = True
+            self._threads |= set(threading.enumerate()) - threads
+            self._looked_at = [
+                new if old == first else first
+                for first, old, new in zip(self._looked_at, before, _read(LOOKED_AT), strict=True)
+            ]
 
     def include(self, module: types.ModuleType) -> None:
         """Look at the state of a module that was just imported, if it is one of the plugin's."""
@@ -167,36 +170,13 @@ class Containment:
 
     def _within(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call something of the plugin's in its own settings."""
-        self._streams = _streams()
-        outer = _python_dispatch._get_current_dispatch_mode_stack()
-        guarded = self._guard is not None
-        if guarded and not outer:
-            # its own guard brings back that there were modes, as in the first update, a sampled one
-            outer = [_Neutral()]
-        if self._guard is not None:
-            _set_modes([])
-            self._guard.__exit__(None, None, None)
-            self._guard = None
-        if guarded or self._modes:
-            _set_modes([*outer, *self._modes])
-        _write(self._outside, self._inside)
-        _set_streams(self._inner_streams)
         try:
-            return self._context.run(function, *arguments)
+            with self._modes.inside():
+                _write(SWAPPED, self._outside, self._inside)
+                return self._context.run(function, *arguments)
         finally:
-            self._inner_streams = _streams()
-            _set_streams(self._streams)
-            modes = _python_dispatch._get_current_dispatch_mode_stack()
-            self._modes = [mode for mode in modes if mode not in outer]
-            inference = torch.is_inference_mode_enabled()
-            if guarded or inference or modes != outer:
-                _set_modes([])
-                if inference:
-                    self._guard = torch.inference_mode(mode=False)
-                    self._guard.__enter__()
-                _set_modes([mode for mode in outer if not isinstance(mode, _Neutral)])
-            self._inside = [setting.read() for setting in SWAPPED]
-            _write(self._inside, self._outside)
+            self._inside = _read(SWAPPED)
+            _write(SWAPPED, self._inside, self._outside)
 
     def _say(self, words: str) -> None:
         # names are anybody's: a line stays a line, and what JSON has no form for stays out
@@ -210,26 +190,6 @@ class Containment:
         for setting, one, other in zip(settings, before, after, strict=True):
             if one != other:
                 self._say(setting.change(one, other))
-
-    def _end_settings(self) -> None:
-        self._say_changes(SWAPPED, self._outside, self._inside)
-        names = ("sys.stdout", "sys.stderr", "warnings.showwarning")
-        for name, one, other in zip(names, self._ours, self._inner_streams, strict=True):
-            if one != other:
-                self._say(f"changed {name}")
-        if (sys.unraisablehook, threading.excepthook) != (self._unraisable, self._thread_failed):
-            self._say("changed sys.unraisablehook or threading.excepthook")
-        if self._guard is not None:
-            self._say("left torch.inference_mode on")
-            _KEPT.append(self._guard)
-        if self._modes:
-            self._say(f"left torch dispatch modes on: {listed(_kinds(self._modes))}")
-            _end_modes(self._modes)
-        values = [setting.read() for setting in LOOKED_AT]
-        self._say_changes(LOOKED_AT, self._looked_at, values)
-        for setting, was, value in zip(LOOKED_AT, self._looked_at, values, strict=True):
-            if was != value:
-                setting.write(was)
 
     def _end_workers(self) -> None:
         deadline = time.monotonic() + GRACE_SECONDS
@@ -266,12 +226,9 @@ class Containment:
 
     def _warn(self, *arguments: Any, **named: Any) -> None:
         """Show a warning where the harness shows them: it is no printing."""
-        inner = _streams()
-        _set_streams(self._streams)
-        try:
-            self._streams[2](*arguments, **named)
-        finally:
-            _set_streams(inner)
+        stdout, stderr, show = self._outside[: len(STREAMS)]
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            show(*arguments, **named)
 
     def _unraisable(self, raised: sys.UnraisableHookArgs) -> None:
         self._say(_raised(raised.exc_type, raised.exc_value, "in a finalizer"))
@@ -300,22 +257,14 @@ def _raised(kind: type[BaseException], error: BaseException | None, when: str) -
     return f"raised {kind.__name__} {when}" + f": {words}" * bool(words)
 
 
-def _write(now: Sequence[Any], wanted: Sequence[Any]) -> None:
-    for setting, one, other in zip(SWAPPED, now, wanted, strict=True):
+def _read(settings: Sequence[Setting]) -> list[Any]:
+    return [setting.read() for setting in settings]
+
+
+def _write(settings: Sequence[Setting], now: Sequence[Any], wanted: Sequence[Any]) -> None:
+    for setting, one, other in zip(settings, now, wanted, strict=True):
         if one is not other and one != other:
             setting.write(other)
-
-
-def _streams() -> tuple[Any, Any, Any]:
-    return sys.stdout, sys.stderr, warnings.showwarning
-
-
-def _set_streams(streams: tuple[Any, Any, Any]) -> None:
-    sys.stdout, sys.stderr, warnings.showwarning = streams
-
-
-def _kinds(things: Sequence[object]) -> list[str]:
-    return [type(thing).__name__ for thing in things]
 
 
 class _Neutral(_python_dispatch.TorchDispatchMode):
@@ -330,6 +279,58 @@ class _Neutral(_python_dispatch.TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+class _Modes:
+    """A plugin's own dispatch modes and inference mode, above those of the harness."""
+
+    def __init__(self) -> None:
+        self._guard: torch.inference_mode | None = None
+        self._own: list[Any] = []
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Bring back the plugin's, above the harness's; after it, those of the harness alone."""
+        outer = _stack()
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            # its own guard brings back that there were modes, as in the first update, a sampled one
+            outer = outer or [_Neutral()]
+            _set_modes([])
+            guard.__exit__(None, None, None)
+        if guard is not None or self._own:
+            _set_modes([*outer, *self._own])
+        try:
+            yield
+        finally:
+            modes = _stack()
+            self._own = [mode for mode in modes if mode not in outer]
+            inference = torch.is_inference_mode_enabled()
+            if guard is not None or inference or modes != outer:
+                _set_modes([])
+                if inference:
+                    self._guard = torch.inference_mode(mode=False)
+                    self._guard.__enter__()
+                _set_modes([mode for mode in outer if not isinstance(mode, _Neutral)])
+
+    def end(self) -> Iterator[str]:
+        """Leave what is left on, and say what that was."""
+        if self._guard is not None:
+            yield "left torch.inference_mode on"
+            _KEPT.append(self._guard)
+        if self._own:
+            yield f"left torch dispatch modes on: {listed([type(m).__name__ for m in self._own])}"
+            outer = _stack()
+            _set_modes([*outer, *self._own])
+            for mode in reversed(self._own):  # torch counts how many modes it is in
+                with contextlib.suppress(Exception):
+                    mode.__exit__(None, None, None)
+            _set_modes(outer)
+
+
+def _stack() -> list[Any]:
+    modes: list[Any] = _python_dispatch._get_current_dispatch_mode_stack()
+    return modes
+
+
 def _set_modes(modes: Sequence[Any]) -> None:
     """Make these the dispatch modes.
 
@@ -337,31 +338,18 @@ def _set_modes(modes: Sequence[Any]) -> None:
     meanwhile; torch sees how it is when the last one is removed.
     """
     _python_dispatch._push_mode(_Neutral())
-    while _python_dispatch._get_current_dispatch_mode_stack():
+    while _stack():
         _python_dispatch._pop_mode()
     for mode in modes:
         _python_dispatch._push_mode(mode)
 
 
-def _end_modes(modes: Sequence[Any]) -> None:
-    """Leave modes that nobody will: torch counts how many it is in."""
-    outer = _python_dispatch._get_current_dispatch_mode_stack()
-    _set_modes([*outer, *modes])
-    for mode in reversed(modes):
-        with contextlib.suppress(Exception):
-            mode.__exit__(None, None, None)
-    _set_modes(outer)
-
-
-class _Printed(io.TextIOBase):
+class Printed(io.BufferedIOBase):
     """Standard output of a plugin: how much it was, and how it began."""
-
-    encoding = "utf-8"
 
     def __init__(self) -> None:
         self.bytes = 0
-        self.begin = ""
-        self.buffer = _PrintedBytes(self)
+        self.begin = b""
 
     def __str__(self) -> str:
         size = next(
@@ -369,13 +357,14 @@ class _Printed(io.TextIOBase):
             for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (0, "bytes"))
             if self.bytes >= unit
         )
-        return f"{size}: {self.begin!r}" + "…" * (len(self.begin) == SHOWN)
+        begin = self.begin.decode(errors="replace")
+        return f"{size}: {begin!r}" + "…" * (len(self.begin) == SHOWN)
 
-    def write(self, text: str) -> int:
-        self.bytes += len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
-        if len(self.begin) < SHOWN:
-            self.begin += text[: SHOWN - len(self.begin)]
-        return len(text)
+    def write(self, content: Any) -> int:
+        written = bytes(content)
+        self.bytes += len(written)
+        self.begin += written[: SHOWN - len(self.begin)]
+        return len(written)
 
     def writable(self) -> bool:
         return True
@@ -388,70 +377,32 @@ class _Printed(io.TextIOBase):
         """Nothing: there are others who write here."""
 
 
-class _PrintedBytes(io.RawIOBase):
-    """The same for bytes."""
-
-    def __init__(self, text: _Printed) -> None:
-        self.text = text
-
-    def write(self, content: Any) -> int:
-        return self.text.write(bytes(content).decode(errors="replace"))
-
-    def writable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        """Nothing, as above."""
-
-
-class _Imports(MetaPathFinder):
-    """Sees what is imported for the first time in a stage."""
+class _Imports:
+    """A finder that sees what is imported for the first time in a stage."""
 
     def __init__(self, stage: Containment) -> None:
-        self.stage = stage
-        self.depth = 0
+        self._stage = stage
+        self._depth = 0
 
-    def find_spec(
-        self,
-        fullname: str,
-        path: Sequence[str] | None,
-        target: types.ModuleType | None = None,
-    ) -> ModuleSpec | None:
+    def find_spec(self, *place: Any) -> ModuleSpec | None:
+        """What the other finders find, to be loaded where the stage sees it."""
         for finder in sys.meta_path:
             find = None if finder is self else getattr(finder, "find_spec", None)
-            spec: ModuleSpec | None = find(fullname, path, target) if find else None
-            if spec is not None:
-                if hasattr(spec.loader, "exec_module") and not isinstance(spec.loader, type):
-                    spec.loader = _Loader(spec.loader, self)
-                return spec
+            if find and (spec := find(*place)):
+                loader = spec.loader
+                if hasattr(loader, "exec_module") and not isinstance(loader, type):
+                    loader.exec_module = partial(self._load, loader, loader.exec_module)
+                return spec  # type: ignore[no-any-return]
         return None
 
-
-class _Loader(Loader):
-    """Loads as another loader does."""
-
-    def __init__(self, loader: Any, imports: _Imports) -> None:
-        self._loader, self._imports = loader, imports
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
-
-    def create_module(self, spec: ModuleSpec) -> types.ModuleType | None:
-        made: types.ModuleType | None = self._loader.create_module(spec)
-        return made
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        """Run the module's code, as if this loader had never been."""
-        module.__loader__ = self._loader
-        if module.__spec__ is not None:
-            module.__spec__.loader = self._loader
-        imports = self._imports
-        before = None if imports.depth else imports.stage.looked_at()
-        imports.depth += 1
-        try:
-            self._loader.exec_module(module)
-        finally:
-            imports.depth -= 1
-            if before is not None:
-                imports.stage.excuse(before)
-            imports.stage.include(module)
+    def _load(
+        self, loader: Any, execute: Callable[[types.ModuleType], None], module: types.ModuleType
+    ) -> None:
+        vars(loader).pop("exec_module", None)
+        with contextlib.nullcontext() if self._depth else self._stage.excusing():
+            self._depth += 1
+            try:
+                execute(module)
+            finally:
+                self._depth -= 1
+                self._stage.include(module)

@@ -32,8 +32,15 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from sophon_bench.api import Batch, Model, Predictor, Samples, Task
 from sophon_bench.protocol import SAME_MODEL
 from sophon_bench.results.records import Cost
+from sophon_bench.seeding import forked
 
 T = TypeVar("T")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what was queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def flop_counter() -> FlopCounterMode:
@@ -82,7 +89,7 @@ def profile(model: Model, inputs: Tensor, *, whole: bool = False) -> Profile:
     model = copy.deepcopy(model).train()
     flops: dict[str, int] = {}
     elements: dict[str, int] = {}
-    with torch.random.fork_rng(devices=_cuda(inputs.device)), flop_counter() as all:
+    with forked(inputs.device), flop_counter() as all:
         before = [0]
 
         def enter(_module: nn.Module, _arguments: Any) -> None:
@@ -168,7 +175,7 @@ class Meter:
                 self.note = stop.value if isinstance(stop.value, str) else None
                 return
             if flops is not None:
-                self._synchronize()
+                synchronize(self.device)
                 self._sampled_seconds += time.perf_counter() - begin
                 units = flops.get_total_flops() / self.profile.flops_per_unit
                 self._calibrate(units)
@@ -206,12 +213,8 @@ class Meter:
     def settle(self) -> None:
         """Wait for the device, on the plugin's time: what it queued belongs to it."""
         begin = time.perf_counter()
-        self._synchronize()
+        synchronize(self.device)
         self._timed_seconds += time.perf_counter() - begin
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     @property
     def seconds(self) -> float:
@@ -236,7 +239,7 @@ class Meter:
         self._counter.counting = False
         handle = register_module_forward_pre_hook(evaluate)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=_cuda(self.device)):
+            with torch.no_grad(), forked(self.device):
                 yield
         finally:
             handle.remove()
@@ -365,18 +368,11 @@ class WatchedTask:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._last: Tensor | None = None
-        self.name = task.name
-        self.utility_name = task.utility_name
-        self.draws = task.draws
-
-    @property
-    def num_outputs(self) -> int:
-        """As the task's."""
-        return self._task.num_outputs
-
-    def predict(self, model: Predictor, inputs: Tensor) -> Tensor:
-        """As the task's."""
-        return self._task.predict(model, inputs)
+        # the rest is the task's own
+        self.name, self.utility_name = task.name, task.utility_name
+        self.draws, self.num_outputs = task.draws, task.num_outputs
+        self.predict, self.utility = task.predict, task.utility
+        self.trivial_loss = task.trivial_loss
 
     def loss(self, model: Predictor, batch: Batch) -> Tensor:
         """As the task's."""
@@ -384,14 +380,6 @@ class WatchedTask:
         if loss.requires_grad and not is_functorch_wrapped_tensor(loss):
             self._last = loss.detach()
         return loss
-
-    def utility(self, predictor: Predictor, samples: Samples) -> float:
-        """As the task's."""
-        return self._task.utility(predictor, samples)
-
-    def trivial_loss(self, samples: Samples) -> float | None:
-        """As the task's."""
-        return self._task.trivial_loss(samples)
 
     def finite(self) -> bool:
         """Whether the last training loss was finite; waits for the device."""
@@ -430,7 +418,3 @@ class PeakMemory:
             for line in Path("/proc/self/status").read_text().splitlines():
                 if line.startswith("VmHWM"):
                     self.bytes = int(line.split()[1]) * 1024
-
-
-def _cuda(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []

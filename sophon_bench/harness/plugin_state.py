@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import ast
 import collections
+import contextlib
 import functools
+import gc
 import itertools
 import pickle
 import random
@@ -20,8 +22,9 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -42,15 +45,30 @@ OPEN = (
 )
 """Other modules' classes whose instances are looked into: they hold what one puts there."""
 
-GATHERED = (list, collections.deque, bytearray, set)
+WRAPPERS = (
+    types.MethodType, staticmethod, classmethod, property, functools.cached_property,
+    functools.partial, tuple, frozenset,
+)  # fmt: skip
+"""What never changes itself, and is looked through."""
 
+GENERATORS: Sequence[tuple[type, Callable[[Any], Any], Callable[[Any, Any], object]]] = (
+    (
+        torch.Generator,
+        lambda rng: rng.get_state().tolist(),
+        lambda rng, state: rng.set_state(torch.tensor(state, dtype=torch.uint8)),
+    ),
+    (
+        np.random.Generator,
+        lambda rng: rng.bit_generator.state,
+        lambda rng, state: setattr(rng.bit_generator, "state", state),
+    ),
+    (np.random.RandomState, np.random.RandomState.get_state, np.random.RandomState.set_state),
+    (random.Random, random.Random.getstate, random.Random.setstate),
+)
+"""How the state of random generators is read and written."""
 
-class _Kept(Protocol):
-    """Something that may change, as it was."""
-
-    def restore(self) -> Iterable[str]:
-        """Put it back; the paths of what had changed."""
-        ...
+Restore = Callable[[], Iterable[str]]
+"""Puts something back as it was; gives the paths of what had changed."""
 
 
 class Snapshot:
@@ -61,25 +79,17 @@ class Snapshot:
     """
 
     def __init__(self, plugins: Sequence[object]) -> None:
-        self._kept: list[_Kept] = []
+        self._kept: list[Restore] = []
         self._seen: dict[int, object] = {id(sys.modules): sys.modules}
-        classes = [cls for plugin in plugins for cls in type(plugin).__mro__]
         homes = dict.fromkeys(type(plugin).__module__ for plugin in plugins)
-        self._files = {
-            file.name: file.resolve() for home in homes for file in _files(sys.modules.get(home))
-        }
-        loaded = [module for module in list(sys.modules.values()) if self.owns(module)]
         main = [sys.modules[home] for home in homes if home in sys.modules]
+        self._files = {file.name: file.resolve() for home in main for file in _files(home)}
+        loaded = [module for module in list(sys.modules.values()) if self.owns(module)]
         self._modules = {module.__name__: module for module in [*main, *loaded]}
-        roots: list[tuple[str, object]] = [
-            *((cls.__name__, cls) for cls in classes),
-            *(("self", plugin) for plugin in plugins),
-        ]
         for module in self._modules.values():
-            self._keep_module(
-                "" if module in main else f"{module.__name__.split('.')[-1]}.", module
-            )
-        self._walk(roots)
+            self._keep_module(module, "" if module in main else _prefix(module))
+        for plugin in plugins:
+            self._walk([*((cls.__name__, cls) for cls in type(plugin).__mro__), ("self", plugin)])
 
     def owns(self, module: object) -> bool:
         """Whether ``module`` is loaded from one of the plugin's own files."""
@@ -90,330 +100,210 @@ class Snapshot:
     def include(self, module: types.ModuleType) -> None:
         """Add one of the plugin's own modules that has just been imported."""
         self._modules[module.__name__] = module
-        self._keep_module(f"{module.__name__.split('.')[-1]}.", module)
+        self._keep_module(module, _prefix(module))
 
     def restore(self) -> list[str]:
         """Put everything back as it was; the paths of what had changed, each once."""
-        return list(dict.fromkeys(path for kept in self._kept for path in kept.restore()))
+        return list(dict.fromkeys(path for restore in self._kept for path in restore()))
 
-    def _keep_module(self, prefix: str, module: types.ModuleType) -> None:
+    def _keep_module(self, module: types.ModuleType, prefix: str) -> None:
         self._seen[id(module)] = module
-        names = self._names(prefix, vars(module))
-        self._walk([(prefix + name, value) for name, value in names.items()])
+        self._walk(self._dictionary(prefix, vars(module)))
 
-    def _names(self, prefix: str, held: dict[str, Any]) -> dict[str, Any]:
-        """Keep the names in a dictionary that holds an object's or a module's attributes."""
+    def _walk(self, roots: Iterable[tuple[str, object]]) -> None:
+        waiting = collections.deque(roots)
+        while waiting:
+            path, value = waiting.popleft()
+            if type(value) not in ATOMS and id(value) not in self._seen:
+                self._seen[id(value)] = value  # held, so that its id stays its own
+                waiting.extend(self._inside(path, value))
+
+    def _inside(self, path: str, value: Any) -> Iterator[tuple[str, object]]:
+        """Keep what ``value`` itself is, and give what is reached from it."""
+        if isinstance(value, type):
+            if self._is_own(value):
+                bind, unbind = partial(type.__setattr__, value), partial(type.__delattr__, value)
+                yield from self._names(f"{path}.", lambda: dict(vars(value)), bind, unbind)
+                yield from ((path, part) for part in vars(value).values() if _is_function(part))
+        elif _is_function(value):
+            if self._is_own(value):
+                yield from self._inside_function(path, value)
+        elif isinstance(value, WRAPPERS):
+            yield from ((path, part) for part in gc.get_referents(value))
+        else:
+            yield from self._inside_data(path, value)
+
+    def _inside_function(
+        self, path: str, function: types.FunctionType
+    ) -> Iterator[tuple[str, object]]:
+        yield from self._dictionary(f"{path}.", vars(function))
+        code, defaults = function.__code__, function.__defaults__ or ()
+        names = code.co_varnames[: code.co_argcount][-len(defaults) :]
+        arguments = {**dict(zip(names, defaults, strict=False)), **(function.__kwdefaults__ or {})}
+        yield from ((f"{path}({name}=…)", value) for name, value in arguments.items())
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            yield from self._attributes(cell, {name: "cell_contents"})
+
+    def _inside_data(self, path: str, value: Any) -> Iterator[tuple[str, object]]:
+        kind = type(value)
+        if issubclass(kind, Tensor):
+            if value.layout is torch.strided and not value.is_meta:
+                self._kept.append(partial(_restore_tensor, path, value, *_tensor_state(value)))
+                yield path, value.grad if value.is_leaf else None
+        elif issubclass(kind, np.ndarray):
+            if value.flags.writeable:
+                self._kept.append(partial(_restore_array, path, value, value.copy()))
+        elif issubclass(kind, list | collections.deque | bytearray | set | dict):
+            self._kept.append(partial(_restore_container, path, value, value.copy()))
+            yield from ((path, part) for part in gc.get_referents(value))
+        for generator, read, write in GENERATORS:
+            if issubclass(kind, generator):
+                self._kept.append(
+                    partial(_restore_generator, path, value, read, write, read(value))
+                )
+        if issubclass(kind, OPEN) or self._is_own(kind):
+            if isinstance(held := getattr(value, "__dict__", None), dict):
+                yield from self._dictionary(f"{path}.", held)
+            slots = {
+                name: name
+                for cls in kind.__mro__
+                for name, member in vars(cls).items()
+                if isinstance(member, types.MemberDescriptorType)
+            }
+            yield from self._attributes(value, slots, f"{path}.")
+
+    def _dictionary(self, prefix: str, held: dict[str, Any]) -> Iterator[tuple[str, object]]:
+        """Keep what a module's, a function's or an instance's names are bound to."""
+        return self._names(prefix, lambda: held, held.__setitem__, held.__delitem__)
+
+    def _attributes(
+        self, owner: object, attributes: Mapping[str, str], prefix: str = ""
+    ) -> Iterator[tuple[str, object]]:
+        """Keep slots, or the content of a cell: attributes of an object by what they are called."""
+
+        def read() -> dict[str, Any]:
+            found = {}
+            for name, attribute in attributes.items():
+                with contextlib.suppress(AttributeError, ValueError):  # it has none
+                    found[name] = getattr(owner, attribute)
+            return found
 
         def bind(name: str, value: object) -> None:
-            held[name] = value
+            object.__setattr__(owner, attributes[name], value)
 
-        kept = _Names(prefix, lambda: held, bind, held.__delitem__, self._foreign)
-        self._kept.append(kept)
-        return kept.before
+        def unbind(name: str) -> None:
+            object.__delattr__(owner, attributes[name])
+
+        return self._names(prefix, read, bind, unbind)
+
+    def _names(
+        self,
+        prefix: str,
+        read: Callable[[], Mapping[str, Any]],
+        bind: Callable[[str, Any], object],
+        unbind: Callable[[str], object],
+    ) -> Iterator[tuple[str, object]]:
+        """Keep what names are bound to, by functions that read, bind and unbind them."""
+
+        def now() -> dict[str, Any]:
+            return {name: value for name, value in read().items() if not _is_dunder(name)}
+
+        def restore() -> Iterator[str]:
+            after = now()
+            for name in {**before, **after}:
+                if name in before and name in after and _same(after[name], before[name]):
+                    continue
+                if name in after and self._foreign(after[name]):
+                    continue
+                if name in before:
+                    bind(name, before[name])
+                else:
+                    unbind(name)
+                yield prefix + name
+
+        before = {name: _copy_of_count(value) for name, value in now().items()}
+        self._kept.append(restore)
+        return ((prefix + name, value) for name, value in before.items())
 
     def _foreign(self, value: object) -> bool:
         """Whether a name was bound to other people's code, as an import does.
 
         torch does too: the first optimizer of a class has its ``step`` wrapped.
         """
-        if isinstance(value, types.FunctionType):
+        if _is_function(value):
             return not self._is_scope(value.__globals__)
         return isinstance(value, types.ModuleType) or (
             isinstance(value, types.BuiltinFunctionType | type) and not self._is_own(value)
         )
 
     def _is_own(self, code: Any) -> bool:
-        module = getattr(code, "__module__", None)
-        if isinstance(module, str) and module in self._modules:
+        if getattr(code, "__module__", None) in self._modules:
             return True
         return self._is_scope(getattr(code, "__globals__", None))
 
     def _is_scope(self, names: object) -> bool:
         return any(names is vars(module) for module in self._modules.values())
 
-    def _walk(self, roots: Iterable[tuple[str, object]]) -> None:
-        waiting = collections.deque(roots)
-        while waiting:
-            path, value = waiting.popleft()
-            if type(value) in ATOMS or id(value) in self._seen:
-                continue
-            self._seen[id(value)] = value  # held, so that its id stays its own
-            waiting.extend(self._inside(path, value))
 
-    def _inside(self, path: str, value: Any) -> Iterator[tuple[str, object]]:
-        """Keep what ``value`` itself is, and give what is reached from it."""
-        kind = type(value)
-        if isinstance(value, type):
-            if self._is_own(value):
-                yield from self._inside_class(path, value)
-        elif kind is types.FunctionType:
-            if self._is_own(value):
-                yield from self._inside_function(path, value)
-        elif kind is types.MethodType:
-            yield from ((path, value.__func__), (path, value.__self__))
-        elif issubclass(kind, staticmethod | classmethod):
-            yield path, value.__func__
-        elif issubclass(kind, property):
-            yield from ((path, part) for part in (value.fget, value.fset, value.fdel))
-        elif issubclass(kind, functools.cached_property):
-            yield path, value.func
-        elif issubclass(kind, functools.partial):
-            yield from ((path, part) for part in (value.func, value.args, value.keywords))
-        else:
-            yield from self._inside_data(path, value)
-
-    def _inside_class(self, path: str, cls: type) -> Iterator[tuple[str, object]]:
-        def bind(name: str, value: object) -> None:
-            type.__setattr__(cls, name, value)
-
-        def unbind(name: str) -> None:
-            type.__delattr__(cls, name)
-
-        def held() -> dict[str, Any]:
-            return dict(vars(cls))
-
-        self._kept.append(_Names(f"{path}.", held, bind, unbind, self._foreign))
-        for name, value in held().items():
-            if not _is_dunder(name) or isinstance(value, types.FunctionType):
-                yield f"{path}.{name}", value
-
-    def _inside_function(
-        self, path: str, function: types.FunctionType
-    ) -> Iterator[tuple[str, object]]:
-        for name, value in self._names(f"{path}.", vars(function)).items():
-            yield f"{path}.{name}", value
-        code = function.__code__
-        arguments = code.co_varnames[: code.co_argcount][-len(function.__defaults__ or ()) :]
-        defaults = zip(arguments, function.__defaults__ or (), strict=False)
-        for name, value in (*defaults, *(function.__kwdefaults__ or {}).items()):
-            yield f"{path}({name}=…)", value
-        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-            variable = _Variable(name, cell)
-            self._kept.append(
-                _Names("", variable.read, variable.bind, variable.unbind, self._foreign)
-            )
-            yield from variable.read().items()
-
-    def _inside_data(self, path: str, value: Any) -> Iterator[tuple[str, object]]:
-        kind = type(value)
-        if issubclass(kind, Tensor):
-            if value.layout is torch.strided and not value.is_meta:
-                self._kept.append(_Tensor(path, value))
-                yield path, value.grad if value.is_leaf else None
-        elif issubclass(kind, np.ndarray):
-            if value.flags.writeable:
-                self._kept.append(_Array(path, value))
-        elif (drawn := _generator_state(value)) is not None:
-            self._kept.append(_Generator(path, *drawn))
-        elif issubclass(kind, GATHERED):
-            self._kept.append(_Elements(path, value))
-            yield from ((path, part) for part in value)
-        elif issubclass(kind, tuple | frozenset):
-            yield from ((path, part) for part in value)
-        elif issubclass(kind, dict):
-            self._kept.append(_Items(path, value))
-            yield from ((path, part) for part in value.values())
-        if issubclass(kind, OPEN) or self._is_own(kind):
-            yield from self._inside_instance(path, value)
-
-    def _inside_instance(self, path: str, value: Any) -> Iterator[tuple[str, object]]:
-        if isinstance(held := getattr(value, "__dict__", None), dict):
-            for name, part in self._names(f"{path}.", held).items():
-                yield f"{path}.{name}", part
-        slots = [
-            name
-            for cls in type(value).__mro__
-            for name, member in vars(cls).items()
-            if isinstance(member, types.MemberDescriptorType)
-        ]
-        if slots:
-
-            def filled() -> dict[str, Any]:
-                return {name: getattr(value, name) for name in slots if hasattr(value, name)}
-
-            def bind(name: str, part: object) -> None:
-                object.__setattr__(value, name, part)
-
-            def unbind(name: str) -> None:
-                object.__delattr__(value, name)
-
-            self._kept.append(_Names(f"{path}.", filled, bind, unbind, self._foreign))
-            yield from ((f"{path}.{name}", part) for name, part in filled().items())
+def _restore_container(path: str, value: Any, before: Any) -> Iterator[str]:
+    """What is in a list, a deque, a byte array, a set, or a dictionary in its order."""
+    if isinstance(value, set):
+        same = value == before
+    else:
+        same = _all_same([*value], [*before])
+        if isinstance(value, dict):
+            same = same and _all_same([*value.values()], [*before.values()])
+    if not same:
+        value.clear()
+        (value.update if isinstance(value, set | dict) else value.extend)(before)
+        yield path
 
 
-class _Names:
-    """Names that are bound to values.
-
-    Args:
-        prefix: Begins the path of each.
-        read: Gives them now.
-        bind: Binds one.
-        unbind: Removes one.
-        foreign: Whether a value is other people's code: a name bound to it was imported late.
-    """
-
-    def __init__(
-        self,
-        prefix: str,
-        read: Callable[[], Mapping[str, Any]],
-        bind: Callable[[str, Any], None],
-        unbind: Callable[[str], None],
-        foreign: Callable[[object], bool],
-    ) -> None:
-        self.prefix = prefix
-        self.read, self.bind, self.unbind, self.foreign = read, bind, unbind, foreign
-        self.before = {name: v for name, v in read().items() if not _is_dunder(name)}
-        self.counts = {
-            name: repr(v) for name, v in self.before.items() if type(v) is itertools.count
-        }
-
-    def restore(self) -> Iterator[str]:
-        now = {name: v for name, v in self.read().items() if not _is_dunder(name)}
-        for name, value in self.before.items():
-            if name in self.counts and repr(value) != self.counts[name]:
-                self.bind(name, _counting(self.counts[name]))
-                yield self.prefix + name
-            elif name not in now or not _same(now[name], value):
-                if name in now and self.foreign(now[name]):
-                    continue
-                self.bind(name, value)
-                yield self.prefix + name
-        for name in now.keys() - self.before.keys():
-            if not self.foreign(now[name]):
-                self.unbind(name)
-                yield self.prefix + name
+def _tensor_state(value: Tensor) -> tuple[Tensor, bool, Tensor | None]:
+    """The values of a tensor, whether it learns, and its gradient."""
+    return value.detach().clone(), value.requires_grad, value.grad if value.is_leaf else None
 
 
-class _Elements:
-    """What is in a list, a deque, a byte array or a set."""
-
-    def __init__(self, path: str, value: Any) -> None:
-        self.path, self.value = path, value
-        self.before = list(value)
-
-    def restore(self) -> Iterator[str]:
-        if isinstance(self.value, set):
-            same = self.value == set(self.before)
-        else:
-            same = _all_same(list(self.value), self.before)
-        if not same:
-            self.value.clear()
-            (self.value.update if isinstance(self.value, set) else self.value.extend)(self.before)
-            yield self.path
-
-
-class _Items:
-    """What is in a dictionary, in its order."""
-
-    def __init__(self, path: str, value: dict[Any, Any]) -> None:
-        self.path, self.value = path, value
-        self.before = dict(value)
-
-    def restore(self) -> Iterator[str]:
-        one, other = self.value, self.before
-        if not (_all_same([*one], [*other]) and _all_same([*one.values()], [*other.values()])):
-            self.value.clear()
-            self.value.update(self.before)
-            yield self.path
+def _restore_tensor(
+    path: str, value: Tensor, before: Tensor, learns: bool, grad: Tensor | None
+) -> Iterator[str]:
+    now = value.detach()
+    alike = now.shape == before.shape and now.dtype == before.dtype
+    unequal = not alike or bool(((now != before) & ((now == now) | (before == before))).any())
+    if unequal and alike:
+        with torch.inference_mode(value.is_inference()), torch.no_grad():
+            now.copy_(before)
+    elif unequal:
+        value.data = before
+    retrained = value.is_leaf and (value.grad is not grad or value.requires_grad != learns)
+    if retrained:
+        value.requires_grad_(learns)
+        value.grad = grad
+    if unequal or retrained:
+        yield path
 
 
-class _Tensor:
-    """The values of a tensor, its gradient, and whether it has one."""
-
-    def __init__(self, path: str, value: Tensor) -> None:
-        self.path, self.value = path, value
-        self.before = value.detach().clone()
-        self.leaf, self.learns = value.is_leaf, value.requires_grad
-        self.grad = value.grad if self.leaf else None
-
-    def restore(self) -> Iterator[str]:
-        now, before = self.value.detach(), self.before
-        like = now.shape == before.shape and now.dtype == before.dtype
-        changed = not like or not bool(
-            ((now == before) | ((now != now) & (before != before))).all()
-        )
-        if changed:
-            with torch.inference_mode(self.value.is_inference()), torch.no_grad():
-                if like:
-                    now.copy_(before)
-                else:
-                    self.value.data = before
-        if self.leaf and (
-            self.value.grad is not self.grad or self.value.requires_grad != self.learns
-        ):
-            self.value.requires_grad_(self.learns)
-            self.value.grad = self.grad
-            changed = True
-        if changed:
-            yield self.path
+def _restore_array(path: str, value: np.ndarray, before: np.ndarray) -> Iterator[str]:
+    if value.shape != before.shape:
+        value.resize(before.shape, refcheck=False)
+    if value.tobytes() != before.tobytes():
+        value[...] = before
+        yield path
 
 
-class _Array:
-    """The values of an array."""
-
-    def __init__(self, path: str, value: np.ndarray) -> None:
-        self.path, self.value = path, value
-        self.before = value.copy()
-
-    def restore(self) -> Iterator[str]:
-        if self.value.shape != self.before.shape:
-            self.value.resize(self.before.shape, refcheck=False)
-        if self.value.tobytes() != self.before.tobytes():
-            self.value[...] = self.before
-            yield self.path
+def _restore_generator(
+    path: str,
+    value: Any,
+    read: Callable[[Any], Any],
+    write: Callable[[Any, Any], object],
+    before: Any,
+) -> Iterator[str]:
+    if pickle.dumps(read(value)) != pickle.dumps(before):
+        write(value, before)
+        yield path
 
 
-class _Generator:
-    """How far a random generator is."""
-
-    def __init__(self, path: str, read: Callable[[], Any], write: Callable[[Any], object]) -> None:
-        self.path, self.read, self.write = path, read, write
-        self.before = read()
-
-    def restore(self) -> Iterator[str]:
-        if pickle.dumps(self.read()) != pickle.dumps(self.before):
-            self.write(self.before)
-            yield self.path
-
-
-def _generator_state(value: Any) -> tuple[Callable[[], Any], Callable[[Any], object]] | None:
-    """How to read and to write a random generator's state; None of anything else."""
-    if isinstance(value, torch.Generator):
-        return (
-            lambda: value.get_state().numpy().tobytes(),
-            lambda state: value.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8)),
-        )
-    if isinstance(value, np.random.Generator):
-        bits = value.bit_generator
-        return lambda: bits.state, lambda state: setattr(bits, "state", state)
-    if isinstance(value, np.random.RandomState):
-        return value.get_state, value.set_state
-    if isinstance(value, random.Random):
-        return value.getstate, value.setstate
-    return None
-
-
-class _Variable:
-    """A variable of an enclosing function."""
-
-    def __init__(self, name: str, cell: types.CellType) -> None:
-        self.name, self.cell = name, cell
-
-    def read(self) -> dict[str, Any]:
-        """Its value by its name; nothing if it has none as yet."""
-        try:
-            return {self.name: self.cell.cell_contents}
-        except ValueError:
-            return {}
-
-    def bind(self, _name: str, value: object) -> None:
-        self.cell.cell_contents = value
-
-    def unbind(self, _name: str) -> None:
-        del self.cell.cell_contents
-
-
-def _files(module: types.ModuleType | None) -> list[Path]:
+def _files(module: types.ModuleType) -> list[Path]:
     file = getattr(module, "__file__", None)
     return _files_of(Path(file)) if isinstance(file, str) else []
 
@@ -426,13 +316,23 @@ def _files_of(file: Path) -> list[Path]:
         return [file]
 
 
+def _prefix(module: types.ModuleType) -> str:
+    return f"{module.__name__.split('.')[-1]}."
+
+
 def _is_dunder(name: str) -> bool:
     return name.startswith("__") and name.endswith("__")
 
 
-def _counting(text: str) -> Any:
-    """The `itertools.count` that has this representation."""
-    return itertools.count(*ast.literal_eval(f"({text.partition('(')[2][:-1]},)"))
+def _is_function(value: object) -> TypeGuard[types.FunctionType]:
+    return type(value) is types.FunctionType
+
+
+def _copy_of_count(value: Any) -> Any:
+    """Another `itertools.count` that is as far as this one; anything else as it is."""
+    if type(value) is not itertools.count:
+        return value
+    return itertools.count(*ast.literal_eval(f"({repr(value).partition('(')[2][:-1]},)"))
 
 
 def _same(one: object, other: object) -> bool:
@@ -443,6 +343,8 @@ def _same(one: object, other: object) -> bool:
         return False
     if isinstance(one, tuple) and isinstance(other, tuple):
         return _all_same(one, other)
+    if isinstance(one, itertools.count):
+        return repr(one) == repr(other)
     return isinstance(one, ATOMS) and (one == other or (one != one and other != other))
 
 

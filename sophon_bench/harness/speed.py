@@ -1,11 +1,13 @@
 """How fast the loop is against bare passes and a matmul, and how protecting grows with the model.
 
-Everything is a ratio within one run: what is compared takes turns, so that whatever else the
+Also what is measured before a run: the time of one unit, and whether trials pay at once.
+Everything else is a ratio within one run: what is compared takes turns, so that whatever else the
 machine does hits both.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import statistics
@@ -16,10 +18,23 @@ from typing import NamedTuple
 
 import torch
 
-from sophon_bench.api import Attack, AttackView, Defense, DefenseView
-from sophon_bench.harness.meter import CountedSamples, Meter, WatchedTask
-from sophon_bench.harness.stages import Bench, pretraining
+from sophon_bench import training
+from sophon_bench.api import (
+    Attack,
+    AttackMany,
+    AttackView,
+    Declared,
+    Defense,
+    DefenseView,
+    Model,
+)
+from sophon_bench.harness.bench import Bench
+from sophon_bench.harness.containment import Containment
+from sophon_bench.harness.loop import driven
+from sophon_bench.harness.meter import CountedSamples, Meter, WatchedTask, synchronize
 from sophon_bench.plugins.failures import BadInput
+from sophon_bench.protocol import PRETRAIN_BATCH, PRETRAIN_LR
+from sophon_bench.seeding import seeded
 
 RESIDENT = 8
 """Batches that the bare passes take turns with."""
@@ -32,6 +47,37 @@ WARM_UP = 3
 
 SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 """Widths of the square matrices whose product is the peak."""
+
+
+def seconds_per_unit(bench: Bench) -> float:
+    """How long one unit takes here: an update of 64 examples, after one to warm up."""
+    run = _pretraining(bench, 3)
+    _seconds(bench, run, 1)
+    return _seconds(bench, run, 2) / PRETRAIN_BATCH
+
+
+def speed_up(bench: Bench, plugins: Sequence[AttackMany], *, samples: int) -> float:
+    """How many times as fast ``plugins`` are at once as one after the other, untrained.
+
+    From three updates each, after one to begin with; 0 where they cannot run at once.
+    """
+
+    def seconds(start: Callable[[Model, AttackView], Iterator[object]]) -> float:
+        view = _attack_view(bench, samples, Meter(bench.profile, bench.device))
+        model = bench.new_model(torch.Generator())
+        run = driven(stage, lambda: start(model, view), [view.train])
+        _seconds(bench, run, 1)
+        taken = _seconds(bench, run, 3)
+        stage.close()
+        return taken
+
+    with Containment(plugins) as stage, seeded(0, bench.device):
+        try:
+            alone = seconds(plugins[0].run)
+            together = seconds(functools.partial(plugins[0].run_many, plugins))
+        except Exception:  # no rule of vmap, no memory, fewer updates; what it is shows alone
+            return 0.0
+    return alone * len(plugins) / together
 
 
 @dataclass(frozen=True)
@@ -145,9 +191,18 @@ def _bare(bench: Bench, samples: int, batch_size: int) -> Iterator[object]:
 
 
 def _loop(bench: Bench, plugin: Attack, samples: int) -> Iterator[object]:
-    train, validation = bench.attacker(bench.data.restricted, samples, 0)
     meter = Meter(bench.profile, bench.device)
-    view = AttackView(
+    view = _attack_view(bench, samples, meter)
+    model = meter.watch(bench.new_model(torch.Generator().manual_seed(0)))
+    run = meter.drive(plugin.run(model, view))
+    for _ in itertools.islice(run, SAMPLED):
+        pass
+    return run
+
+
+def _attack_view(bench: Bench, samples: int, meter: Meter) -> AttackView:
+    train, validation = bench.attacker(bench.data.restricted, samples, 0)
+    return AttackView(
         task=WatchedTask(bench.data.restricted.task),
         train=CountedSamples(train),
         validation=validation,
@@ -156,11 +211,6 @@ def _loop(bench: Bench, plugin: Attack, samples: int) -> Iterator[object]:
         device=bench.device,
         rng=torch.Generator(),
     )
-    model = meter.watch(bench.new_model(torch.Generator().manual_seed(0)))
-    run = meter.drive(plugin.run(model, view))
-    for _ in itertools.islice(run, SAMPLED):
-        pass
-    return run
 
 
 class Unmeasurable(BadInput, ValueError):
@@ -227,7 +277,7 @@ def check(
         names = ", ".join(bench.backbone.label for bench in benches)
         raise Unmeasurable(f"growth needs at least two backbones of different sizes; got {names}")
     for selector, plugin in defenses:
-        steps: int | None = getattr(plugin, "steps", None)
+        steps = Declared.of(plugin).steps
         if steps is not None:
             _check_length(selector, steps, updates)
 
@@ -268,7 +318,7 @@ def growth(
         begun = meter.units
         for done, _ in enumerate(itertools.islice(driven, updates), 1):
             tick((number + done / (2 * updates)) / len(defenses))
-        base = pretraining(bench, WARM_UP + updates)
+        base = _pretraining(bench, WARM_UP + updates)
         _seconds(bench, base, WARM_UP)
         spent, pretrained = 0.0, 0.0
         for done in range(updates + 1, 2 * updates + 1):
@@ -294,15 +344,12 @@ def exponents(found: Sequence[Update]) -> list[Exponents]:
     fitted = []
     for defense in dict.fromkeys(update.defense for update in found):
         own = [update for update in found if update.defense == defense]
-        fitted.append(
-            Exponents(
-                defense=defense,
-                by_parameters=exponent([(u.parameters, u.seconds) for u in own]),
-                by_flops=exponent([(u.flops, u.seconds) for u in own]),
-                pretrain_by_parameters=exponent([(u.parameters, u.pretrain_seconds) for u in own]),
-                pretrain_by_flops=exponent([(u.flops, u.pretrain_seconds) for u in own]),
-            )
-        )
+        slopes = {
+            f"{prefix}by_{size}": exponent([(getattr(u, size), getattr(u, time)) for u in own])
+            for prefix, time in (("", "seconds"), ("pretrain_", "pretrain_seconds"))
+            for size in Size._fields
+        }
+        fitted.append(Exponents(defense=defense, **slopes))
     return fitted
 
 
@@ -327,13 +374,25 @@ def _protection(
     _check_length(selector, steps, updates)
 
 
+def _pretraining(bench: Bench, steps: int) -> Iterator[Model]:
+    """So many updates of pre-training from random initialisation, to time them."""
+    domain, _ = bench.defender()
+    return training.train(
+        bench.new_model(torch.Generator()),
+        domain,
+        steps=steps,
+        batch_size=PRETRAIN_BATCH,
+        lr=PRETRAIN_LR,
+        rng=torch.Generator(),
+    )
+
+
 def _seconds(bench: Bench, run: Iterator[object], steps: int) -> float:
     """Of one step, a mean over ``steps``."""
     begin = time.perf_counter()
-    for _ in itertools.islice(run, steps):
-        pass
-    if bench.device.type == "cuda":
-        torch.cuda.synchronize(bench.device)
+    for _ in range(steps):
+        next(run)
+    synchronize(bench.device)
     return (time.perf_counter() - begin) / steps
 
 

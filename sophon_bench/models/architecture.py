@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -141,20 +139,3 @@ def check_pixels(pixels: Tensor) -> None:
         raise BackboneError(
             f"expected uint8 pixels of shape (N, 3, H, W), got {pixels.dtype} {tuple(pixels.shape)}"
         )
-
-
-def seeded(rng: torch.Generator) -> AbstractContextManager[None]:
-    """The global CPU generator, seeded from ``rng`` inside the ``with`` and put back after it."""
-    return seeded_with(int(torch.randint(2**63 - 1, (), generator=rng)), torch.device("cpu"))
-
-
-@contextmanager
-def seeded_with(seed: int, device: torch.device) -> Iterator[None]:
-    """The global generators of the CPU and a device, seeded inside the ``with``."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        # not torch.manual_seed, which would seed all accelerators
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            torch.cuda.manual_seed(seed)
-        yield

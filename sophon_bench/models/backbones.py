@@ -16,11 +16,12 @@ from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
 from sophon_bench.models import published_weights
-from sophon_bench.models.architecture import BackboneError, Precision, check_pixels, seeded
+from sophon_bench.models.architecture import BackboneError, Precision, check_pixels
 from sophon_bench.models.published_weights import WeightsError, in_short
 from sophon_bench.models.timm_models import TimmModel, classifiers
 from sophon_bench.plugins.registry import closest, unknown
 from sophon_bench.plugins.selectors import format_selector, plain
+from sophon_bench.seeding import seeded_from
 
 Value = bool | int | float | str | None | tuple["Value", ...]
 
@@ -99,7 +100,7 @@ class Backbone:
         if pretrained:
             parameters["pretrained_cfg_overlay"] = self._published()
         try:
-            with seeded(rng):
+            with seeded_from(rng):
                 body: nn.Module = timm.create_model(
                     self.name, pretrained=pretrained, num_classes=num_outputs, **parameters
                 )
@@ -189,7 +190,7 @@ class Backbone:
         """Why a model cannot take a training step on two images, or None if it can."""
         rng = torch.Generator().manual_seed(0)
         model = self.build(num_outputs, rng, fresh=True)
-        with seeded(rng):
+        with seeded_from(rng):
             try:
                 outputs = model(torch.randn(2, 3, image_size, image_size))
                 outputs.sum().backward()
@@ -251,7 +252,7 @@ def _check_file(label: str, name: str, file: str, custom_load: bool) -> None:
     A backbone of another number of classes takes a file of another architecture without a word.
     """
     source = {"file": file, "custom_load": custom_load}
-    with seeded(torch.Generator().manual_seed(0)):
+    with seeded_from(torch.Generator().manual_seed(0)):
         try:
             timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source)
         except Exception as error:  # whatever a file can make the libraries do

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sophon_bench.data.scenario import ScenarioError
+from sophon_bench.seeding import forked
 
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 """torch-fidelity's name for them, with the beginning of their SHA-256."""
@@ -64,7 +65,7 @@ class Inception:
 
         untyped: Any = FrechetInceptionDistance
         self._device = device
-        with torch.random.fork_rng(devices=[]):  # layers are drawn before they are loaded
+        with forked(torch.device("cpu")):  # layers are drawn before they are loaded
             self._metric = untyped(
                 feature=FEATURES,
                 reset_real_features=False,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from sophon_bench.api import Batch, Model, Task
-from sophon_bench.models.architecture import seeded_with
 from sophon_bench.results.records import Ratios
+from sophon_bench.seeding import seeded
 
 
 def ratios(
@@ -64,7 +64,7 @@ def _sigma(weight: Tensor) -> float:
 def _gradients(model: Model, task: Task, batch: Batch, rng_seed: int) -> Mapping[str, float]:
     model = copy.deepcopy(model).requires_grad_(True).train()
     model.fresh_head(task.num_outputs, torch.Generator().manual_seed(rng_seed))
-    with seeded_with(rng_seed, batch.inputs.device), torch.enable_grad():
+    with seeded(rng_seed, batch.inputs.device), torch.enable_grad():
         task.loss(model, batch).backward()
     weights = _weights(model)
     return {n: float(p.grad.double().norm()) for n, p in weights.items() if p.grad is not None}

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
-from sophon_bench.models.architecture import BackboneError, DetachedModel, Precision, seeded
+from sophon_bench.models.architecture import BackboneError, DetachedModel, Precision
+from sophon_bench.seeding import seeded_from
 
 
 class TimmModel(DetachedModel):
@@ -48,7 +49,7 @@ class TimmModel(DetachedModel):
             raise BackboneError(f"a head needs at least 1 output, got {num_outputs}")
         tensors = [*self.body.parameters(), *self.body.buffers()]
         skeleton: Any = copy.deepcopy(self.body, {id(t): _on_cpu(t) for t in tensors})
-        with seeded(rng):
+        with seeded_from(rng):
             skeleton.reset_classifier(num_outputs)
         like = next(self.body.parameters())
         self._set_head(_detach_head(skeleton).to(like.device, like.dtype).train(), num_outputs)

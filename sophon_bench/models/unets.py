@@ -17,10 +17,10 @@ from sophon_bench.models.architecture import (
     DetachedModel,
     Precision,
     check_pixels,
-    seeded,
 )
 from sophon_bench.plugins.registry import Registry
 from sophon_bench.plugins.selectors import Trial, check_parameters, construct
+from sophon_bench.seeding import seeded_from
 
 NAME = "unet"
 
@@ -83,7 +83,7 @@ class UNet:
         fresh: bool = False,  # noqa: ARG002
     ) -> UNetModel:
         levels = len(self.channels)
-        with seeded(rng):
+        with seeded_from(rng):
             body = _diffusers().UNet2DModel(
                 in_channels=num_outputs,
                 out_channels=num_outputs,
@@ -174,7 +174,7 @@ class UNetModel(DetachedModel):
             )
         old = self.head
         assert isinstance(old, nn.Conv2d)
-        with seeded(rng):
+        with seeded_from(rng):
             drawn = nn.Conv2d(old.in_channels, num_outputs, 3, padding=1)
         # a copy goes on being counted: here a head is more than a per cent of a pass
         head = copy.deepcopy(old).requires_grad_(True).train()

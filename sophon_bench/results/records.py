@@ -478,8 +478,3 @@ def misnamed(record: ModelRecord | Cell) -> str | None:
     if record.key != key:
         return "its key does not follow from its attack, n, budget and domain"
     return None
-
-
-def derive_seed(*parts: str | int) -> int:
-    """A seed in [0, 2^63) that depends on nothing but ``parts``."""
-    return int(content_key({"seed": list(parts)})[:16], 16) >> 1

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import references
 from synthetic import records_like, write_records
 
-from sophon_bench.api import AttackView, Domain, Model, attacks, defenses, scenarios
+from sophon_bench.api import AttackView, Domain, Model, attacks, scenarios
 from sophon_bench.data.samples import Pixels
 from sophon_bench.data.tasks.classification import Classification
 from sophon_bench.defenses.sophon.losses import inverse_cross_entropy
@@ -40,7 +40,7 @@ from sophon_bench.defenses.sophon.simulate import draw_steps, first_order, reset
 from sophon_bench.defenses.sophon.strategies import Strategy
 from sophon_bench.defenses.sophon.unroll import second_order
 from sophon_bench.execution.engine import LocalEngine
-from sophon_bench.execution.plan import Registries, Request, Setting, Stage, make_plan
+from sophon_bench.execution.plan import Request, Setting, Stage, make_plan
 from sophon_bench.harness.meter import CountedSamples, Meter, PeakMemory, WatchedTask, profile
 from sophon_bench.harness.speed import exponent
 from sophon_bench.leaderboard import vega
@@ -402,7 +402,7 @@ def resumed(count: int) -> float:
         setting = Setting(scenario, data, identity, Backbone.of("test_resnet"), "fp32")
         arms = Arsenal(trials(attacks, [f"finetune[lr=[{lrs}]]"]), Rules(), ())
         request = Request(defenses=[], attacks=arms, seeds=[0])
-        plan = make_plan(request, [setting], Registries(attacks=attacks, defenses=defenses))
+        plan = make_plan(request, [setting])
         like = records_like(1)
         for model in plan.models:
             (*_, made) = like.models.values()
