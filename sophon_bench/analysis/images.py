@@ -99,7 +99,7 @@ def _attacked(found: Outcomes, among: Collection[str] | None) -> list[dict[str, 
     cells, of, regular = found.cells, ["model", "setting", "seed"], found.times.index(1.0)
     role, stretch = (cells[name].to_numpy() for name in ("role", "stretch"))
     kind = found.models["kind"].to_numpy()
-    rows = found.members[found.members["own"]]
+    rows = found.own
     rows = rows[(role[rows["cell"]] == "restricted") & (stretch[rows["cell"]] == 1)]
     rows = rows[kind[rows["model"]] != "undefended"].sort_values([*of, "cell"])
     rows["first"] = rows.groupby(["model", "setting"])["cell"].transform("first")

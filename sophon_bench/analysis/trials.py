@@ -16,7 +16,7 @@ from sophon_bench.analysis.envelope import (
     Outcomes,
     outcomes,
 )
-from sophon_bench.analysis.flags import by_model, notes
+from sophon_bench.analysis.flags import notes, raised
 from sophon_bench.analysis.statistics import Groups, Interval, Positions, table
 from sophon_bench.results.frames import Results
 
@@ -101,10 +101,10 @@ def _members(found: Outcomes) -> DataFrame:
 
 def _picks(found: Outcomes, members: DataFrame) -> tuple[Groups, Positions]:
     """The checkpoints that count in each row: by cell for a trial, by seed for an envelope."""
-    choices = found.choices[list(CHOICE)].reset_index(names="choice")
+    choices = found.choices[CHOICE].reset_index(names="choice")
     trial = members[~members["envelope"]]
     seeds = members[members["envelope"]].drop_duplicates(["row", "seed"])
-    seeds = seeds.merge(choices, on=list(CHOICE), how="left")
+    seeds = seeds.merge(choices, on=CHOICE, how="left")
     best = np.vstack([found.best, np.full(len(found.times), -1)])  # row -1: no choice
     picks = np.concatenate(
         [
@@ -142,9 +142,9 @@ def _tried(found: Outcomes, members: DataFrame, rows: DataFrame) -> list[int]:
 
 def _flags(found: Outcomes, rows: DataFrame, cells: Groups) -> list[list[str]]:
     """What is to be noted of the cells of a trial; for envelopes, the flags that are raised."""
-    raised = by_model(found)
+    flags = raised(found)
     return [
-        raised.get((row.model, found.settings[row.setting]), []) if row.envelope else noted
+        flags.get((row.model, row.setting), []) if row.envelope else noted
         for row, noted in zip(rows.itertuples(), notes(found, cells), strict=True)
     ]
 
