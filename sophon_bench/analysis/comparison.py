@@ -16,11 +16,10 @@ import numpy as np
 from sophon_bench import protocol
 from sophon_bench.analysis.case import STATISTICS, Case, paired
 from sophon_bench.analysis.envelope import (
-    ENVELOPE,
     HEAD,
-    STRETCHED_ENVELOPE,
     Outcomes,
     Setting,
+    envelope_name,
     outcomes,
 )
 from sophon_bench.analysis.frozen import Frozen
@@ -333,7 +332,7 @@ class _Pair:
         lengths = [(model, 1) for model in models if model[0] in attacked]
         lengths += [(m, old[m]) for m, _ in lengths if old.get(m, 1) == new.get(m, 1) > 1]
         for stretch in sorted({stretch for _, stretch in lengths}):
-            name = ENVELOPE if stretch == 1 else STRETCHED_ENVELOPE.format(stretch)
+            name = envelope_name(stretch)
             keys = [(*model, name) for model, found in lengths if stretch == found]
             judged = _judged(
                 threshold, "test", keys, *(run.envelopes(stretch, name) for run in self.runs)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sophon_bench import protocol
-from sophon_bench.analysis.statistics import Floats, Groups, Positions
+from sophon_bench.analysis.statistics import Bools, Floats, Groups, Positions
 from sophon_bench.results.frames import PLACE, Results
 from sophon_bench.results.records import OR
 
@@ -34,10 +34,14 @@ ENVELOPE = "envelope"
 """Name of the row of a tuned attacker: the best trial of all, chosen on the selection split."""
 
 STRETCHED_ENVELOPE = "envelope, {}× budget"
-"""Name of the row of a tuned attacker who goes on to so many budgets."""
 
 CHOICE = ["model", "setting", "seed"]
 """Within these an attacker chooses."""
+
+
+def envelope_name(stretch: int) -> str:
+    """Name of the row of a tuned attacker who goes on to so many budgets."""
+    return ENVELOPE if stretch == 1 else STRETCHED_ENVELOPE.format(stretch)
 
 
 class Setting(NamedTuple):
@@ -261,32 +265,30 @@ class Outcomes:
 
     @functools.cached_property
     def best(self) -> Positions:
-        """(choices, times) the tuned envelope: what each attacker picks within each budget."""
-        rows = self.candidates
-        return self.envelope(Groups(rows["choice"].to_numpy(), rows["cell"].to_numpy()))
+        """(models, settings, seeds, times) the tuned envelope: what each attacker picks."""
+        groups = Groups(*(self.candidates[name].to_numpy() for name in ("choice", "cell")))
+        return self._by_choice(self.envelope(groups), -1)
 
     @functools.cached_property
-    def ran(self) -> NDArray[np.bool_]:
+    def ran(self) -> Bools:
         """(models, settings, seeds) whether one of a model's own trials ran."""
-        return self._spread(np.ones(len(self.choices), dtype=bool), False)
+        return self._by_choice(self.choices["own"].to_numpy(), False)
 
     @functools.cached_property
     def picks(self) -> Positions:
-        """(models, settings, seeds, times) the tuned envelope where a model's own trials `ran`."""
-        return self._spread(self.best, -1)
+        """(models, settings, seeds, times) the same where one of the model's own trials `ran`."""
+        return np.where(self.ran[..., None], self.best, -1)
 
     @functools.cached_property
     def reached(self) -> Floats:
         """(models, settings, seeds, times) test utilities of `picks`, NaN where there is none."""
         return self.tests(self.picks)
 
-    def _spread(self, values: NDArray[Any], missing: Any) -> NDArray[Any]:
-        """Values of choices by model, setting and seed; of those where an own trial ran."""
+    def _by_choice(self, values: NDArray[Any], missing: Any) -> NDArray[Any]:
         shape = (len(self.models), len(self.settings), len(self.seeds), *values.shape[1:])
         found = np.full(shape, missing)
-        own = self.choices["own"].to_numpy()
-        model, setting, seed = (self.choices[name].to_numpy()[own] for name in CHOICE)
-        found[model, setting, np.searchsorted(self.seeds, seed)] = values[own]
+        model, setting, seed = (self.choices[name].to_numpy() for name in CHOICE)
+        found[model, setting, np.searchsorted(self.seeds, seed)] = values
         return found
 
     def head(self, position: int) -> dict[str, Any]:

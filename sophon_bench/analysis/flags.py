@@ -13,11 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sophon_bench import protocol
 from sophon_bench.analysis.envelope import CHOICE, Outcomes, multiples, once
-from sophon_bench.analysis.statistics import Groups, mean
+from sophon_bench.analysis.statistics import Floats, Groups, mean
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -77,8 +76,8 @@ class Views:
         defense = (found.models["kind"] == "defense").to_numpy()
         attacked = (found.stretches > 0) & defense[:, None] & found.restricted
         self.model, self.setting = np.nonzero(attacked)
-        self._sides = np.stack([self.model, found.undefended(place[self.model])])
-        self._sides = np.append(self._sides, self._sides[1:] + 1, axis=0)
+        undefended = found.undefended(place[self.model])
+        self._sides = np.stack([self.model, undefended, undefended + 1])
         self.control = control[self.model].astype(bool)
         self.ran = found.ran.any(axis=2)[self._sides, self.setting]
         each = len(found.settings) + 1
@@ -96,16 +95,14 @@ class Views:
         rows = self._rows[frame["model"], frame["setting"]]
         return frame.assign(row=rows)[rows >= 0]
 
-    def sides(self, frame: DataFrame, column: str) -> NDArray[Any]:
+    def sides(self, frame: DataFrame, column: str) -> Floats:
         """(3, rows) the column's values for the defense, the undefended model and scratch.
 
-        Missing where the frame, with each of `ATTACKED` once, has no such row.
+        NaN where the frame, with each of `ATTACKED` once, has no such row.
         """
-        missing = np.nan if frame[column].dtype == float else None
-        found = np.full(self.found.stretches.shape, missing)
+        found = np.full(self.found.stretches.shape, np.nan)
         found[frame["model"], frame["setting"]] = frame[column]
-        sides: NDArray[Any] = found[self._sides, self.setting]
-        return sides
+        return found[self._sides, self.setting]
 
     def by_view(self, row: Any = None) -> Groups:
         """What is of each row, by the views that have it; the rows themselves if not given."""
