@@ -33,9 +33,26 @@ def flags_of(
     mine: Sequence[Attempt], theirs: Sequence[Attempt], fresh: Sequence[Attempt] = ()
 ) -> list[str]:
     """The flags of the defense whose cells these are, over all n."""
-    found = flags.raised(Results.of(gather([*mine, *theirs, *fresh])))
-    (raised,) = found[(found["defense"] == mine[0].defense.label) & found["domain"].isna()]["flags"]
-    return list(raised)
+    (raised,) = (
+        found
+        for (_, defense, samples), found in all_flags([*mine, *theirs, *fresh]).items()
+        if defense == mine[0].defense.label and samples is None
+    )
+    return raised
+
+
+def all_flags(cells: Sequence[Attempt]) -> dict[tuple[str, str, int | None], list[str]]:
+    """Flags by backbone, defense and n; None: over all n."""
+    found = outcomes(Results.of(gather(cells)))
+    backbones, defenses = found.places["backbone"], found.models["defense_label"]
+    return {
+        (
+            backbones[found.models["place"][model]],
+            defenses[model],
+            None if setting is None else found.settings[setting].samples,
+        ): raised
+        for (model, setting), raised in flags.raised(found).items()
+    }
 
 
 def raised(
@@ -239,7 +256,7 @@ def test_the_undefended_model_raises_no_comparative_flag(trial: Any) -> None:
 
 def test_benign_domains_raise_no_flags(trial: Any) -> None:
     mine = [trial("d", "a", 0.4, role="benign", domain="x", nonfinite_step=2)]
-    assert flags.raised(Results.of(gather(mine))).empty
+    assert all_flags(mine) == {}
 
 
 def test_each_n_has_flags_of_its_own_and_all_have_the_strongest(trial: Any) -> None:
@@ -253,12 +270,9 @@ def test_each_n_has_flags_of_its_own_and_all_have_the_strongest(trial: Any) -> N
         ]
         for defense in ("d", "none")
     )  # fmt: skip
-    found = flags.raised(Results.of(gather([*mine, *theirs])))
-    found = found[found["defense"] == "d"]
+    found = {n: raised for (_, d, n), raised in all_flags([*mine, *theirs]).items() if d == "d"}
     ten, twenty = (f"the function alone beats fine-tuning by {n} points" for n in (10, 20))
-    assert found["samples"].tolist() == [None, 50, 200, 600]
-    assert found["domain"].tolist() == [None, *["digits"] * 3]
-    assert found["flags"].tolist() == [[twenty], [], [ten], [twenty]]
+    assert found == {None: [twenty], 50: [], 200: [ten], 600: [twenty]}
 
 
 def test_places_have_flags_of_their_own(trial: Any) -> None:
@@ -268,8 +282,8 @@ def test_places_have_flags_of_their_own(trial: Any) -> None:
         for defense in ("d", "none")
         if (defense, backbone) != ("none", "a")
     ]
-    found = flags.raised(Results.of(gather(cells))).query("defense == 'd' and samples == 200")
-    assert dict(zip(found["backbone"], found["flags"], strict=True)) == {
+    found = all_flags(cells)
+    assert {backbone: found[backbone, "d", 200] for backbone in "ab"} == {
         "a": [
             "non-finite values in 1 of 1 runs",
             "not the same trials and seeds as the undefended model",
@@ -285,7 +299,7 @@ def test_a_rate_of_nothing_is_no_cliff(trial: Any) -> None:
 
 
 def test_nothing_was_attacked() -> None:
-    assert flags.raised(Results.of(gather([]))).empty
+    assert all_flags([]) == {}
 
 
 def test_notes_are_of_the_cells_of_a_group(trial: Any) -> None:

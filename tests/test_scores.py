@@ -198,7 +198,7 @@ def test_what_pretraining_is_worth_nothing_to_does_not_count(make_cell: MakeCell
     ("drop", "message"),
     [
         (lambda c: c.defense.control and not c.attack.control, "the undefended model was not"),
-        (lambda c: c.attack.control, "fresh weights was not attacked"),
+        (lambda c: c.attack.control, "random initialisation was not attacked"),
         (lambda c: c.role == "benign", "no trainability runs"),
         (lambda c: c.domain == "greek", "on 1 benign domains, and trainability needs 2"),
         (lambda c: not c.defense.control and c.role == "restricted", "no seed on which"),
@@ -316,16 +316,16 @@ def test_deviations_of_one_test_split_add_up_over_n(make_cell: MakeCell) -> None
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     values = {0: 1.0, 1: 2.0, 2: 4.0, 3: 9.0}
 
-    def mean(out: int | None) -> float:
+    def mean(out: int) -> float:
         kept = [value for seed, value in values.items() if seed != out]
         return sum(kept) / len(kept)
 
     spread = interval(list(values.values())).half_width
     assert spread is not None
-    variance = jackknife(mean, list(values))
+    variance = jackknife([mean(out) for out in values])
     assert variance is not None
     assert t95(3) * math.sqrt(variance) == pytest.approx(spread)
-    assert jackknife(mean, [0]) is None
+    assert jackknife([mean(0)]) is None
 
 
 def test_a_difference_is_paired(make_cell: MakeCell) -> None:

@@ -16,15 +16,14 @@ import numpy as np
 from sophon_bench import protocol
 from sophon_bench.analysis.case import STATISTICS, Case, paired
 from sophon_bench.analysis.envelope import (
-    ENVELOPE,
     HEAD,
-    STRETCHED_ENVELOPE,
     Outcomes,
     Setting,
+    envelope_name,
     outcomes,
 )
-from sophon_bench.analysis.frozen import Frozen, fitting
-from sophon_bench.analysis.statistics import Groups, Interval, interval, table
+from sophon_bench.analysis.frozen import Frozen
+from sophon_bench.analysis.statistics import Groups, Interval, interval, table_of
 from sophon_bench.analysis.thresholds import UNITS, Threshold
 from sophon_bench.results.frames import Results
 from sophon_bench.results.records import OR
@@ -107,65 +106,57 @@ def compare(
     """
     _check(base.cells, new.cells)
     sides = [outcomes(results) for results in (base, new)]
-    places = [list(found.places.itertuples(index=False, name=None)) for found in sides]
+    numbers = [
+        {place: n for n, place in enumerate(map(tuple, side.places.to_numpy()))} for side in sides
+    ]
     rows: list[Row] = []
-    for place in dict.fromkeys([*places[0], *places[1]]):
-        pair = _Pair(
-            *(
-                _Run(found, known.index(place) if place in known else -1)
-                for found, known in zip(sides, places, strict=True)
-            )
+    for place in dict.fromkeys(itertools.chain(*numbers)):
+        runs = (
+            _Run(side, known.get(place, -1)) for side, known in zip(sides, numbers, strict=True)
         )
-        of_place = [*pair.statuses(), *pair.seed_lists()]
-        if pair.complete:
-            of_place += pair.plugins()
-            for each in dict.fromkeys(thresholds):
-                told = {"metric": each.metric, "threshold": each.text, "unit": UNITS[each.metric]}
-                of_place += ({**told, **row} for row in pair.compared(each, frozen))
-        rows += ({"tentative": False, **pair.head, **row} for row in of_place)
-    return table({name: [row.get(name) for row in rows] for name in COLUMNS})
+        rows += _Pair(*runs).rows(thresholds, frozen)
+    return table_of(rows, COLUMNS)
 
 
 def _check(base: DataFrame, new: DataFrame) -> None:
     """Refuse what differs in more than the seed's noise and the plugins' own doing."""
-    for name, cells in (("base", base), ("new", new)):
+    sides = {"base": base, "new": new}
+    for name, cells in sides.items():
         for kind in ("defense", "attack"):
             versions = cells.groupby(kind)[f"{kind}_version"].nunique()
             for label, count in versions[versions > 1].items():
                 raise Incomparable(f"{name} has {count} versions of the {kind} {label}")
-    _same("protocol", "", base["protocol"], new["protocol"])
-    suites = [_suites(cells) for cells in (base, new)]
-    for suite in sorted(suites[0].keys() & suites[1].keys()):
-        _same("version of the suite", "", suites[0][suite], suites[1][suite])
-    old, fresh = (dict(iter(cells.groupby(["scenario", "backbone"]))) for cells in (base, new))
-    if not old.keys() & fresh.keys():
-        sites = (" and ".join(", ".join(site) for site in found) for found in (old, fresh))
-        raise Incomparable("nothing in common: base has {}; new has {}".format(*sites))
-    for site in sorted(old.keys() & fresh.keys()):
-        at, both = f" in {', '.join(site)}", (old[site], fresh[site])
-        _same("data revision", at, *(cells["revision"].str[:8] for cells in both))
-        _same("precision", at, *(cells["precision"] for cells in both))
-        steps = (cells["budget"].unique() / protocol.REFERENCE_BATCH for cells in both)
-        _same("budget", at, *([f"{count:g} steps" for count in counts] for counts in steps))
-        seeds = [set(cells["seed"]) for cells in both]
-        if not seeds[0] & seeds[1]:
-            lists = [_listed(found) for found in seeds]
-            raise Incomparable(f"no seed in common{at}: {lists[0]} in base, {lists[1]} in new")
+    _same("protocol", [cells["protocol"] for cells in sides.values()])
+    suites = [
+        {label for each in cells["suite"].dropna().unique() for label in each.split(OR)}
+        for cells in sides.values()
+    ]
+    names = [{label.rpartition(" v")[0] for label in labels} for labels in suites]
+    for name in sorted(names[0] & names[1]):
+        _same(
+            "version of the suite",
+            [[s for s in labels if s.rpartition(" v")[0] == name] for labels in suites],
+        )
+    sites = [dict(iter(cells.groupby(["scenario", "backbone"]))) for cells in sides.values()]
+    if not (common := sorted(sites[0].keys() & sites[1].keys())):
+        told = (" and ".join(", ".join(site) for site in found) for found in sites)
+        raise Incomparable("nothing in common: base has {}; new has {}".format(*told))
+    for site in common:
+        at, both = f" in {', '.join(site)}", [found[site] for found in sites]
+        _same(f"data revision{at}", [cells["revision"].str[:8] for cells in both])
+        _same(f"precision{at}", [cells["precision"] for cells in both])
+        steps = [cells["budget"].unique() / protocol.REFERENCE_BATCH for cells in both]
+        _same(f"budget{at}", [[f"{count:g} steps" for count in counts] for counts in steps])
+        old, fresh = (set(cells["seed"]) for cells in both)
+        if not old & fresh:
+            lists = f"{_listed(old)} in base, {_listed(fresh)} in new"
+            raise Incomparable(f"no seed in common{at}: {lists}")
 
 
-def _suites(cells: DataFrame) -> dict[str, set[str]]:
-    """The suites that asked for cells, with versions, by name."""
-    found: dict[str, set[str]] = {}
-    for labels in cells["suite"].dropna().unique():
-        for suite in labels.split(OR):
-            found.setdefault(suite.rpartition(" v")[0], set()).add(suite)
-    return found
-
-
-def _same(what: str, at: str, base: Iterable[str], new: Iterable[str]) -> None:
-    if set(base) != set(new):
-        old, fresh = (" and ".join(sorted(set(values))) for values in (base, new))
-        raise Incomparable(f"not the same {what}{at}: {old} in base, {fresh} in new")
+def _same(what: str, sides: Sequence[Iterable[str]]) -> None:
+    old, fresh = (" and ".join(sorted(set(values))) for values in sides)
+    if old != fresh:
+        raise Incomparable(f"not the same {what}: {old} in base, {fresh} in new")
 
 
 def _listed(seeds: Iterable[int]) -> str:
@@ -182,29 +173,37 @@ class _Run:
     Attributes:
         cells: Rows of `Outcomes.cells`, with the ``test`` utility that each cell counts for.
         listed: Those that no search added, one per trial and seed, in this order.
+        seeds: Of the cells.
         models: The defenses, with their rows of `Outcomes.models`, in the order of tables.
         attacked: Those that attacks other than controls were run on.
     """
 
     def __init__(self, found: Outcomes, place: int) -> None:
-        self.found, self.place = found, place
+        self.found = found
         cells = found.cells[found.cells["place"] == place]
         whole = np.searchsorted(found.times, cells["stretch"])
         self.cells = cells.assign(test=found.tests(found.counted[cells.index, whole]))
         listed = self.cells[~cells["derived"]].sort_values([*TRIAL, "seed"], kind="stable")
         self.listed = listed.drop_duplicates([*TRIAL, "seed"], keep="last")
-        models = found.models[found.models["place"] == place].query("kind == 'defense'")
+        self.seeds = set(cells["seed"])
+        models = found.models[
+            (found.models["place"] == place) & (found.models["kind"] == "defense")
+        ]
         self.models = dict(zip(models["defense_label"], models.index, strict=True))
-        self.attacked = {name for name, row in self.models.items() if row in found.settings_of}
+        self.attacked = {name for name, row in self.models.items() if found.stretches[row].any()}
 
     @functools.cached_property
     def stages(self) -> DataFrame:
         """Released models by ``defense`` and ``seed``; ``multiple`` is of pre-training's units."""
         cells = self.cells.drop_duplicates(["defense", "seed"], keep="last")
         stages, units = self.found.stages.iloc[cells["after"]], self.found.stages["units"]
-        before = units.iloc[cells["before"]].replace(0, np.nan).to_numpy()
-        multiple = stages["units"].to_numpy() / before
+        multiple = stages["units"] / units.iloc[cells["before"]].replace(0, np.nan).to_numpy()
         return stages.assign(defense=cells["defense"].to_numpy(), multiple=multiple)
+
+    def trials(self) -> list[tuple[Any, ...]]:
+        """The listed trials on the restricted domain, as values of `TRIAL`."""
+        listed = self.listed.loc[self.listed["role"] == "restricted", TRIAL].drop_duplicates()
+        return list(listed.itertuples(index=False, name=None))
 
     def envelopes(self, stretch: int, name: str) -> DataFrame:
         """What the attackers of defenses pick, as rows of ``cells`` whose ``attack`` is ``name``.
@@ -212,19 +211,13 @@ class _Run:
         ``test`` is the utility at the picked checkpoint within ``stretch`` budgets.
         """
         found = self.found
-        choices = found.choices[found.choices["own"]]
-        choices = choices[choices["model"].isin(self.models.values())]
-        picks = found.best[choices.index, found.times.index(float(stretch))]
-        choices, picks = choices[picks >= 0], picks[picks >= 0]
-        labels = found.models["defense_label"].to_numpy()[choices["model"]]
+        models = list(self.models.values())
+        picks = found.picks[models, ..., found.times.index(float(stretch))]
+        row, *_ = np.nonzero(picks >= 0)
+        picks = picks[picks >= 0]
         cells = found.cells.iloc[found.picked(picks)]
+        labels = np.array([*self.models], dtype=object)[row]
         return cells.assign(defense=labels, attack=name, test=found.tests(picks))
-
-    def trials(self, defense: str, seeds: Iterable[int]) -> set[tuple[Any, ...]]:
-        """The listed trials of a defense and of the controls on some seeds."""
-        cells = self.listed[self.listed["seed"].isin(seeds)]
-        cells = cells[(cells["defense"] == defense) | cells["defense_control"]]
-        return set(cells[TRIAL[1:]].itertuples(index=False, name=None))
 
     def stretches(self, seeds: Iterable[int]) -> dict[tuple[Any, ...], int]:
         """How many budgets a trial went on to, on the shortest of some seeds, by `MODEL`."""
@@ -233,28 +226,34 @@ class _Run:
         shortest: dict[tuple[Any, ...], int] = longest.groupby(level=MODEL).min().to_dict()
         return shortest
 
-    def case(self, defense: str, frozen: Frozen | Sequence[Frozen] | None) -> Case:
-        """The case of a defense that was attacked."""
-        place = self.found.places.iloc[self.place]
-        return Case(self.found, self.models[defense], fitting(frozen, place))
-
 
 class _Pair:
     """One place of both runs, one of which may have nothing there."""
 
     def __init__(self, old: _Run, new: _Run) -> None:
         self.runs = (old, new)
-        self.ran = [set(run.cells["seed"]) for run in self.runs]
-        self.seeds = self.ran[0] & self.ran[1]
-        self.complete = all(self.ran)
-        of_place = new if self.ran[1] else old
-        cells = of_place.cells.index.to_numpy()
-        (suite,) = of_place.found.suites(Groups(np.zeros(len(cells), dtype=int), cells))
-        self.head = {**of_place.found.head(cells[0]), "suite": suite}
+        self.seeds = old.seeds & new.seeds
+
+    def rows(
+        self, thresholds: Sequence[Threshold], frozen: Frozen | Sequence[Frozen] | None
+    ) -> Iterator[Row]:
+        """What there is to say of the place."""
+        old, new = self.runs
+        run = new if new.seeds else old
+        cells = run.cells.index.to_numpy()
+        (suite,) = run.found.suites(Groups(np.zeros(len(cells), dtype=int), cells))
+        head = {"tentative": False, **run.found.head(cells[0]), "suite": suite}
+        said = [self.statuses()]
+        if old.seeds and new.seeds:
+            said += [self.seed_lists(), self.plugins()]
+            said += [self.compared(each, frozen) for each in dict.fromkeys(thresholds)]
+        for row in itertools.chain(*said):
+            yield {**head, **row}
 
     def statuses(self) -> Iterator[Row]:
         """How cells ended otherwise."""
-        of, among = [*TRIAL, "seed"], self.seeds or self.ran[0] | self.ran[1]
+        of = [*TRIAL, "seed"]
+        among = self.seeds or set.union(*(run.seeds for run in self.runs))
         old, new = (run.listed[[*of, "status", "reason"]] for run in self.runs)
         both = old.merge(new, on=of, how="outer", suffixes=("_base", ""), indicator="side")
         both = both[both["seed"].isin(among)].sort_values(of)
@@ -267,17 +266,16 @@ class _Pair:
         for (*trial, verdict, base, status), cells in changed.groupby(by, sort=False):
             told = zip(cells["seed"], cells["reason"], strict=True)
             seeds = [f"{seed} ({why})" if isinstance(why, str) else str(seed) for seed, why in told]
-            yield {**_key(TRIAL, trial), **_status(verdict, base, status, seeds)}
+            yield _status(trial, verdict, base, status, seeds)
         for trial, cells in both[added].groupby(TRIAL):
             status = " ".join(sorted(set(cells["status"])))
-            seeds = list(map(str, cells["seed"]))
-            yield {**_key(TRIAL, trial), **_status("new", None, status, seeds)}
+            yield _status(trial, "new", None, status, [str(seed) for seed in cells["seed"]])
 
     def seed_lists(self) -> Iterator[Row]:
         """Seeds that one of two runs alone has."""
-        old, new = self.ran
+        old, new = (run.seeds for run in self.runs)
         for alone, name, verdict in ((old - new, "base", "not applied"), (new - old, "new", "new")):
-            if self.complete and alone:
+            if alone:
                 reason = f"seeds in {name} alone: {_listed(alone)}"
                 yield {"metric": "seeds", "seeds": len(alone), "verdict": verdict, "reason": reason}
 
@@ -300,41 +298,45 @@ class _Pair:
     ) -> Iterator[Row]:
         """What a threshold says."""
         old, new = self.runs
+        told = {"metric": threshold.metric, "threshold": threshold.text}
+        told["unit"] = UNITS[threshold.metric]
         if (column := OF_MODELS.get(threshold.metric)) is not None:
             both = [(defense,) for defense in old.models if defense in new.models]
-            yield from _judged(threshold, column, ["defense"], both, old.stages, new.stages)
+            rows = _judged(threshold, column, both, old.stages, new.stages)
         elif (column := OF_CELLS.get(threshold.metric)) is not None:
-            listed = [run.listed[run.listed["role"] == "restricted"] for run in self.runs]
-            old_trials, new_trials = (
-                dict.fromkeys(cells[TRIAL].itertuples(index=False, name=None)) for cells in listed
-            )
-            both = [trial for trial in old_trials if trial in new_trials]
-            yield from _judged(threshold, column, TRIAL, both, *listed)
+            known = set(new.trials())
+            trials = [trial for trial in old.trials() if trial in known]
+            rows = _judged(threshold, column, trials, old.listed, new.listed)
             if threshold.metric == AFTER:
-                yield from self._envelopes(threshold, list(dict.fromkeys(t[:-1] for t in both)))
+                models = dict.fromkeys(trial[:-1] for trial in trials)
+                rows = itertools.chain(rows, self._envelopes(threshold, models))
         else:
-            for defense in (name for name in old.models if name in old.attacked & new.attacked):
-                cases = (run.case(defense, frozen) for run in self.runs)
-                same = self._same_trials(defense)
-                yield {
-                    "defense": defense,
-                    **(_score(threshold, *cases) if same else _not_applied(OTHER_TRIALS)),
-                }
+            both = [(name,) for name in old.models if name in old.attacked & new.attacked]
+            rows = (self._scored(threshold, defense, frozen) for (defense,) in both)
+        for row in rows:
+            yield {**told, **row}
 
-    def _envelopes(self, threshold: Threshold, models: Sequence[tuple[Any, ...]]) -> Iterator[Row]:
-        attacked = set.union(*(run.attacked for run in self.runs))
+    def _scored(
+        self, threshold: Threshold, defense: str, frozen: Frozen | Sequence[Frozen] | None
+    ) -> Row:
+        if not self._same_trials(defense):
+            return {"defense": defense, **_not_applied(OTHER_TRIALS)}
+        cases = (Case.of(run.found, run.models[defense], frozen) for run in self.runs)
+        return {"defense": defense, **_score(threshold, *cases)}
+
+    def _envelopes(self, threshold: Threshold, models: Iterable[tuple[Any, ...]]) -> Iterator[Row]:
+        """The tuned envelopes', also at the longer budget that both went on to."""
         old, new = (run.stretches(self.seeds) for run in self.runs)
-        lengths = {
-            model: {1, old.get(model, 1)} if old.get(model, 1) == new.get(model, 1) else {1}
-            for model in models
-            if model[0] in attacked
-        }
+        attacked = set.union(*(run.attacked for run in self.runs))
         rows: dict[tuple[Any, ...], Row] = {}
-        for stretch in set().union(*lengths.values()):
-            name = ENVELOPE if stretch == 1 else STRETCHED_ENVELOPE.format(stretch)
-            keys = [(*model, name) for model, found in lengths.items() if stretch in found]
-            sides = (run.envelopes(stretch, name) for run in self.runs)
-            judged = _judged(threshold, "test", TRIAL, keys, *sides)
+        lengths = [(model, 1) for model in models if model[0] in attacked]
+        lengths += [(m, old[m]) for m, _ in lengths if old.get(m, 1) == new.get(m, 1) > 1]
+        for stretch in sorted({stretch for _, stretch in lengths}):
+            name = envelope_name(stretch)
+            keys = [(*model, name) for model, found in lengths if stretch == found]
+            judged = _judged(
+                threshold, "test", keys, *(run.envelopes(stretch, name) for run in self.runs)
+            )
             rows |= {(*key[:-1], stretch): row for key, row in zip(keys, judged, strict=True)}
         same = {defense: self._same_trials(defense) for defense in attacked}
         for row in (rows[key] for key in sorted(rows)):
@@ -343,20 +345,23 @@ class _Pair:
 
     def _same_trials(self, defense: str) -> bool:
         """Whether the envelopes of a defense and of the controls are of the same listed trials."""
-        old, new = (run.trials(defense, self.seeds) for run in self.runs)
-        return old == new
+        found = []
+        for run in self.runs:
+            own = (run.listed["defense"] == defense) | run.listed["defense_control"]
+            cells = run.listed.loc[own & run.listed["seed"].isin(self.seeds), TRIAL[1:]]
+            found.append(set(cells.itertuples(index=False, name=None)))
+        return found[0] == found[1]
 
 
 OTHER_TRIALS = "the listed trials are not the same, and so not the attacker"
 
 
-def _key(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
-    return dict(zip(names, values, strict=True))
-
-
-def _status(verdict: str, base: str | None, new: str, seeds: Sequence[str]) -> Row:
+def _status(
+    trial: Sequence[Any], verdict: str, base: str | None, new: str, seeds: Sequence[str]
+) -> Row:
     told = {"metric": STATUS, "base": base, "new": new, "seeds": len(seeds), "verdict": verdict}
-    return {**told, "reason": f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"}
+    reason = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}"
+    return {**dict(zip(TRIAL, trial, strict=True)), **told, "reason": reason}
 
 
 def _not_applied(reason: str) -> Row:
@@ -366,59 +371,61 @@ def _not_applied(reason: str) -> Row:
 def _judged(
     threshold: Threshold,
     column: str,
-    by: list[str],
-    keys: Sequence[tuple[Any, ...]],
+    keys: Iterable[tuple[Any, ...]],
     old: DataFrame,
     new: DataFrame,
 ) -> Iterator[Row]:
-    """A row per key, values of ``by``: the change of a column, paired by seed."""
+    """A row per key, values of `TRIAL` or its beginning: the change of a column, paired by seed."""
+    keys = list(keys)
+    by = TRIAL[: len(keys[0])] if keys else []
     of = [*by, "seed"]
     old, new = (side[[*of, column, *MACHINE]].dropna(subset=[column]) for side in (old, new))
-    pairs = old.merge(new, on=of, suffixes=("_base", "_new")).sort_values(of, ignore_index=True)
-    pairs["same"] = np.logical_and.reduce(
-        [pairs[f"{name}_base"] == pairs[f"{name}_new"] for name in MACHINE]
-    )
-    groups = Groups(pairs.groupby(by).ngroup().to_numpy())
-    names = (f"{column}_base", f"{column}_new", "same")
-    values = zip(*(groups.split(pairs[name]) for name in names), strict=True)
-    found = pairs[by].iloc[groups.first].itertuples(index=False, name=None)
-    known = dict(zip(found, zip(groups.first, values, strict=True), strict=True))
+    pairs = old.merge(new, on=of, suffixes=("_base", "_new")).sort_values(of)
+    values = zip(pairs[f"{column}_base"], pairs[f"{column}_new"], _machines(pairs), strict=True)
+    known: dict[tuple[Any, ...], list[tuple[float, float, str | None]]] = {}
+    for key, pair in zip(pairs[by].itertuples(index=False, name=None), values, strict=True):
+        known.setdefault(key, []).append(pair)
     for key in keys:
-        if key not in known:
-            yield {**_key(by, key), **_not_applied("not in both on any seed")}
-            continue
-        first, (base, now, same) = known[key]
-        if threshold.same_machine:
-            base, now = (list(itertools.compress(side, same)) for side in (base, now))
-        if base:
-            row = _change(threshold, base, now)
+        found = known.get(key, [])
+        fair = [pair for pair in found if not (threshold.same_machine and pair[2])]
+        if fair:
+            row = _change(threshold, [(base, now) for base, now, _ in fair])
+        elif found:
+            row = _not_applied(f"another machine: {found[0][2]}")
         else:
-            row = _not_applied(f"another machine: {_other_machine(pairs.iloc[first])}")
-        yield {**_key(by, key), **row}
+            row = _not_applied("not in both on any seed")
+        yield {**dict(zip(by, key, strict=True)), **row}
 
 
-def _other_machine(pair: Series) -> str:
-    """How a machine is another, in what time and memory depend on."""
-    name = next(name for name in MACHINE if pair[f"{name}_base"] != pair[f"{name}_new"])
-    words = name.removeprefix("made_")
-    return f"{words} {pair[f'{name}_base']} in base, {pair[f'{name}_new']} in new"
+def _machines(pairs: DataFrame) -> list[str | None]:
+    """How the machine is another, in what time and memory depend on; None where it is not."""
+    found: list[str | None] = [None] * len(pairs)
+    for name in reversed(MACHINE):
+        sides = zip(pairs[f"{name}_base"], pairs[f"{name}_new"], strict=True)
+        for row, (base, new) in enumerate(sides):
+            if base != new:
+                found[row] = f"{name.removeprefix('made_')} {base} in base, {new} in new"
+    return found
 
 
-def _change(threshold: Threshold, base: Sequence[float], new: Sequence[float]) -> Row:
+def _change(threshold: Threshold, pairs: Sequence[tuple[float, float]]) -> Row:
     """The change from one to the other, seed by seed."""
-    pairs = list(zip(base, new, strict=True))
     if UNITS[threshold.metric] == "pt":
-        changes = [b - a for a, b in pairs]
-    elif any(a == 0 != b for a, b in pairs):
+        changes = [new - base for base, new in pairs]
+    elif any(base == 0 != new for base, new in pairs):
         return _not_applied("0 in base, and nothing is a percentage of it")
     else:
-        changes = [b / a - 1 if a else 0.0 for a, b in pairs]
-    means = {"base": interval(base).mean, "new": interval(new).mean, "seeds": len(pairs)}
-    return {**means, **_changed(threshold, interval([100 * change for change in changes]))}
+        changes = [new / base - 1 if base else 0.0 for base, new in pairs]
+    base, new = (interval(side).mean for side in zip(*pairs, strict=True))
+    change = interval([100 * change for change in changes])
+    return _changed(threshold, change, base, new, len(pairs))
 
 
-def _changed(threshold: Threshold, change: Interval) -> Row:
+def _changed(threshold: Threshold, change: Interval, base: float, new: float, seeds: int) -> Row:
     return {
+        "base": base,
+        "new": new,
+        "seeds": seeds,
         "difference": change.mean,
         "half_width": change.half_width,
         "verdict": threshold.verdict(change),
@@ -438,15 +445,14 @@ def _score(threshold: Threshold, old: Case, new: Case) -> Row:
     scale = 1.0 if metric == "score" else 100.0
     half_width = None if found.half_width is None else scale * found.half_width
     change = Interval(scale * (found.one - found.other), half_width)
-    means = {"base": found.other, "new": found.one, "seeds": len(found.seeds)}
-    return {**means, **_changed(threshold, change)}
+    return _changed(threshold, change, found.other, found.one, found.seeds)
 
 
 def _missing(case: Case, metric: str) -> str | None:
     """Why a case has no such statistic, if it has none."""
     if metric == "score" and (reason := case.unscored()) is not None:
         return reason
-    if not case.seeds or STATISTICS[metric](case, None) is None:
+    if not case.seeds or np.isnan(STATISTICS[metric](case)[0]):
         return case.unscored() or f"no {metric}"
     return None
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sophon_bench.analysis.case import PROTECTED, SCRATCH, UNDEFENDED, Case, Reached, reached
+from sophon_bench.analysis.case import CONTRAST, PROTECTED, SCRATCH, Case, Reached, reached
 from sophon_bench.analysis.envelope import (
     ENVELOPE,
     HEAD,
     RAN,
     Outcomes,
-    Setting,
     multiples,
     outcomes,
 )
 from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.analysis.score import cases
-from sophon_bench.analysis.statistics import Groups, Positions, table
+from sophon_bench.analysis.statistics import Floats, Groups, Positions, table, table_of
 from sophon_bench.results.frames import Results
 
 if TYPE_CHECKING:
@@ -124,62 +123,58 @@ def half_costs(results: Results, frozen: Frozen | Sequence[Frozen] | None = None
     that is not finite from its first update counts as the undefended model's, as in `trials`.
     """
     found = outcomes(results)
-    tests = found.tests(found.counted)
     rows = [
         row
         for case in cases(found, frozen)
         for setting, half in case.halves().items()
-        for row in _half_costs(found, case, setting, half, tests)
+        for row in _half_costs(case, setting, half)
     ]
-    return table({name: [row[name] for row in rows] for name in HALF_COSTS})
+    return table_of(rows, HALF_COSTS)
 
+
+BOUNDED = ("half_cost", "undefended_cost", "scratch_cost", "times_undefended", "times_scratch")
 
 HALF_COSTS = (
     *HEAD, "suite", "defense", "control", "samples", "seeds", "half", "attack", "parameters",
-    "stretch", "half_cost", "half_cost_bound", "undefended_cost", "undefended_cost_bound",
-    "scratch_cost", "scratch_cost_bound", "times_undefended", "times_undefended_bound",
-    "times_scratch", "times_scratch_bound",
+    "stretch", *(name for cost in BOUNDED for name in (cost, f"{cost}_bound")),
 )  # fmt: skip
 """Columns of `half_costs`."""
 
 
-def _half_costs(
-    found: Outcomes, case: Case, setting: Setting, half: float, tests: Any
-) -> list[dict[str, Any]]:
-    """The rows of one defense and n; ``tests`` (cells, times) is what each cell reaches."""
+def _half_costs(case: Case, setting: int, half: float) -> Iterator[dict[str, Any]]:
+    """The rows of one defense and n."""
+    found = case.found
     cells = found.attacks[case.models[PROTECTED], setting]
     (suite,) = found.suites(Groups(np.zeros(len(cells), dtype=int), cells))
     common = {
         **found.head(cells[0]),
         "suite": suite,
-        "defense": found.models["defense_label"][case.models[PROTECTED]],
+        "defense": case.defense,
         "control": case.control,
-        "samples": setting.samples,
+        "samples": found.settings[setting].samples,
         "seeds": len(case.seeds),
         "half": half,
     }
-    own, undefended = (_trials(found, case, side, setting) for side in (PROTECTED, UNDEFENDED))
-    scratch = reached(_scratch(found, case, setting), half)
-    rows = []
+    own, undefended = (_trials(case, case.models[s], setting) for s in CONTRAST)
+    fresh = case.models[SCRATCH]
+    envelope = found.reached[fresh, setting, np.isin(found.seeds, case.seeds)]
+    scratch = _reached(case, envelope, int(found.stretches[fresh, setting]), half)
+    tests = found.tests(found.counted)
     for (attack, stretch), trial in own.items():
-        cost = _reached(found, case, stretch, tests[trial], half)
-        base = None
+        cost, usual = _reached(case, tests[trial], stretch, half), None
         if (attack, stretch) in undefended:
-            base = _reached(found, case, stretch, tests[undefended[attack, stretch]], half)
+            usual = _reached(case, tests[undefended[attack, stretch]], stretch, half)
         parameters = found.cells["attack_parameters"][trial[0]]
         told = {"attack": attack, "parameters": parameters, "stretch": stretch}
-        rows.append({**common, **told, **_costs(cost, base, scratch)})
-    cost, base = (reached(case.levels(side, setting), half) for side in (PROTECTED, UNDEFENDED))
-    told = {"attack": ENVELOPE, "parameters": None, "stretch": 1}
-    return [*rows, {**common, **told, **_costs(cost, base, scratch)}]
+        yield {**common, **told, **_costs(cost, usual, scratch)}
+    cost, usual = (reached(case.levels(side, setting), half) for side in CONTRAST)
+    yield {**common, "attack": ENVELOPE, "stretch": 1, **_costs(cost, usual, scratch)}
 
 
-def _trials(
-    found: Outcomes, case: Case, side: int, setting: Setting
-) -> Mapping[tuple[str, int], Positions]:
+def _trials(case: Case, model: int, setting: int) -> Mapping[tuple[str, int], Positions]:
     """Those that ran on every seed: cells in order of seeds, by label of the attack and stretch."""
     of = ["attack_label", "stretch"]
-    cells = found.cells.loc[found.attacks[case.models[side], setting], [*of, "seed", "status"]]
+    cells = case.found.cells.loc[case.found.attacks[model, setting], [*of, "seed", "status"]]
     cells = cells[cells["status"].isin(RAN) & cells["seed"].isin(case.seeds)]
     cells = cells.drop_duplicates([*of, "seed"], keep="last")
     return {
@@ -189,10 +184,10 @@ def _trials(
     }
 
 
-def _reached(found: Outcomes, case: Case, stretch: int, tests: Any, half: float) -> Reached:
-    """Where one trial, a mean over seeds, is at ``half``; ``tests`` (seeds, times)."""
+def _reached(case: Case, tests: Floats, stretch: int, half: float) -> Reached:
+    """Where a mean over seeds is at ``half``; ``tests`` is (seeds, times)."""
     times = multiples(stretch)
-    by_times = tests[:, [found.times.index(multiple) for multiple in times]].T.tolist()
+    by_times = tests.T[case.found.at(times)].tolist()
     levels = [
         (case.budget * multiple, math.fsum(level) / len(level))
         for multiple, level in zip(times, by_times, strict=True)
@@ -201,32 +196,23 @@ def _reached(found: Outcomes, case: Case, stretch: int, tests: Any, half: float)
     return reached(levels, half) if levels else Reached(case.budget * times[-1], ">")
 
 
-def _scratch(found: Outcomes, case: Case, setting: Setting) -> list[tuple[float, float]]:
-    """The envelope of scratch as far as it was followed: cost in units and mean utility."""
-    model, levels = case.models[SCRATCH], []
-    for multiple in multiples(found.stretches[model, setting]):
-        utilities = found.utilities(model, setting, multiple)
-        if all(seed in utilities for seed in case.seeds):
-            level = math.fsum(utilities[seed] for seed in case.seeds) / len(case.seeds)
-            levels.append((case.budget * multiple, level))
-    return levels
-
-
 def _costs(own: Reached, undefended: Reached | None, scratch: Reached) -> dict[str, Any]:
+    sides = {"half_cost": own, "undefended_cost": undefended, "scratch_cost": scratch}
+    sides["times_undefended"], sides["times_scratch"] = (
+        _times(own, undefended),
+        _times(own, scratch),
+    )
     costs: dict[str, Any] = {}
-    sides = {"half": own, "undefended": undefended, "scratch": scratch}
     for name, side in sides.items():
-        costs[f"{name}_cost"] = None if side is None else side.cost
-        costs[f"{name}_cost_bound"] = None if side is None else side.bound
-    for name in ("undefended", "scratch"):
-        value, bound = _times(own, sides[name])
-        costs[f"times_{name}"], costs[f"times_{name}_bound"] = value, bound
+        costs[name], costs[f"{name}_bound"] = (side.cost, side.bound) if side else (None, None)
     return costs
 
 
-def _times(one: Reached, other: Reached | None) -> tuple[float | None, str | None]:
+def _times(one: Reached, other: Reached | None) -> Reached | None:
     """The one as a multiple of the other; nothing is known of two that were not there."""
     if other is None or one.bound == other.bound == ">":
-        return None, None
-    bound = ">" if one.bound == ">" else "<" if other.bound == ">" else "="
-    return one.cost / other.cost, bound
+        return None
+    bound: Literal[">", "<", "="] = "="
+    if ">" in (one.bound, other.bound):
+        bound = ">" if one.bound == ">" else "<"
+    return Reached(one.cost / other.cost, bound)

@@ -5,22 +5,24 @@ Utilities are fractions, costs are in units. Budgets are multiples (``times``) o
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sophon_bench import protocol
-from sophon_bench.analysis.statistics import Groups, Positions
+from sophon_bench.analysis.statistics import Bools, Floats, Groups, Positions
 from sophon_bench.results.frames import PLACE, Results
 from sophon_bench.results.records import OR
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
+
+A = TypeVar("A")
+T = TypeVar("T")
 
 HEAD = ("scenario", "revision", "backbone", "precision", "protocol", "budget", "utility")
 """What all rows of one place begin with."""
@@ -32,11 +34,14 @@ ENVELOPE = "envelope"
 """Name of the row of a tuned attacker: the best trial of all, chosen on the selection split."""
 
 STRETCHED_ENVELOPE = "envelope, {}× budget"
-"""Name of the row of a tuned attacker who goes on to so many budgets."""
 
-
-CHOICE = ("model", "setting", "seed")
+CHOICE = ["model", "setting", "seed"]
 """Within these an attacker chooses."""
+
+
+def envelope_name(stretch: int) -> str:
+    """Name of the row of a tuned attacker who goes on to so many budgets."""
+    return ENVELOPE if stretch == 1 else STRETCHED_ENVELOPE.format(stretch)
 
 
 class Setting(NamedTuple):
@@ -53,20 +58,6 @@ def multiples(stretch: int) -> list[float]:
     return sorted({*protocol.SCORED_AT, *longer, float(stretch)})
 
 
-class Envelope(NamedTuple):
-    """What the tuned attacker of one model picks in one setting.
-
-    Attributes:
-        seeds: Those on which one of the model's own trials ran, in order.
-        picks: (seeds, times) rows of `Outcomes.points`, -1 where nothing is scored so early.
-        tests: (seeds, times) their test utilities, NaN where there is none.
-    """
-
-    seeds: list[int]
-    picks: Positions
-    tests: NDArray[np.float64]
-
-
 class Outcomes:
     """Cells with their selected checkpoints, and the tuned envelope of every attacked model.
 
@@ -78,14 +69,17 @@ class Outcomes:
         cells: `Results.cells` by position, with ``place``, ``setting`` and ``model`` (of its
             defense), rows of `places`, `settings` and `models`; ``defense_label`` and
             ``attack_label``, selectors with the version where one place has two of a selector;
-            ``before`` and ``after``, rows of `stages`.
+            ``family`` as a number; ``before`` and ``after``, rows of `stages`.
         points: `Results.points` with ``position``, the row of `cells`.
         stages: `Results.models` by position.
         places: `PLACE` of each place, in the order of tables.
         models: ``place``, ``kind`` (``defense``, ``undefended``, ``scratch``), ``defense_label``
-            (null but for defenses) and whether it is a ``control``. Defenses come first, in the
-            order of tables: by place, the undefended model, then by label.
+            (null but for defenses), whether it is a ``control``, and the whole ``budget`` in
+            units. Defenses come first, in the order of tables: by place, the undefended model,
+            then by label.
         settings: The settings, in order.
+        restricted: (settings,) whether they are of a restricted domain.
+        seeds: The seeds, in order.
         times: The multiples of the budget that checkpoints are selected at.
         selected: (cells, times) the checkpoint of each cell: the earliest of those with the
             highest selection utility within the budget.
@@ -99,35 +93,35 @@ class Outcomes:
         self.places, cells["place"] = _numbered(cells, PLACE, budget=cells["budget"].astype(str))
         settings, cells["setting"] = _numbered(cells, Setting._fields)
         self.settings = [Setting(*row) for row in settings.itertuples(index=False)]
-        cells["defense_label"] = _labels(cells, "defense")
-        cells["attack_label"] = _labels(cells, "attack")
-        self.models, cells["model"] = _models(cells, len(self.places))
+        self.restricted = (settings["role"] == "restricted").to_numpy()
+        self.seeds: list[int] = sorted(cells["seed"].unique().tolist())
+        for kind in ("defense", "attack"):
+            cells[f"{kind}_label"] = _labels(cells, kind)
+        self.models, cells["model"] = _models(cells, self.places)
         cells["before"] = results.models.index.get_indexer(cells["pretrained"])
         cells["after"] = results.models.index.get_indexer(cells["released"])
+        cells["family"] = pd.factorize(cells["family"])[0]
         self.cells = cells
         self.points = results.points.reset_index(drop=True)
         self.points["position"] = results.cells.index.get_indexer(self.points["cell"])
-        longest = int(cells["stretch"].max()) if len(cells) else 1
         stretches = cells["stretch"].unique().tolist()
-        self.times = sorted({*multiples(longest), *map(float, stretches)})
+        self.times = sorted({*multiples(max(stretches, default=1)), *map(float, stretches)})
         # Each with one row more, the last one, for nothing: -1.
         self._selection = np.append(self.points["selection"].to_numpy(), -np.inf)
         self._test = np.append(self.points["test"].to_numpy(), np.nan)
         self._position = np.append(self.points["position"].to_numpy(), -1)
         self.selected = self._selected()
-        selectors = pd.factorize(cells["attack"], sort=True)[0]
-        order = np.lexsort((np.arange(len(cells)), cells["stretch"], selectors))
-        self._rank = np.empty_like(order)
-        self._rank[order] = np.arange(len(cells))
+        self._rank = cells.sort_values(["attack", "stretch"], kind="stable").index.argsort()
 
     def _selected(self) -> Positions:
-        budget = self.cells["budget"].to_numpy()[self.points["position"]]
+        position = self.points["position"].to_numpy()
+        budget = self.cells["budget"].to_numpy()[position]
         limits = budget[:, None] * np.array(self.times) * protocol.ROUNDING
         within = self.points["units"].to_numpy()[:, None] <= limits
-        selection = self.points["selection"].to_numpy()[:, None]
-        groups = Groups(self.points["position"].to_numpy())
+        groups = Groups(position)
         found = np.full((len(self.cells), len(self.times)), -1)
-        found[groups.numbers] = groups.highest(np.where(within, selection, -np.inf))
+        selection = np.where(within, self._selection[:-1, None], -np.inf)
+        found[groups.numbers] = groups.highest(selection)
         return found
 
     def envelope(self, groups: Groups) -> Positions:
@@ -145,7 +139,7 @@ class Outcomes:
         none = np.full((1, len(self.times)), -1)
         return np.take_along_axis(np.vstack([picks, none]), found, axis=0)
 
-    def tests(self, picks: Positions) -> NDArray[np.float64]:
+    def tests(self, picks: Positions) -> Floats:
         """Test utilities of what is picked, NaN where there is nothing."""
         return self._test[picks]
 
@@ -153,26 +147,20 @@ class Outcomes:
         """The cells whose checkpoints are picked, -1 where there is none."""
         return self._position[picks]
 
-    def controls(self, model: int) -> tuple[int, int]:
-        """The rows in `models` of the undefended model and scratch in the place of a model."""
-        place = int(self.models["place"].to_numpy()[model])
-        return self.undefended(place), self.scratch(place)
+    def at(self, times: Iterable[float]) -> list[int]:
+        """The columns of some multiples of the budget."""
+        return [self.times.index(multiple) for multiple in times]
 
-    def undefended(self, place: int) -> int:
-        """The row in `models` of a place's undefended model."""
+    def undefended(self, place: Any) -> Any:
+        """The row in `models` of a place's undefended model; the next is random initialisation."""
         return len(self.models) - 2 * (len(self.places) - place)
 
-    def scratch(self, place: int) -> int:
-        """The row in `models` of a place's random initialisation."""
-        return self.undefended(place) + 1
+    def sides(self, model: int) -> list[int]:
+        """A model, and the undefended model and random initialisation of its place."""
+        undefended = int(self.undefended(self.models["place"].to_numpy()[model]))
+        return [model, undefended, undefended + 1]
 
-    @cached_property
-    def budgets(self) -> list[int]:
-        """The whole budget of each model, in units."""
-        found: list[int] = self.places["budget"].take(self.models["place"]).tolist()
-        return found
-
-    @cached_property
+    @functools.cached_property
     def stand_ins(self) -> DataFrame:
         """Pairs ``cell`` and ``other`` for cells that are not finite from their first update.
 
@@ -190,16 +178,20 @@ class Outcomes:
         found = found[same | ~same.groupby(found["cell"]).transform("any")]
         return found[["cell", "cell_other"]].rename(columns={"cell_other": "other"})
 
+    def replaced(self, rows: DataFrame) -> DataFrame:
+        """Rows with a ``cell``, with what that counts as in its place (`stand_ins`)."""
+        rows = rows.merge(self.stand_ins, on="cell", how="left")
+        return rows.assign(cell=rows.pop("other").fillna(rows["cell"]).astype("int64"))
+
     def with_stand_ins(self, groups: Groups) -> Groups:
         """The same groups of `cells` with what each cell counts as in its place (`stand_ins`)."""
         import pandas as pd
 
         rows = pd.DataFrame({"group": groups.numbers[groups.of_rows], "cell": groups.rows})
-        rows = rows.merge(self.stand_ins, on="cell", how="left")
-        cells = rows["other"].fillna(rows["cell"]).astype("int64")
-        return Groups(rows["group"].to_numpy(), cells.to_numpy())
+        rows = self.replaced(rows)
+        return Groups(rows["group"].to_numpy(), rows["cell"].to_numpy())
 
-    @cached_property
+    @functools.cached_property
     def counted(self) -> Positions:
         """(cells, times) `selected` of what each cell counts as (`stand_ins`)."""
         crashed = np.unique(self.stand_ins["cell"].to_numpy())
@@ -207,57 +199,44 @@ class Outcomes:
         found[crashed] = self.envelope(self.with_stand_ins(Groups(crashed, crashed)))
         return found
 
-    @cached_property
-    def members(self) -> DataFrame:
-        """The cells of every model: ``model``, ``setting``, ``seed``, ``place``, ``cell``, ``own``.
+    @functools.cached_property
+    def own(self) -> DataFrame:
+        """The trials of every model: `CHOICE`, ``place`` and ``cell``.
 
-        Control attacks are no ``own`` trials of the defense that they were run on.
+        Control attacks are trials of random initialisation, not of the model they were run on.
         """
         import pandas as pd
 
-        cells = self.cells[["model", "setting", "seed", "place"]].reset_index(names="cell")
+        cells = self.cells[[*CHOICE, "place"]].reset_index(names="cell")
         control, scratch = (self.cells[f"{of}_control"] for of in ("defense", "attack"))
-        cells["own"] = ~scratch
-        undefended, fresh = cells[control & ~scratch].copy(), cells[scratch].copy()
-        undefended["model"] = self.undefended(undefended["place"])
-        fresh["model"] = self.scratch(fresh["place"])
-        fresh["own"] = True
-        return pd.concat([cells, undefended, fresh], ignore_index=True)
+        undefended, fresh = cells[control & ~scratch], cells[scratch]
+        undefended = undefended.assign(model=self.undefended(undefended["place"]))
+        fresh = fresh.assign(model=self.undefended(fresh["place"]) + 1)
+        return pd.concat([cells[~scratch], undefended, fresh], ignore_index=True)
 
-    @cached_property
-    def attacks(self) -> Mapping[tuple[int, Setting], Positions]:
+    @functools.cached_property
+    def attacks(self) -> Mapping[tuple[int, int], Positions]:
         """The own cells of each model in each setting, in order."""
-        own = self.members[self.members["own"]]
-        return {key: own["cell"].to_numpy()[rows] for key, rows in self._by_setting(own).items()}
-
-    def _by_setting(self, rows: DataFrame) -> dict[tuple[int, Setting], Positions]:
-        """Positions in a frame with ``model`` and ``setting``, by both, in order."""
-        model, setting = (rows[name].to_numpy() for name in ("model", "setting"))
-        groups = Groups(model * max(1, len(self.settings)) + setting)
-        keys = zip(model[groups.first].tolist(), setting[groups.first].tolist(), strict=True)
+        groups = self.own.groupby(CHOICE[:2]).indices
+        cells = self.own["cell"].to_numpy()
         return {
-            (model, self.settings[setting]): rows
-            for (model, setting), rows in zip(keys, groups.positions(), strict=True)
+            (int(model), int(setting)): cells[rows] for (model, setting), rows in groups.items()
         }
 
-    @cached_property
-    def settings_of(self) -> Mapping[int, list[Setting]]:
-        """The settings that each model has `attacks` in, in order."""
-        found: dict[int, list[Setting]] = {}
-        for model, setting in self.attacks:
-            found.setdefault(model, []).append(setting)
+    @functools.cached_property
+    def stretches(self) -> NDArray[np.intp]:
+        """(models, settings) how many budgets one of the `attacks` went on to, 0 if there is none.
+
+        On the seed that went least far.
+        """
+        stretch = self.cells["stretch"].to_numpy()[self.own["cell"]]
+        longest = self.own.assign(stretch=stretch).groupby(CHOICE)["stretch"].max()
+        shortest = longest.groupby(level=[0, 1]).min().reset_index()
+        found = np.zeros((len(self.models), len(self.settings)), dtype=np.intp)
+        found[shortest["model"], shortest["setting"]] = shortest["stretch"]
         return found
 
-    @cached_property
-    def stretches(self) -> Mapping[tuple[int, Setting], int]:
-        """How many budgets one of the `attacks` went on to, on the seed that went least far."""
-        rows = self.members[self.members["own"]]
-        stretch = self.cells["stretch"].take(rows["cell"]).to_numpy()
-        longest = rows.assign(stretch=stretch).groupby(list(CHOICE))["stretch"].max()
-        shortest = longest.groupby(level=[0, 1]).min().to_dict()
-        return {(model, self.settings[n]): found for (model, n), found in shortest.items()}
-
-    @cached_property
+    @functools.cached_property
     def candidates(self) -> DataFrame:
         """What is chosen from, one row per candidate: `CHOICE`, ``cell``, ``own``, ``choice``.
 
@@ -267,52 +246,50 @@ class Outcomes:
         import pandas as pd
 
         of = [*CHOICE, "place"]
-        trials = self.members.merge(self.stand_ins, on="cell", how="left")
-        trials["cell"] = trials["other"].fillna(trials["cell"]).astype("int64")
+        scratch = self.cells["attack_control"]
+        on_models = self.cells.loc[scratch, of].reset_index(names="cell").assign(own=False)
+        trials = self.replaced(pd.concat([self.own.assign(own=True), on_models]))
         trials = trials[self.cells["status"].isin(RAN).to_numpy()[trials["cell"]]]
         is_scratch = (self.models["kind"] == "scratch").to_numpy()
-        fresh = self.members[is_scratch[self.members["model"]]].drop(columns=["model", "own"])
         attacked = trials.loc[~is_scratch[trials["model"]], of].drop_duplicates()
-        more = attacked.merge(fresh, on=["setting", "seed", "place"]).assign(own=False)
+        more = attacked.merge(on_models.drop(columns="model"), on=of[1:])
         found = pd.concat([trials, more])[[*CHOICE, "cell", "own"]]
         found = found.sort_values("own", ascending=False).drop_duplicates([*CHOICE, "cell"])
-        found["choice"] = found.groupby(list(CHOICE)).ngroup()
+        found["choice"] = found.groupby(CHOICE).ngroup()
         return found
 
-    @cached_property
+    @functools.cached_property
     def choices(self) -> DataFrame:
         """One row per attacker: `CHOICE`, ``own``: one of the model's own trials ran."""
-        return self.candidates.groupby(list(CHOICE))["own"].any().reset_index()
+        return self.candidates.groupby(CHOICE)["own"].any().reset_index()
 
-    @cached_property
+    @functools.cached_property
     def best(self) -> Positions:
-        """(choices, times) the tuned envelope: what each attacker picks within each budget."""
-        rows = self.candidates
-        return self.envelope(Groups(rows["choice"].to_numpy(), rows["cell"].to_numpy()))
+        """(models, settings, seeds, times) the tuned envelope: what each attacker picks."""
+        groups = Groups(*(self.candidates[name].to_numpy() for name in ("choice", "cell")))
+        return self._by_choice(self.envelope(groups), -1)
 
-    @cached_property
-    def envelopes(self) -> Mapping[tuple[int, Setting], Envelope]:
-        """The tuned envelope of each model in each setting that one of its own trials ran in."""
-        own = self.choices["own"].to_numpy()
-        seeds, best = self.choices["seed"].to_numpy()[own], self.best[own]
-        tests = self.tests(best)
-        return {
-            key: Envelope(seeds[rows].tolist(), best[rows], tests[rows])
-            for key, rows in self._by_setting(self.choices[own]).items()
-        }
+    @functools.cached_property
+    def ran(self) -> Bools:
+        """(models, settings, seeds) whether one of a model's own trials ran."""
+        return self._by_choice(self.choices["own"].to_numpy(), False)
 
-    def utilities(self, model: int, setting: Setting, times: float) -> dict[int, float]:
-        """The envelope's test utility within ``times`` the budget by seed, where there is one."""
-        found = self.envelopes.get((model, setting))
-        if found is None:
-            return {}
-        tests = found.tests[:, self.times.index(times)].tolist()
-        return {s: test for s, test in zip(found.seeds, tests, strict=True) if not math.isnan(test)}
+    @functools.cached_property
+    def picks(self) -> Positions:
+        """(models, settings, seeds, times) the same where one of the model's own trials `ran`."""
+        return np.where(self.ran[..., None], self.best, -1)
 
-    def seeds(self, model: int, setting: Setting) -> list[int]:
-        """The seeds that the envelope is known on."""
-        found = self.envelopes.get((model, setting))
-        return [] if found is None else found.seeds
+    @functools.cached_property
+    def reached(self) -> Floats:
+        """(models, settings, seeds, times) test utilities of `picks`, NaN where there is none."""
+        return self.tests(self.picks)
+
+    def _by_choice(self, values: NDArray[Any], missing: Any) -> NDArray[Any]:
+        shape = (len(self.models), len(self.settings), len(self.seeds), *values.shape[1:])
+        found = np.full(shape, missing)
+        model, setting, seed = (self.choices[name].to_numpy() for name in CHOICE)
+        found[model, setting, np.searchsorted(self.seeds, seed)] = values
+        return found
 
     def head(self, position: int) -> dict[str, Any]:
         """The columns of `HEAD` of one cell."""
@@ -327,14 +304,23 @@ class Outcomes:
         ]
 
 
+def once(find: Callable[[A], T]) -> Callable[[A], T]:
+    """The same function, run once for the same argument."""
+    known: WeakKeyDictionary[A, T] = WeakKeyDictionary()
+
+    @functools.wraps(find)
+    def find_once(of: A) -> T:
+        if of not in known:
+            known[of] = find(of)
+        return known[of]
+
+    return find_once
+
+
+@once
 def outcomes(results: Results) -> Outcomes:
     """The outcomes of records, found once however many functions ask."""
-    if results not in _OUTCOMES:
-        _OUTCOMES[results] = Outcomes(results)
-    return _OUTCOMES[results]
-
-
-_OUTCOMES: WeakKeyDictionary[Results, Outcomes] = WeakKeyDictionary()
+    return Outcomes(results)
 
 
 def _numbered(cells: DataFrame, names: Sequence[str], **by: Any) -> tuple[DataFrame, Any]:
@@ -345,36 +331,33 @@ def _numbered(cells: DataFrame, names: Sequence[str], **by: Any) -> tuple[DataFr
         names: The columns.
         by: What a column is ordered by instead of itself.
     """
-    keys = cells[list(names)].assign(**by)
-    numbers = keys.groupby(list(names)).ngroup()
-    distinct = cells[list(names)].assign(number=numbers).drop_duplicates("number")
-    return distinct.sort_values("number").drop(columns="number").reset_index(drop=True), numbers
+    numbers = cells[list(names)].assign(**by).groupby(list(names)).ngroup()
+    groups = Groups(numbers.to_numpy())
+    return cells[list(names)].iloc[groups.first].reset_index(drop=True), numbers
 
 
 def _labels(cells: DataFrame, kind: str) -> Series:
     """Selectors, with the version where two versions of one are in one place."""
-    selector, version = cells[kind], cells[f"{kind}_version"]
-    ambiguous = version.groupby([cells["place"], selector]).transform("nunique") > 1
-    return selector.mask(ambiguous, selector + "@" + version.str[:7])
+    of, version = ["place", kind], f"{kind}_version"
+    versions = cells[[*of, version]].drop_duplicates()
+    several = versions.loc[versions.duplicated(of), of].drop_duplicates().assign(several=True)
+    ambiguous = cells[of].merge(several, on=of, how="left")["several"].notna()
+    return cells[kind].mask(ambiguous, cells[kind] + "@" + cells[version].str[:7])
 
 
-def _models(cells: DataFrame, places: int) -> tuple[DataFrame, Any]:
+def _models(cells: DataFrame, places: DataFrame) -> tuple[DataFrame, Any]:
     """The table of attacked models, and the model of each cell's defense."""
     import pandas as pd
 
-    label = ["place", "defense_label"]
-    models = cells.groupby(label)["defense_control"].any().reset_index(name="control")
-    models = models.assign(last=~models["control"]).sort_values(["place", "last", "defense_label"])
-    models = models.drop(columns="last").reset_index(drop=True)
-    number = models.reset_index(names="model").set_index(label)["model"]
-    of_cells = number.reindex(pd.MultiIndex.from_frame(cells[label])).to_numpy()
-    controls = pd.DataFrame(
-        {
-            "place": np.repeat(np.arange(places), 2),
-            "kind": ["undefended", "scratch"] * places,
-            "defense_label": None,
-            "control": True,
-        }
-    )
-    models = pd.concat([models.assign(kind="defense"), controls], ignore_index=True)
-    return models, of_cells
+    defenses = cells[["place", "defense_label"]].assign(defended=~cells["defense_control"])
+    # A label is of the undefended model if any of its cells is.
+    of_label = defenses.groupby(["place", "defense_label"])["defended"]
+    defenses["defended"] = of_label.transform("all")
+    order = ["place", "defended", "defense_label"]
+    models, numbers = _numbered(defenses, order)
+    models = models.assign(kind="defense", control=~models.pop("defended").astype(bool))
+    kinds = ["undefended", "scratch"] * len(places)
+    place = np.repeat(np.arange(len(places)), 2)
+    controls = {"place": place, "kind": kinds, "defense_label": None, "control": True}
+    models = pd.concat([models, pd.DataFrame(controls)], ignore_index=True)
+    return models.assign(budget=places["budget"].take(models["place"]).to_numpy()), numbers

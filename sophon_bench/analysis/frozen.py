@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+
+import numpy as np
 
 from sophon_bench import protocol
 from sophon_bench.analysis.envelope import Outcomes, Setting, multiples
-from sophon_bench.analysis.statistics import Groups
+from sophon_bench.analysis.statistics import Floats, Groups
 from sophon_bench.results.frames import Results
 from sophon_bench.results.records import Record
 
@@ -69,65 +71,56 @@ def freeze(results: Results) -> Frozen:
     """
     controls = results.cells[results.cells["defense_control"]]
     points = results.points[results.points["cell"].isin(controls.index)]
-    outcomes = Outcomes(Results(results.models, controls, points))
-    if len(outcomes.places) != 1:
+    found = Outcomes(Results(results.models, controls, points))
+    if len(found.places) != 1:
         raise ValueError(
             f"gaps are frozen for one scenario, backbone and budget at a time; "
-            f"the controls are of {len(outcomes.places)}"
+            f"the controls are of {len(found.places)}"
         )
-    models = (outcomes.undefended(0), outcomes.scratch(0))
-    seeds = common_seeds(outcomes, models, shared_settings(outcomes, models))
+    models = found.sides(0)[1:]
+    seeds = common_seeds(found, models, shared_settings(found, models))
     if len(seeds) < protocol.SEEDS:
         raise ValueError(
             f"frozen gaps need at least {protocol.SEEDS} seeds with both the undefended model and "
-            f"fresh weights under attack, there are {len(seeds)}; run both controls on more seeds"
+            f"random initialisation under attack, there are {len(seeds)}; run both controls on "
+            "more seeds"
         )
-    (place,) = outcomes.places.to_dict("records")
-    (suite,) = outcomes.suites(Groups(outcomes.cells["place"].to_numpy()))
+    (place,) = found.places.to_dict("records")
+    (suite,) = found.suites(Groups(found.cells["place"].to_numpy()))
+    gaps = []
+    for (setting, cost), utilities in slots(found, models, seeds).items():
+        high, low = map(statistics.fmean, utilities)
+        told = {**setting._asdict(), "cost": cost, "undefended": high, "scratch": low}
+        gaps.append(Gap(**told, gap=high - low))
     return Frozen(
-        **place, seeds=tuple(seeds), suite=suite, gaps=tuple(_gaps(outcomes, models, seeds))
+        **place, seeds=tuple(found.seeds[s] for s in seeds), suite=suite, gaps=tuple(gaps)
     )
 
 
-def _gaps(outcomes: Outcomes, models: Sequence[int], seeds: Sequence[int]) -> Iterator[Gap]:
-    for setting in shared_settings(outcomes, models):
-        for cost, times in costs(outcomes, models[:1], setting).items():
-            utilities = [outcomes.utilities(model, setting, times) for model in models]
-            if all(seed in found for found in utilities for seed in seeds):
-                high, low = (statistics.fmean(found[s] for s in seeds) for found in utilities)
-                yield Gap(
-                    domain=setting.domain,
-                    role="restricted" if setting.role == "restricted" else "benign",
-                    samples=setting.samples,
-                    cost=cost,
-                    undefended=high,
-                    scratch=low,
-                    gap=high - low,
-                )
-
-
-def costs(outcomes: Outcomes, models: Sequence[int], setting: Setting) -> dict[float, float]:
-    """The costs that models are compared at, in units, each with the multiple of the budget.
-
-    All of them were followed to these. Of a benign domain, the whole budget alone.
-    """
-    followed = min(outcomes.stretches[model, setting] for model in models)
-    found = [1.0] if setting.role == "benign" else multiples(followed)
-    return {outcomes.budgets[models[0]] * times: times for times in found}
-
-
-def shared_settings(outcomes: Outcomes, models: Sequence[int]) -> list[Setting]:
+def shared_settings(found: Outcomes, models: Sequence[int]) -> list[int]:
     """The settings that all models have an envelope in, in order."""
-    return [
-        setting
-        for setting in outcomes.settings_of.get(models[0], [])
-        if all((model, setting) in outcomes.envelopes for model in models)
-    ]
+    shared: list[int] = np.flatnonzero(found.ran[models].any(axis=2).all(axis=0)).tolist()
+    return shared
 
 
-def common_seeds(
-    outcomes: Outcomes, models: Sequence[int], settings: Iterable[Setting]
-) -> list[int]:
-    """Seeds that the envelopes of all models are known on in all settings."""
-    found = [set(outcomes.seeds(model, at)) for at in settings for model in models]
-    return sorted(set.intersection(*found)) if found else []
+def common_seeds(found: Outcomes, models: Sequence[int], settings: Sequence[int]) -> list[int]:
+    """Seeds, by number, that the envelopes of all models are known on in all settings."""
+    ran = found.ran[models][:, settings].all(axis=(0, 1))
+    return np.flatnonzero(ran).tolist() if settings else []
+
+
+def slots(found: Outcomes, models: Sequence[int], seeds: Sequence[int]) -> dict[Slot, Floats]:
+    """(models, seeds) what models reach in each slot, where each reaches something on every seed.
+
+    They are compared at the budgets that all of them but the last, which is random initialisation,
+    were followed to; in a benign domain at the whole budget alone.
+    """
+    utilities: dict[Slot, Floats] = {}
+    for setting in shared_settings(found, models) if seeds else ():
+        followed = int(found.stretches[models[:-1], setting].min())
+        for times in multiples(followed) if found.restricted[setting] else [1.0]:
+            levels = found.reached[models, setting, :, found.times.index(times)][:, seeds]
+            if not np.isnan(levels).any():
+                cost = found.models["budget"].to_numpy()[models[0]].item() * times
+                utilities[found.settings[setting], cost] = levels
+    return utilities

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sophon_bench.analysis.envelope import HEAD, Outcomes, outcomes
-from sophon_bench.analysis.statistics import Groups, interval, table
+from sophon_bench.analysis.envelope import CHOICE, HEAD, Outcomes, outcomes
+from sophon_bench.analysis.statistics import Groups, interval, table_of
 from sophon_bench.results.frames import Results
 from sophon_bench.results.records import Generated
 
@@ -61,15 +61,13 @@ def makers(results: Results, among: Collection[str] | None = None) -> list[Made]
     """
     found = outcomes(results)
     in_place = Groups(found.cells["place"].to_numpy())
-    places = [
-        {**found.head(first), "suite": suite}
-        for first, suite in zip(in_place.first.tolist(), found.suites(in_place), strict=True)
-    ]
-    models = [*_released(found), *_attacked(found, among)]
+    places = found.cells[list(HEAD)].iloc[in_place.first].assign(suite=found.suites(in_place))
+    heads = places.to_dict("records")
+    made = [*_released(found), *_attacked(found, among)]
     return [
-        Made(**{**made, "place": places[made["place"]]})
-        for made in sorted(models, key=lambda made: made["place"])
-        if made["generated"] is not None
+        Made(**{**each, "place": heads[each["place"]]})
+        for each in sorted(made, key=lambda each: each["place"])
+        if each["generated"] is not None
     ]
 
 
@@ -96,22 +94,22 @@ def _released(found: Outcomes) -> list[dict[str, Any]]:
 
 def _attacked(found: Outcomes, among: Collection[str] | None) -> list[dict[str, Any]]:
     """`MADE` after the trial that is picked, by attacked model, setting and seed."""
-    cells, of, regular = found.cells, ["model", "setting", "seed"], found.times.index(1.0)
+    cells, regular = found.cells, found.times.index(1.0)
     role, stretch = (cells[name].to_numpy() for name in ("role", "stretch"))
     kind = found.models["kind"].to_numpy()
-    rows = found.members[found.members["own"]]
+    rows = found.own
     rows = rows[(role[rows["cell"]] == "restricted") & (stretch[rows["cell"]] == 1)]
-    rows = rows[kind[rows["model"]] != "undefended"].sort_values([*of, "cell"])
+    rows = rows[kind[rows["model"]] != "undefended"].sort_values([*CHOICE, "cell"])
     rows["first"] = rows.groupby(["model", "setting"])["cell"].transform("first")
     if among is not None:
         allowed = cells["key"].isin(among) | cells["attack_control"]
         rows = rows[allowed.to_numpy()[rows["cell"]]]
     rows["cell"] = found.picked(found.counted[rows["cell"], regular])
     rows = rows[rows["cell"] >= 0]
-    numbers = rows.groupby(of).ngroup().to_numpy()
+    numbers = rows.groupby(CHOICE).ngroup().to_numpy()
     best = found.envelope(Groups(numbers, rows["cell"].to_numpy()))[:, regular]
     picked = cells.iloc[found.picked(best)]
-    rows = rows.drop_duplicates(of)
+    rows = rows.drop_duplicates(CHOICE)
     first = cells.iloc[rows["first"]]
     made = rows.assign(
         maker=np.where(kind[rows["model"]] == "scratch", "scratch", "attacked"),
@@ -137,8 +135,7 @@ def images(results: Results) -> DataFrame:
     for made in makers(results):
         key = (*made.place.values(), made.maker, made.defense, made.samples)
         groups.setdefault(key, []).append(made)
-    rows = [_row(group) for group in groups.values()]
-    return table({name: [row[name] for row in rows] for name in COLUMNS})
+    return table_of([_row(group) for group in groups.values()], COLUMNS)
 
 
 COLUMNS = (
@@ -163,7 +160,6 @@ def _row(group: Sequence[Made]) -> dict[str, Any]:
     }
     for name in ("frechet", "frechet_real", "classifier_score", "fid", "fid_real"):
         values = [getattr(made.generated, name) for made in group]
-        found = None if None in values else interval(values)
-        row[name] = None if found is None else found.mean
-        row[f"{name}_half_width"] = None if found is None else found.half_width
+        ends = (None, None) if None in values else interval(values)
+        row[name], row[f"{name}_half_width"] = ends
     return row

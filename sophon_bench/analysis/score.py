@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +12,16 @@ from sophon_bench import protocol
 from sophon_bench.analysis.case import (
     PROTECTED,
     SCRATCH,
-    STATISTICS,
     UNDEFENDED,
     Case,
-    Paired,
     clip,
     half_width,
     paired,
 )
 from sophon_bench.analysis.envelope import HEAD, Outcomes, outcomes
-from sophon_bench.analysis.flags import by_model
-from sophon_bench.analysis.frozen import Frozen, fitting
-from sophon_bench.analysis.statistics import Groups, jackknife, table
+from sophon_bench.analysis.flags import raised
+from sophon_bench.analysis.frozen import Frozen
+from sophon_bench.analysis.statistics import Groups, Positions, mean, table, table_of
 from sophon_bench.analysis.trials import endings, made, rolled_back, spent
 from sophon_bench.results.frames import PLACE, Results
 
@@ -52,19 +50,19 @@ def scores(results: Results, frozen: Frozen | Sequence[Frozen] | None = None) ->
     first = found.cells.iloc[restricted.first]
     ended = endings(found, every)
     told = [_told(case) for case in listed]
-    raised = by_model(found)
+    flags = raised(found)
     rows = {
         **{name: first[name] for name in HEAD},
         "suite": found.suites(restricted),
         "defense": [case.defense for case in listed],
         "control": [case.control for case in listed],
-        "samples": [",".join(map(str, case.samples)) for case in listed],
+        "samples": [case.samples for case in listed],
         "seeds": [len(case.seeds) for case in listed],
         **made(found, scored),
         "rolled_back": [rolled_back(words) for words in ended],
         "released_seeds": every.counts(found.cells["seed"]),
         **{name: [row[name] for row in told] for name in TOLD},
-        "flags": [raised.get((case.models[PROTECTED], None), []) for case in listed],
+        "flags": [flags.get((case.models[PROTECTED], None), []) for case in listed],
         **spent(found, restricted),
     }
     return ranked(table(rows))
@@ -72,25 +70,20 @@ def scores(results: Results, frozen: Frozen | Sequence[Frozen] | None = None) ->
 
 def cases(found: Outcomes, frozen: Frozen | Sequence[Frozen] | None) -> list[Case]:
     """The case of each defense that was attacked, in the order of tables."""
-    places = found.places.to_dict("records")
-    documents = [fitting(frozen, place) for place in places]
-    return [
-        Case(found, model, documents[place])
-        for model, place in enumerate(found.models["place"].tolist())
-        if found.models["kind"][model] == "defense" and model in found.settings_of
-    ]
+    defenses = (found.models["kind"] == "defense").to_numpy() & found.stretches.any(axis=1)
+    return [Case.of(found, model, frozen) for model in np.flatnonzero(defenses).tolist()]
 
 
-def _restricted(case: Case) -> Any:
+def _restricted(case: Case) -> Positions:
     """The positions of its cells of the restricted domain, or of all if there are none."""
-    role = case.outcomes.cells["role"].to_numpy()[case.positions]
-    return case.positions[role == "restricted"] if "restricted" in role else case.positions
+    restricted = case.cells("role") == "restricted"
+    return case.positions[restricted] if restricted.any() else case.positions
 
 
-def _scored(case: Case) -> Any:
+def _scored(case: Case) -> Positions:
     """Those of them on the seeds of its score, or all if there are none."""
     rows = _restricted(case)
-    among = np.isin(case.outcomes.cells["seed"].to_numpy()[rows], case.seeds)
+    among = np.isin(case.found.cells["seed"].to_numpy()[rows], case.seeds)
     return rows[among] if among.any() else rows
 
 
@@ -104,38 +97,35 @@ TOLD = (
 
 
 def _told(case: Case) -> dict[str, Any]:
-    reason, seeds = case.unscored(), case.seeds
-    score = case.score(clipped=True) if reason is None else None
-    resistance = case.resistance() if seeds else None
-    trainable = case.trainable() if seeds else None
-    half = case.half_budget() if seeds else None
-    worst = case.worst() if seeds else None
-    variance = case.sampling_variance()
-    scale = 100 * (case.intact() or 0.0) * (trainable or 0.0)
-
-    def width(metric: str, sampling: float) -> float | None:
-        spread = jackknife(lambda out: STATISTICS[metric](case, out), seeds)
-        return half_width(seeds, spread, sampling)
-
-    return {
+    reason, variance = case.unscored(), case.sampling_variance()
+    resistance, score = case.resistance(), case.score()
+    intact, trainable = case.intact()[0], case.trainable()[0]
+    told: dict[str, Any] = dict.fromkeys(TOLD)
+    if reason is None:
+        scale = 100 * intact * trainable
+        told["score"] = float(100 * clip(resistance[0]) * intact * trainable)
+        told["score_half_width"] = half_width(score[1:], scale**2 * variance)
+    if not math.isnan(resistance[0]):
+        told["resistance"] = clip(resistance[0])
+        told["resistance_half_width"] = half_width(resistance[1:], variance)
+    b50, searched, censored = case.half_budgets()
+    worst = np.fmin.reduce([case.resistance(at)[0] for at in case.settings], initial=np.nan)
+    costs = case.cost[case.counted].tolist()
+    return told | {
+        "worst_resistance": None if math.isnan(worst) else clip(worst),
         "restricted_after": case.attained(PROTECTED),
         "restricted_loss": _attained_loss(case),
         "undefended_after": case.attained(UNDEFENDED),
         "scratch_after": case.attained(SCRATCH),
-        "score": score,
-        "score_half_width": None if score is None else width("score", scale**2 * variance),
-        "resistance": None if resistance is None else clip(resistance.value),
-        "resistance_half_width": None if resistance is None else width("resistance", variance),
-        "worst_resistance": None if worst is None else clip(worst),
-        "trainability": trainable,
-        "b50": None if half is None else half.ratio,
-        "b50_censored": half is not None and half.censored,
-        "b50_search": None if half is None else half.searched,
-        "b50_search_censored": half is not None and half.censored,
-        "counted": len(case.counted),
-        "stretch": round(max((cost for _, cost in case.counted), default=0.0) / case.budget, 4),
+        "trainability": None if math.isnan(trainable) else float(trainable),
+        "b50": b50,
+        "b50_censored": censored,
+        "b50_search": searched,
+        "b50_search_censored": censored,
+        "counted": len(costs),
+        "stretch": round(max(costs, default=0.0) / case.budget, 4),
         "frozen": case.frozen,
-        "provisional": not case.frozen or len(seeds) < protocol.SEEDS,
+        "provisional": not case.frozen or len(case.seeds) < protocol.SEEDS,
         "unscored": reason,
     }
 
@@ -145,15 +135,17 @@ def _attained_loss(case: Case) -> float | None:
 
     The loss at utility 0 is that of a test split, the same for all trials on it.
     """
-    found = []
-    for setting in case.restricted:
-        rows = case.outcomes.attacks[case.models[PROTECTED], setting]
-        losses = case.outcomes.cells["trivial_loss"].to_numpy()[rows]
-        known = losses[~np.isnan(losses)].tolist()
-        slot = (setting, case.budget)
-        if known and slot in case.table:
-            found.append((1 - case.mean(PROTECTED, slot)) * known[0])
-    return statistics.fmean(found) if found else None
+    trivial = case.cells("trivial_loss")
+    known = ~np.isnan(trivial)
+    first = dict(
+        zip(case.cells("setting")[known][::-1], trivial[known][::-1].tolist(), strict=True)
+    )
+    return mean(
+        (1 - level) * first[setting]
+        for setting in case.settings
+        for cost, level in case.levels(PROTECTED, setting)
+        if cost == case.budget and setting in first
+    )
 
 
 def ranked(scores: DataFrame) -> DataFrame:
@@ -188,45 +180,37 @@ def differences(
     seconds = {case.place: case for case in listed if case.defense == other}
     pairs = [(case, seconds[case.place]) for case in listed if case.place in seconds]
     pairs = [(one, second) for one, second in pairs if one is not second]
-    first = found.cells.drop_duplicates("place").set_index("place")
-    heads = first.loc[[case.place for case, _ in pairs], list(HEAD)]
-    told = [_paired(*pair) for pair in pairs]
-    return table(
+    suites = found.suites(Groups.of(case.positions for case, _ in pairs))
+    heads = found.cells.groupby("place")[list(HEAD)].first().to_dict("index")
+    rows = [
         {
-            **{name: heads[name] for name in HEAD},
-            "defense": [case.defense for case, _ in pairs],
-            "other": [other] * len(pairs),
-            "suite": found.suites(Groups.of(case.positions for case, _ in pairs)),
-            **{name: [row[name] for row in told] for name in DIFFERENCE},
+            **heads[one.place],
+            "defense": one.defense,
+            "other": other,
+            "suite": suite,
+            **_difference(one, second),
         }
-    )
+        for (one, second), suite in zip(pairs, suites, strict=True)
+    ]
+    return table_of(rows, DIFFERENCES)
 
 
-DIFFERENCE = (
-    "seeds", "resistance_difference", "resistance_difference_half_width", "clear",
-    "score_difference", "score_difference_half_width", "unscored",
+DIFFERENCES = (
+    *HEAD, "defense", "other", "suite", "seeds", "resistance_difference",
+    "resistance_difference_half_width", "clear", "score_difference", "score_difference_half_width",
+    "unscored",
 )  # fmt: skip
-"""What a pair of cases says of itself, in the order of columns."""
+"""Columns of `differences`."""
 
 
-def _paired(one: Case, other: Case) -> dict[str, Any]:
-    seeds = sorted({*one.seeds} & {*other.seeds})
+def _difference(one: Case, other: Case) -> dict[str, Any]:
+    seeds = {*one.seeds} & {*other.seeds}
     reason = one.unscored() or other.unscored() or (None if seeds else "no seed in common")
-    resistance = paired("resistance", one, other)
-    score = None if reason else paired("score", one, other)
-    return {
-        "seeds": len(seeds),
-        "clear": resistance is not None
-        and resistance.half_width is not None
-        and abs(resistance.one - resistance.other) > resistance.half_width,
-        **_difference("resistance", resistance),
-        **_difference("score", score),
-        "unscored": reason,
-    }
-
-
-def _difference(name: str, found: Paired | None) -> dict[str, float | None]:
-    return {
-        f"{name}_difference": None if found is None else found.one - found.other,
-        f"{name}_difference_half_width": None if found is None else found.half_width,
-    }
+    told: dict[str, Any] = {"seeds": len(seeds), "clear": False, "unscored": reason}
+    for metric in ("resistance", *(() if reason else ("score",))):
+        if (pair := paired(metric, one, other)) is not None:
+            told[f"{metric}_difference"] = difference = pair.one - pair.other
+            told[f"{metric}_difference_half_width"] = half = pair.half_width
+            if metric == "resistance":
+                told["clear"] = half is not None and abs(difference) > half
+    return told

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from sophon_bench.analysis.case import Case
-from sophon_bench.analysis.envelope import HEAD, RAN, Outcomes, Setting, multiples, outcomes
+from sophon_bench.analysis.envelope import HEAD, RAN, Outcomes, multiples, outcomes
 from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.analysis.score import cases, scores
-from sophon_bench.analysis.statistics import Groups, Positions, interval, mean, table
+from sophon_bench.analysis.statistics import (
+    Bools,
+    Floats,
+    Groups,
+    Positions,
+    interval,
+    mean,
+    table,
+    table_of,
+)
 from sophon_bench.analysis.trials import endings
 from sophon_bench.plugins.selectors import SelectorError, format_selector, parse
 from sophon_bench.results.frames import Results
@@ -28,21 +37,23 @@ Level = tuple[float, float, float | None]
 SIDES = ("protected", "undefended", "scratch")
 """What columns of the models that a case compares begin with."""
 
+BLOCK = (*HEAD, "suite", "defense", "control", "samples", "seeds")
+"""What rows of one defense and n begin with."""
 
-@dataclass(frozen=True)
-class Block:
+
+class Block(NamedTuple):
     """A defense attacked in one restricted setting, that is with one n.
 
     Attributes:
         model: A row of `Outcomes.models`.
-        setting: What is attacked.
+        setting: A number of `Outcomes.settings`.
         cells: The rows of `Outcomes.cells`, control attacks not among them.
         seeds: Of the cells, in order.
-        head: The columns that its rows begin with.
+        head: The columns `BLOCK`.
     """
 
     model: int
-    setting: Setting
+    setting: int
     cells: Positions
     seeds: list[int]
     head: dict[str, Any]
@@ -50,38 +61,23 @@ class Block:
 
 def _blocks(found: Outcomes) -> list[Block]:
     """By place, then setting, then defense in the order of tables."""
-    defenses = (found.models["kind"] == "defense").tolist()
-    place, label, control = (
-        found.models[n].tolist() for n in ("place", "defense_label", "control")
-    )
+    models = found.models.to_dict("list")
     keys = [
         (model, setting)
         for model, setting in found.attacks
-        if defenses[model] and setting.role == "restricted"
+        if models["kind"][model] == "defense" and found.restricted[setting]
     ]
-    keys.sort(key=lambda key: (place[key[0]], key[1], key[0]))
+    keys.sort(key=lambda key: (models["place"][key[0]], key[1], key[0]))
     groups = Groups.of(found.attacks[key] for key in keys)
     heads = found.cells[list(HEAD)].iloc[groups.first].to_dict("records")
-    seeds = groups.distinct(found.cells["seed"])
-    return [
-        Block(
-            model,
-            setting,
-            found.attacks[model, setting],
-            own,
-            {
-                **head,
-                "suite": suite,
-                "defense": label[model],
-                "control": control[model],
-                "samples": setting.samples,
-                "seeds": len(own),
-            },
-        )
-        for (model, setting), head, suite, own in zip(
-            keys, heads, found.suites(groups), seeds, strict=True
-        )
-    ]
+    blocks = []
+    for (model, setting), head, suite, seeds in zip(
+        keys, heads, found.suites(groups), groups.distinct(found.cells["seed"]), strict=True
+    ):
+        head |= {"suite": suite, "samples": found.settings[setting].samples, "seeds": len(seeds)}
+        head |= {"defense": models["defense_label"][model], "control": models["control"][model]}
+        blocks.append(Block(model, setting, found.attacks[model, setting], seeds, head))
+    return blocks
 
 
 def curves(results: Results, frozen: Frozen | Sequence[Frozen] | None = None) -> DataFrame:
@@ -93,32 +89,36 @@ def curves(results: Results, frozen: Frozen | Sequence[Frozen] | None = None) ->
     """
     found = outcomes(results)
     of_model = {case.models[0]: case for case in cases(found, frozen)}
-    rows = [_curve(found, block, of_model[block.model]) for block in _blocks(found)]
-    return _table(rows, (*SIDES, "resistance", "resistance_all"))
+    rows = []
+    for block in _blocks(found):
+        case = of_model[block.model]
+        sides = zip(SIDES, case.models, strict=True)
+        levels = {side: _levels(found, model, block) for side, model in sides}
+        alone = case.counted & (case.setting == block.setting)
+        resistance = {"resistance": alone, "resistance_all": case.counted}
+        known = {name: _resistance(case, among) for name, among in resistance.items()}
+        rows.append({**block.head, **levels, **known})
+    return table_of(rows, (*BLOCK, *SIDES, "resistance", "resistance_all"))
 
 
-def _curve(found: Outcomes, block: Block, case: Case) -> dict[str, Any]:
-    alone = [slot for slot in case.counted if slot[0] == block.setting]
-    levels = {
-        side: _levels(found, model, block) for side, model in zip(SIDES, case.models, strict=True)
-    }
-    return {
-        **block.head,
-        **levels,
-        "resistance": list(case.at_costs(alone).items()),
-        "resistance_all": list(case.at_costs(case.counted).items()),
-    }
+def _resistance(case: Case, among: Bools) -> list[tuple[float, float]]:
+    costs, found = case.at_costs(among)
+    pairs = zip(costs.tolist(), found[:, 0].tolist(), strict=True)
+    return [(cost, level) for cost, level in pairs if not math.isnan(level)]
 
 
 def _levels(found: Outcomes, model: int, block: Block) -> list[Level]:
     """The envelope of a model where all of a block's seeds that it has reach something."""
+    own = model, block.setting
+    times = multiples(int(found.stretches[own]) or 1)
+    seeds = found.ran[own] & np.isin(found.seeds, block.seeds)
+    by_times = found.reached[own][seeds][:, found.at(times)].T.tolist()
     levels: list[Level] = []
-    seeds = set(block.seeds) & set(found.seeds(model, block.setting))
-    for times in multiples(found.stretches.get((model, block.setting), 1)):
-        reached = found.utilities(model, block.setting, times)
-        if seeds and seeds <= reached.keys():
-            level = interval([reached[seed] for seed in sorted(seeds)])
-            levels.append((found.budgets[model] * times, level.mean, level.half_width))
+    for multiple, tests in zip(times, by_times, strict=True):
+        if tests and not any(map(math.isnan, tests)):
+            level = interval(tests)
+            cost = found.models["budget"].to_list()[model] * multiple
+            levels.append((cost, level.mean, level.half_width))
     return levels
 
 
@@ -127,7 +127,8 @@ def sweeps(results: Results) -> DataFrame:
 
     A family is an attack with all its parameters but ``lr``; ``levels`` is a list of (lr, mean,
     half-width) over seeds. Only rates that reached something on every seed, so that neighbours
-    differ in nothing else, and families with at least two of them.
+    differ in nothing else, and families with at least two of them. Those of random initialisation
+    are with the undefended model.
     """
     found = outcomes(results)
     blocks = _blocks(found)
@@ -143,29 +144,30 @@ def sweeps(results: Results) -> DataFrame:
         if seeds == blocks[row.block].seeds:
             level = interval(tests)
             families.setdefault(row.first, []).append((row.lr, level.mean, level.half_width))
+    several = {first: levels for first, levels in families.items() if len(levels) > 1}
     rows = []
-    for plugin, levels in zip(
-        rates.loc[list(families)].itertuples(), families.values(), strict=True
-    ):
-        if len(levels) > 1:
-            label = family_label(plugin.attack, plugin.attack_name)
-            told = {"attack": plugin.attack_name, "family": label, "levels": levels}
-            rows.append((plugin.block, label, {**blocks[plugin.block].head, **told}))
+    for plugin, levels in zip(rates.loc[[*several]].itertuples(), several.values(), strict=True):
+        label = family_label(plugin.attack, plugin.attack_name)
+        told = {"attack": plugin.attack_name, "family": label, "levels": levels}
+        rows.append((plugin.block, label, {**blocks[plugin.block].head, **told}))
     rows.sort(key=lambda row: row[:2])
-    return _table([row for *_, row in rows], ("attack", "family", "levels"))
+    return table_of([row for *_, row in rows], (*BLOCK, "attack", "family", "levels"))
 
 
 def _rates(found: Outcomes, blocks: Sequence[Block]) -> DataFrame:
     """Test utility at the whole budget by ``block``, ``family``, ``lr`` and ``seed``.
 
-    ``first`` is the first row of each family of a block. Those of random initialisation are with
-    the undefended model.
+    ``first`` is the first row of each family of a block.
     """
-    cells = [block.cells for block in blocks]
-    for number, block in enumerate(blocks):
-        _, scratch = found.controls(block.model)
-        if block.head["control"] and (scratch, block.setting) in found.attacks:
-            cells[number] = np.append(block.cells, found.attacks[scratch, block.setting])
+    nothing = np.empty(0, dtype=np.intp)
+    cells = [
+        np.append(
+            block.cells, found.attacks.get((found.sides(block.model)[2], block.setting), nothing)
+        )
+        if block.head["control"]
+        else block.cells
+        for block in blocks
+    ]
     groups = Groups.of(cells)
     names = ["attack", "attack_name", "family", "lr", "seed", "stretch"]
     rows = found.cells[names].iloc[groups.rows].reset_index(drop=True)
@@ -194,38 +196,28 @@ def winners(results: Results) -> DataFrame:
     ``attacks`` is a list of (label, seeds), the most frequent first.
     """
     found = outcomes(results)
+    budgets = found.models["budget"].tolist()
+    labels = np.array([*found.cells["attack_label"], None], dtype=object)[found.picked(found.picks)]
     rows = []
     for block in _blocks(found):
-        known = found.envelopes.get((block.model, block.setting))
-        picks = found.best[:0] if known is None else known.picks
-        for times in multiples(found.stretches[block.model, block.setting]):
-            cost = found.budgets[block.model] * times
-            rows.append(
-                {
-                    **block.head,
-                    "cost": cost,
-                    "times": cost / found.budgets[block.model],
-                    **_winners(found, picks[:, found.times.index(times)]),
-                }
-            )
-    columns = ("cost", "times", "attacks", "restricted_after", "restricted_after_half_width")
-    return _table(rows, columns)
+        own, budget = (block.model, block.setting), budgets[block.model]
+        for times in multiples(int(found.stretches[own])):
+            column, told = found.times.index(times), {"times": budget * times / budget}
+            told |= _winners(labels[own][:, column], found.reached[own][:, column])
+            rows.append({**block.head, "cost": budget * times, **told})
+    return table_of(rows, (*BLOCK, "cost", "times", "attacks", *REACHED))
 
 
-def _winners(found: Outcomes, picks: Positions) -> dict[str, Any]:
-    reached = picks[picks >= 0]
-    level = interval(found.tests(reached).tolist()) if len(reached) else None
-    return {
-        "attacks": _votes(found, reached),
-        "restricted_after": None if level is None else level.mean,
-        "restricted_after_half_width": None if level is None else level.half_width,
-    }
+REACHED = ("restricted_after", "restricted_after_half_width")
 
 
-def _votes(found: Outcomes, picks: Positions) -> list[tuple[str, int]]:
-    """Trials by how often they are picked, the most frequent first."""
-    votes = Counter(found.cells["attack_label"].to_numpy()[found.picked(picks)].tolist())
-    return sorted(votes.items(), key=lambda vote: (-vote[1], vote[0]))
+def _winners(labels: Any, tests: Floats) -> dict[str, Any]:
+    """Picked trials by how often, the most frequent first, and what they reach."""
+    votes = Counter(label for label in labels.tolist() if label is not None)
+    reached = [test for test in tests.tolist() if not math.isnan(test)]
+    ends = interval(reached) if reached else (None, None)
+    attacks = sorted(votes.items(), key=lambda vote: (-vote[1], vote[0]))
+    return {"attacks": attacks, **dict(zip(REACHED, ends, strict=True))}
 
 
 def recipe(results: Results, trials: Collection[str]) -> DataFrame:
@@ -244,25 +236,26 @@ def recipe(results: Results, trials: Collection[str]) -> DataFrame:
     found = outcomes(results)
     listed = found.cells["attack"].isin(trials) & found.cells["status"].isin(RAN)
     usable = (listed & (found.cells["stretch"] == 1)).to_numpy()
+    all_seeds, labels = (found.cells[name].to_numpy() for name in ("seed", "attack_label"))
     rows = []
     for block in _blocks(found):
         row = dict(block.head)
-        for side, model in zip(SIDES, (block.model, *found.controls(block.model)), strict=True):
+        for side, model in zip(SIDES, found.sides(block.model), strict=True):
             cells = found.attacks.get((model, block.setting), block.cells[:0])
-            seeds = found.cells["seed"].to_numpy()[cells]
-            ran = usable[cells] & np.isin(seeds, block.seeds)
-            tried = found.with_stand_ins(Groups(seeds[ran], cells[ran]))
-            told = _winners(found, found.envelope(tried)[:, found.times.index(1)])
+            cells = cells[usable[cells] & np.isin(all_seeds[cells], block.seeds)]
+            picks = found.envelope(found.with_stand_ins(Groups(all_seeds[cells], cells)))
+            reached = (whole := picks[:, found.times.index(1)])[whole >= 0]
+            told = _winners(labels[found.picked(reached)], found.tests(reached))
             row |= {
                 f"{side}_after": told["restricted_after"],
                 f"{side}_half_width": told["restricted_after_half_width"],
-                f"{side}_seeds": sum(seeds for _, seeds in told["attacks"]),
-                f"{side}_trials": found.cells["attack"].iloc[cells[ran]].nunique(),
+                f"{side}_seeds": len(reached),
+                f"{side}_trials": found.cells["attack"].iloc[cells].nunique(),
                 f"{side}_attacks": told["attacks"],
             }
         rows.append(row)
     ends = ("after", "half_width", "seeds", "trials", "attacks")
-    return _table(rows, [f"{side}_{end}" for side in SIDES for end in ends])
+    return table_of(rows, (*BLOCK, *(f"{side}_{end}" for side in SIDES for end in ends)))
 
 
 def ablation(
@@ -275,28 +268,20 @@ def ablation(
     listed trials gets out of the model itself at the whole budget, a mean over n and seeds: no
     search, no random initialisation. In order of family and value, the undefended model first.
     """
+    import pandas as pd
+
     found = outcomes(results)
     listed = cases(found, frozen)
     first = found.cells.iloc[[case.positions[0] for case in listed]]
-    values = np.empty(len(first), dtype=object)
-    values[:] = [parameters.get(axis) for parameters in first["defense_parameters"]]
-    families = [
-        family_label(selector, name, axis)
-        for selector, name in zip(first["defense"], first["defense_name"], strict=True)
-    ]
-    rows = (
-        scores(results, frozen)
-        .drop(columns="rank")
-        .assign(
-            axis=axis,
-            value=values,
-            family=families,
-            listed_after=np.array([_listed_after(case) for case in listed], dtype="float64"),
-        )
-    )
-    by_value = list(
-        zip(first["place"], ~rows["control"], families, map(_size, values), strict=True)
-    )
+    rows = scores(results, frozen).drop(columns="rank")
+    rows["axis"] = axis
+    values = [parameters.get(axis) for parameters in first["defense_parameters"]]
+    rows["value"] = pd.Series(values, dtype=object)
+    plugins = zip(first["defense"], first["defense_name"], strict=True)
+    rows["family"] = [family_label(selector, name, axis) for selector, name in plugins]
+    rows["listed_after"] = np.array([_listed_after(case) for case in listed], dtype="float64")
+    columns = first["place"], ~rows["control"], rows["family"], map(_size, values)
+    by_value = list(zip(*columns, strict=True))
     return rows.iloc[sorted(range(len(rows)), key=by_value.__getitem__)].reset_index(drop=True)
 
 
@@ -320,7 +305,8 @@ def shown(value: Any) -> str:
 
 
 def _listed_after(case: Case) -> float | None:
-    found, cells = case.outcomes, case.cells
+    found = case.found
+    cells = found.cells.loc[case.positions, ["role", "derived", "setting", "seed"]]
     listed = ((cells["role"] == "restricted") & ~cells["derived"]).to_numpy()
     number = cells.groupby(["setting", "seed"]).ngroup().to_numpy()
     tried = found.with_stand_ins(Groups(number[listed], case.positions[listed]))
@@ -349,11 +335,3 @@ def releases(results: Results) -> DataFrame:
             "ended": endings(found, groups),
         }
     )
-
-
-BLOCK = (*HEAD, "suite", "defense", "control", "samples", "seeds")
-"""What the rows of a `Block` begin with."""
-
-
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> DataFrame:
-    return table({name: [row[name] for row in rows] for name in (*BLOCK, *columns)})

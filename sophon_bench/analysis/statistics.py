@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +17,11 @@ if TYPE_CHECKING:
 Positions = NDArray[np.intp]
 """(rows,) positions in a table."""
 
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
-@dataclass(frozen=True)
-class Interval:
+
+class Interval(NamedTuple):
     """A mean over seeds with the half-width of its 95 % interval; None for one seed."""
 
     mean: float
@@ -61,25 +62,16 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def jackknife(
-    statistic: Callable[[int | None], float | None], seeds: Sequence[int]
-) -> float | None:
-    """Variance of a statistic over seeds.
+def jackknife(left_out: Sequence[float]) -> float | None:
+    """Variance over seeds of a statistic, from its values with each seed left out once.
 
-    Args:
-        statistic: A function of the seed to leave out; None leaves none out.
-        seeds: The seeds.
-
-    Returns:
-        None for fewer than two seeds, or if the statistic is missing without one of them.
+    None for fewer than two seeds, or if the statistic is missing (NaN) without one of them.
     """
-    if len(seeds) < 2:
+    count = len(left_out)
+    if count < 2 or any(map(math.isnan, left_out)):
         return None
-    values = [value for out in seeds if (value := statistic(out)) is not None]
-    if len(values) < len(seeds):
-        return None
-    mean = statistics.fmean(values)
-    return (len(seeds) - 1) / len(seeds) * sum((value - mean) ** 2 for value in values)
+    mean = statistics.fmean(left_out)
+    return (count - 1) / count * sum((value - mean) ** 2 for value in left_out)
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -95,10 +87,15 @@ def table(columns: Mapping[str, Sequence[Any]]) -> DataFrame:
     return pd.DataFrame({name: _series(list(values)) for name, values in columns.items()})
 
 
+def table_of(rows: Sequence[Mapping[str, Any]], columns: Iterable[str]) -> DataFrame:
+    """The same of rows; what one does not have is null."""
+    return table({name: [row.get(name) for row in rows] for name in columns})
+
+
 def _series(values: list[Any]) -> Series:
     import pandas as pd
 
-    kinds = {type(value) for value in values}
+    kinds = set(map(type, values))
     if kinds <= {float, type(None)} and float in kinds:
         return pd.Series(values, dtype="float64")
     if len(kinds) == 1 and kinds <= {int, bool}:
@@ -119,19 +116,21 @@ class Groups:
     Attributes:
         numbers: (groups,) the number of each group.
         rows: (rows,) positions in the table, group by group.
+        of_rows: (rows,) the index of each row's group, in the order of ``rows``.
         first: (groups,) the first position of each group.
+        last: (groups,) the last.
     """
 
     def __init__(self, numbers: NDArray[Any], rows: Positions | None = None) -> None:
         order = np.argsort(numbers, kind="stable")
+        self.rows: Positions = order if rows is None else rows[order]
         numbers = numbers[order]
-        self.rows = order if rows is None else rows[order]
         begins = np.ones(len(numbers), dtype=bool)
         begins[1:] = numbers[1:] != numbers[:-1]
         self._starts = np.flatnonzero(begins)
         self._ends = np.append(self._starts, len(numbers))[1:]
-        self.numbers = numbers[self._starts]
-        self.first = self.rows[self._starts]
+        self.numbers, self.of_rows = numbers[self._starts], np.cumsum(begins) - 1
+        self.first, self.last = self.rows[self._starts], self.rows[self._ends - 1]
 
     @classmethod
     def of(cls, parts: Iterable[Positions]) -> Groups:
@@ -141,18 +140,7 @@ class Groups:
         return cls(numbers, np.concatenate([np.empty(0, dtype=np.intp), *found]))
 
     def __len__(self) -> int:
-        return len(self._starts)
-
-    @property
-    def of_rows(self) -> NDArray[np.intp]:
-        """(rows,) the index of each row's group, in the order of ``rows``."""
-        return np.repeat(np.arange(len(self)), self._ends - self._starts)
-
-    @property
-    def last(self) -> Positions:
-        """(groups,) the last position of each group."""
-        found: Positions = self.rows[self._ends - 1]
-        return found
+        return len(self.numbers)
 
     def positions(self) -> list[Positions]:
         """The rows of each group."""
@@ -166,7 +154,11 @@ class Groups:
 
     def means(self, column: Any) -> list[float | None]:
         """The mean of each group (`mean`)."""
-        return [mean(values) for values in self.split(column)]
+        values = np.asarray(column, dtype=float)
+        missing = np.isnan(values)
+        counts = np.bincount(self.of_rows, ~missing[self.rows], minlength=len(self)).tolist()
+        sums = map(math.fsum, self.split(np.where(missing, 0.0, values)))
+        return [total / n if n else None for total, n in zip(sums, counts, strict=True)]
 
     def intervals(self, column: Any) -> list[Interval | None]:
         """The mean with its interval of each group, over what is not NaN."""
@@ -175,31 +167,26 @@ class Groups:
 
     def distinct(self, column: Any) -> list[list[Any]]:
         """The sorted distinct values of each group, without missing ones."""
-        groups, codes, values = self._distinct(column)
-        found: list[list[Any]] = [[] for _ in range(len(self))]
-        for group, code in zip(groups.tolist(), codes.tolist(), strict=True):
-            found[group].append(values[code])
-        return found
-
-    def counts(self, column: Any) -> list[int]:
-        """How many distinct values each group has, without missing ones."""
-        found: list[int] = np.bincount(self._distinct(column)[0], minlength=len(self)).tolist()
-        return found
-
-    def _distinct(self, column: Any) -> tuple[Positions, Positions, Any]:
         import pandas as pd
 
         codes, values = pd.factorize(np.asarray(column)[self.rows], sort=True)
         known = codes >= 0
-        count = max(1, len(values))
-        pairs = np.unique(self.of_rows[known] * count + codes[known])
-        return pairs // count, pairs % count, values.tolist()
+        pairs = np.unique(self.of_rows[known] * len(values) + codes[known])
+        found: list[list[Any]] = [[] for _ in range(len(self))]
+        words = values.tolist()
+        for pair in pairs.tolist():
+            found[pair // len(words)].append(words[pair % len(words)])
+        return found
+
+    def counts(self, column: Any) -> list[int]:
+        """How many distinct values each group has, without missing ones."""
+        return [len(values) for values in self.distinct(column)]
 
     def join(self, column: Any, between: str) -> list[str | None]:
         """The sorted distinct words of each group in one text, None where there are none."""
         return [between.join(words) or None for words in self.distinct(column)]
 
-    def highest(self, values: NDArray[np.float64]) -> NDArray[np.intp]:
+    def highest(self, values: Floats) -> Positions:
         """The first position in each group that has its highest value.
 
         Args:

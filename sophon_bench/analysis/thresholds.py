@@ -55,8 +55,7 @@ class Threshold:
     def verdict(self, change: Interval) -> str:
         """``regression``, ``improvement`` or ``unchanged``.
 
-        A change counts where it is beyond the limit, on either side, and its interval excludes
-        zero; without an interval, where it is beyond the limit.
+        A change counts where it is beyond the limit and its interval, if any, excludes zero.
         """
         for sign, name in ((self.sign, "regression"), (-self.sign, "improvement")):
             size = sign * change.mean

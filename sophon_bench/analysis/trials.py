@@ -9,14 +9,12 @@ import numpy as np
 
 from sophon_bench.analysis.case import intactness
 from sophon_bench.analysis.envelope import (
-    CHOICE,
-    ENVELOPE,
     HEAD,
-    STRETCHED_ENVELOPE,
     Outcomes,
+    envelope_name,
     outcomes,
 )
-from sophon_bench.analysis.flags import by_model, notes
+from sophon_bench.analysis.flags import notes, raised
 from sophon_bench.analysis.statistics import Groups, Interval, Positions, table
 from sophon_bench.results.frames import Results
 
@@ -50,7 +48,8 @@ def trials(results: Results) -> DataFrame:
     members = _members(found)
     rows = members.drop_duplicates("row").sort_values("row").reset_index(drop=True)
     cells = Groups(members["row"].to_numpy(), members["cell"].to_numpy())
-    first = found.cells.iloc[cells.first]
+    names = ["defense_label", "attack_parameters", "attack_control", *HEAD]
+    first = found.cells[names].iloc[cells.first]
     is_envelope = rows["envelope"].to_numpy()
     reached, picks = _picks(found, members)
     picked, tests = found.picked(picks), found.tests(picks)
@@ -60,7 +59,7 @@ def trials(results: Results) -> DataFrame:
         {
             **{name: first[name] for name in ("scenario", "backbone")},
             "defense": first["defense_label"],
-            "attack": [_attack(row) for row in rows.itertuples()],
+            "attack": rows["attack_label"].mask(is_envelope, rows["stretch"].map(envelope_name)),
             "parameters": first["attack_parameters"].mask(is_envelope, None),
             "control": first["attack_control"].to_numpy() & ~is_envelope,
             "trials": _tried(found, members, rows),
@@ -101,28 +100,13 @@ def _members(found: Outcomes) -> DataFrame:
 
 def _picks(found: Outcomes, members: DataFrame) -> tuple[Groups, Positions]:
     """The checkpoints that count in each row: by cell for a trial, by seed for an envelope."""
-    choices = found.choices[list(CHOICE)].reset_index(names="choice")
-    trial = members[~members["envelope"]]
+    trials = members[~members["envelope"]]
     seeds = members[members["envelope"]].drop_duplicates(["row", "seed"])
-    seeds = seeds.merge(choices, on=list(CHOICE), how="left")
-    best = np.vstack([found.best, np.full(len(found.times), -1)])  # row -1: no choice
-    picks = np.concatenate(
-        [
-            found.counted[trial["cell"], np.searchsorted(found.times, trial["stretch"])],
-            best[
-                seeds["choice"].fillna(-1).astype(int),
-                np.searchsorted(found.times, seeds["stretch"]),
-            ],
-        ]
-    )
-    groups = Groups(np.concatenate([trial["row"], seeds["row"]]))
-    return groups, picks
-
-
-def _attack(row: Any) -> str:
-    if not row.envelope:
-        return str(row.attack_label)
-    return ENVELOPE if row.stretch == 1 else STRETCHED_ENVELOPE.format(row.stretch)
+    times, whole = (np.searchsorted(found.times, rows["stretch"]) for rows in (trials, seeds))
+    seed = np.searchsorted(found.seeds, seeds["seed"])
+    best = found.best[seeds["model"], seeds["setting"], seed, whole]
+    picks = np.append(found.counted[trials["cell"], times], best)
+    return Groups(np.append(trials["row"], seeds["row"])), picks
 
 
 def _tried(found: Outcomes, members: DataFrame, rows: DataFrame) -> list[int]:
@@ -142,19 +126,17 @@ def _tried(found: Outcomes, members: DataFrame, rows: DataFrame) -> list[int]:
 
 def _flags(found: Outcomes, rows: DataFrame, cells: Groups) -> list[list[str]]:
     """What is to be noted of the cells of a trial; for envelopes, the flags that are raised."""
-    raised = by_model(found)
+    flags = raised(found)
     return [
-        raised.get((row.model, found.settings[row.setting]), []) if row.envelope else noted
+        flags.get((row.model, row.setting), []) if row.envelope else noted
         for row, noted in zip(rows.itertuples(), notes(found, cells), strict=True)
     ]
 
 
 def spread(name: str, intervals: list[Interval | None]) -> dict[str, list[float | None]]:
     """Means and half-widths as two columns."""
-    return {
-        name: [None if level is None else level.mean for level in intervals],
-        f"{name}_half_width": [None if level is None else level.half_width for level in intervals],
-    }
+    ends = [level or (None, None) for level in intervals]
+    return {name: [mean for mean, _ in ends], f"{name}_half_width": [half for _, half in ends]}
 
 
 def made(found: Outcomes, groups: Groups) -> dict[str, list[float | None]]:
