@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from sophon_bench.analysis.envelope import ENVELOPE
 from sophon_bench.leaderboard import vega
 from sophon_bench.leaderboard.columns import multiple, records
+from sophon_bench.leaderboard.layout import by_place
 from sophon_bench.leaderboard.overhead import bounded
-from sophon_bench.leaderboard.tables import by_place
 from sophon_bench.leaderboard.vega import Figure, Point, Row
 
 if TYPE_CHECKING:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sophon_bench.leaderboard import answers as analysis
-from sophon_bench.leaderboard.attack_tables import HEAD
-from sophon_bench.leaderboard.columns import (
-    NOTHING,
-    Column,
-    Row,
-    frame,
-    percent,
-    records,
-    span,
-)
+from sophon_bench.leaderboard import provenance
+from sophon_bench.leaderboard.columns import NOTHING, Column, Row, frame, percent, records, span
+from sophon_bench.leaderboard.layout import HEAD, Key, by_place, heading, score_table
 from sophon_bench.leaderboard.names import Attacks, Legend
+from sophon_bench.leaderboard.provenance import distinct
 from sophon_bench.leaderboard.render import Place, Table, to_markdown
-from sophon_bench.leaderboard.score_tables import score_table
-from sophon_bench.leaderboard.tables import Gaps, Key, by_place, heading
+from sophon_bench.leaderboard.tables import Gaps
 from sophon_bench.results import Results
 from sophon_bench.results.records import Cell
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+TITLE = "# Defenses: a card of each"
 
 DIFFERENT = "Different from the original:"
 """Begins the passage of a class docstring that says so."""
@@ -51,6 +49,15 @@ class Subject:
     source: str
     hyperparameters: Mapping[str, str]
     presets: Mapping[str, str]
+
+    def passages(self) -> tuple[str, list[str], str]:
+        """Summary, further paragraphs, and what is different, in Markdown."""
+        text = self.description.partition("\nArgs:")[0].replace("``", "`")
+        summary, *others = (" ".join(part.split()) for part in text.strip().split("\n\n"))
+        found = [part.partition(DIFFERENT) for part in others]
+        different = " ".join(after.strip() for _, _, after in found).strip()
+        formulas = [before.strip() for before, _, _ in found if before.strip()]
+        return summary, formulas, different
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,19 +92,16 @@ def cards(
         command: What makes this page.
         frozen: As for `analysis.scores`.
     """
-    measured = _Measured(cells, recipe, frozen)
+    results = Results.of(cells)
+    measured = _Measured(results, recipe, frozen)
     parts = [TITLE, *(_card(subject, measured) for subject in subjects)]
-    return "\n\n".join([*parts, _origin(cells, recipe, command)]) + "\n"
-
-
-TITLE = "# Defenses: a card of each"
+    return "\n\n".join([*parts, _origin(results.cells, recipe, command)]) + "\n"
 
 
 class _Measured:
     """Frames that cards show, by place."""
 
-    def __init__(self, cells: Sequence[Cell], recipe: Recipe, frozen: Gaps) -> None:
-        results = Results.of(cells)
+    def __init__(self, results: Results, recipe: Recipe, frozen: Gaps) -> None:
         listed = {*recipe.trials, *recipe.controls}
         trials = analysis.trials(results)
         scores = analysis.scores(results, frozen)
@@ -117,39 +121,34 @@ class _Measured:
                 yield self._place(where, {row["defense"] for row in made}), made
 
     def _place(self, where: Key, labels: Collection[str]) -> Place:
-        nothing = frame([])
         known = self._scores[where]
         scores = known[known["control"].astype(bool) | known["defense"].isin(labels)]
-        recipes = [r for r in records(self._recipes.get(where, nothing)) if r["defense"] in labels]
-        curves = {(row["defense"], row["samples"]): row
-                  for row in records(self._curves.get(where, nothing))}  # fmt: skip
-        called = Attacks(self._trials.get(where, nothing), {})
-        lines = [
-            line
-            for row in recipes
-            for line in self._lines(row, curves[row["defense"], row["samples"]], called)
-        ]
+        called = Attacks(self._trials.get(where, frame([])), {})
+        # both have one row per defense and n, in one order
+        found = (records(each.get(where, frame([]))) for each in (self._recipes, self._curves))
+        both = zip(*found, strict=True)
+        shown = [(row, curve) for row, curve in both if row["defense"] in labels]
         utilities = Table(
             title=f"Restricted {scores['utility'].iloc[0]} in %, at the whole budget: best of the "
             f"trials of {self.recipe.name} that were run, and of all (the tuned envelope, with "
             "scratch as a further candidate), both picked on the selection split",
             columns=[HEAD, Column(key="samples", header="n"), *(Column(key=s) for s in SIDES)],
-            body=frame(lines),
-            notes=self.legend.notes(row["defense"] for row in recipes),
+            body=[line for row, curve in shown for line in self._lines(row, curve, called)],
+            notes=self.legend.notes(row["defense"] for row, _ in shown),
         )
         tables = [utilities, score_table(scores, self.legend)]
         return Place(title=heading(where, scores), tables=tables)
 
-    def _lines(self, row: Row, curve: Row, called: Attacks) -> Iterator[Row]:
+    def _lines(self, row: Row, curve: Row, called: Attacks) -> list[Row]:
         defense = self.legend(row["defense"])
-        envelope = f"{defense}: tuned envelope, {span([row['seeds']])}"
         cells = {
-            f"{defense}: {self.recipe.name}": [_reached(row, side) for side in SIDES],
-            "trial picked": [_picked(row, side, called) for side in SIDES],
-            envelope: [_level(curve, side) for side in SIDES],
+            f"{defense}: {self.recipe.name}": {side: _reached(row, side) for side in SIDES},
+            "trial picked": {side: _picked(row, side, called) for side in SIDES},
+            f"{defense}: tuned envelope, {span([row['seeds']])}": {
+                side: _level(curve, side) for side in SIDES
+            },
         }
-        for name, texts in cells.items():
-            yield {"": name, "samples": row["samples"], **dict(zip(SIDES, texts, strict=True))}
+        return [{"": name, "samples": row["samples"], **texts} for name, texts in cells.items()]
 
 
 SIDES = ("protected", "undefended", "scratch")
@@ -174,25 +173,25 @@ def _picked(row: Row, side: str, called: Attacks) -> str:
 
 
 def _level(curve: Row, side: str) -> str:
-    for cost, mean, half_width in curve[side]:
-        if cost == curve["budget"]:
-            return percent(mean, half_width)
-    return UNMEASURED
+    levels = {cost: (mean, half_width) for cost, mean, half_width in curve[side]}
+    reached = levels.get(curve["budget"])
+    return UNMEASURED if reached is None else percent(*reached)
 
 
 def _card(subject: Subject, measured: _Measured) -> str:
-    summary, formulas, different = passages(subject.description)
+    summary, formulas, different = subject.passages()
+    values = ", ".join(f"`{name} = {value}`" for name, value in subject.hyperparameters.items())
     facts = {
         "Source": subject.reference or "none named",
         "Different from the original": different or "not stated",
         "What its paper claims": subject.claim or "no figure on record",
-        "Hyperparameters": _values(subject.hyperparameters) or "none",
+        "Hyperparameters": values or "none",
         **{f"Preset `{name}`": text for name, text in subject.presets.items()},
     }
-    lines = [f"- **{name}**: {text}" for name, text in facts.items()]
     found = list(measured.places(subject.name))
     if not found:
-        lines.append(f"- **What we measure**: {UNMEASURED}")
+        facts["What we measure"] = UNMEASURED
+    lines = [f"- **{name}**: {text}" for name, text in facts.items()]
     parts = [f"## {subject.name}", summary, *formulas, "\n".join(lines)]
     for place, made in found:
         parts.append("\n".join(f"- {_made(row, subject)}" for row in made))
@@ -200,23 +199,8 @@ def _card(subject: Subject, measured: _Measured) -> str:
     return "\n\n".join(parts)
 
 
-def passages(description: str) -> tuple[str, list[str], str]:
-    """Summary, further paragraphs, and what is different, of a class docstring in Markdown."""
-    text = description.partition("\nArgs:")[0].replace("``", "`")
-    summary, *others = (" ".join(part.split()) for part in text.strip().split("\n\n"))
-    found = [part.partition(DIFFERENT) for part in others]
-    different = " ".join(after.strip() for _, _, after in found).strip()
-    formulas = [before.strip() for before, _, _ in found if before.strip()]
-    return summary, formulas, different
-
-
-def _values(hyperparameters: Mapping[str, str]) -> str:
-    return ", ".join(f"`{name} = {value}`" for name, value in hyperparameters.items())
-
-
 def _made(row: Row, subject: Subject) -> str:
     """How the models of these records were made."""
-    ended = "; ".join(f"{words} ({count} of {row['seeds']})" for words, count in row["ended"])
     other = (
         ""
         if row["source"] == subject.source
@@ -225,7 +209,7 @@ def _made(row: Row, subject: Subject) -> str:
     )
     return (
         f"**What we measure** of {row['defense']}, {span([row['seeds']])}; roll-backs and failures "
-        f"of protecting: {ended or 'none'}{other}"
+        f"of protecting: {provenance.endings(row) or 'none'}{other}"
     )
 
 
@@ -233,43 +217,20 @@ SINGLE = "none (single attacks)"
 """What stands for the suites of a record that no suite asked for."""
 
 
-def _origin(cells: Sequence[Cell], recipe: Recipe, command: str) -> str:
+def _origin(cells: DataFrame, recipe: Recipe, command: str) -> str:
     """What the page rests on."""
     lines = [
         f"- Made by `{command}`.",
         f"- The paper's recipe: {recipe.name}, {len(recipe.trials)} trials; beside it "
         f"{distinct(recipe.controls)}, with its defaults.",
     ]
-    if cells:
+    if len(cells):
+        suites = {suite for of in provenance.suites(cells) for suite in of or [SINGLE]}
         lines += [
-            f"- {len(cells)} records, of protocol {distinct(cell.protocol for cell in cells)}, "
-            f"seeds {distinct(cell.seed for cell in cells)}, "
-            f"suites {distinct(suite for cell in cells for suite in cell.suites or [SINGLE])}.",
-            f"- They are from {'; '.join(sorted({made_on(cell) for cell in cells}))}; finished "
-            f"{days(cell.provenance.finished[:10] for cell in cells)}.",
+            f"- {len(cells)} records, of protocol {distinct(cells['protocol'])}, "
+            f"seeds {distinct(cells['seed'])}, suites {distinct(suites)}.",
+            f"- They are from {provenance.made_on(cells)}; finished {provenance.days(cells)}.",
         ]
     else:
         lines.append("- No records.")
     return "\n".join(["## What this page rests on", "", *lines])
-
-
-def made_on(cell: Cell) -> str:
-    """Package, commit, torch and device that a record was made with, in words."""
-    where = cell.provenance
-    commit = "an unknown commit" if where.commit is None else f"commit {where.commit[:8]}"
-    return (
-        f"sophon-bench {where.version} at {commit}{' with changes' if where.dirty else ''}, "
-        f"torch {where.torch}, {where.device}, {where.threads} "
-        f"thread{'' if where.threads == 1 else 's'}"
-    )
-
-
-def distinct(values: Iterable[Any]) -> str:
-    """Each once, in order."""
-    return ", ".join(map(str, sorted(set(values))))
-
-
-def days(found: Iterable[str]) -> str:
-    """The first and the last of them."""
-    first, *others = sorted(set(found))
-    return f"{first} to {others[-1]}" if others else first

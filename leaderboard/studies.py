@@ -16,19 +16,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.analysis.series import shown
 from sophon_bench.leaderboard import answers as analysis
-from sophon_bench.leaderboard import cards, columns, figures, vega
+from sophon_bench.leaderboard import columns, figures, vega
 from sophon_bench.leaderboard.columns import Column, frame, records
-from sophon_bench.leaderboard.names import Legend
-from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows, to_markdown
-from sophon_bench.leaderboard.score_tables import (
+from sophon_bench.leaderboard.layout import (
+    by_place,
     flag_notes,
     footnotes,
+    heading,
     over,
     plural,
     score_notes,
     scratch_rows,
 )
-from sophon_bench.leaderboard.tables import by_place, heading
+from sophon_bench.leaderboard.names import Legend
+from sophon_bench.leaderboard.provenance import distinct, made_on
+from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows, to_markdown
 from sophon_bench.plugins.registry import Registry, unknown
 from sophon_bench.plugins.selectors import (
     Name,
@@ -133,16 +135,15 @@ def findings(
         command: What made them; stands below the table, with suite, seeds, n and machine.
         attacks: Selectors of what was attacked with.
     """
-    found = analysis.ablation(Results.of(cells), study.axis, frozen)
-    samples = ", ".join(
-        str(n) for n in sorted({c.samples for c in cells if c.role == "restricted"})
-    )
+    results = Results.of(cells)
+    found = analysis.ablation(results, study.axis, frozen)
+    restricted = results.cells["role"] == "restricted"
+    samples, seeds = results.cells.loc[restricted, "samples"], results.cells["seed"]
     notes = [
         f"study {study.label}: {study.question}",
         f"command: {command}",
-        f"attacks: {', '.join(attacks)}; seeds {', '.join(map(str, seeds_of(cells)))}; "
-        f"n = {samples}",
-        f"records: {'; '.join(sorted({cards.made_on(cell) for cell in cells}))}",
+        f"attacks: {', '.join(attacks)}; seeds {distinct(seeds)}; n = {distinct(samples)}",
+        f"records: {made_on(results.cells)}",
         *(
             f"{study.axis} {shown(row['value'])}: {row['defense']}"
             for row in records(found)
@@ -168,7 +169,7 @@ def ablation(found: DataFrame, notes: Sequence[str]) -> list[Place]:
 def _ablation_table(found: DataFrame, notes: Sequence[str]) -> Table:
     rows, reasons = footnotes(records(found))
     plugins = {row["family"]: row["defense_name"] for row in rows}
-    legend = Legend.shortening(plugins, {})
+    legend = Legend(plugins, {})
     named = [
         {**row, "name": row["defense"] if row["control"] else shown(row["value"]),
          "family": None if row["control"] else legend(row["family"])}
@@ -182,8 +183,8 @@ def _ablation_table(found: DataFrame, notes: Sequence[str]) -> Table:
         "restricted after the tuned attack and after the best of the listed trials alone; "
         "cost of protection as a multiple of pre-training",
         columns=[Column(key="name", header=axis), *family, *columns.ABLATION],
-        quiet=frame([row for row in named if row["control"]] + scratch_rows(rows, "name")),
-        body=frame(row for row in named if not row["control"]),
+        quiet=[*(row for row in named if row["control"]), *scratch_rows(rows, "name")],
+        body=[row for row in named if not row["control"]],
         notes=[
             *score_notes(rows, reasons),
             *flag_notes(rows, Legend({}, {})),
@@ -191,11 +192,6 @@ def _ablation_table(found: DataFrame, notes: Sequence[str]) -> Table:
             *(legend.notes(plugins) if several else []),
         ],
     )
-
-
-def seeds_of(cells: Sequence[Cell]) -> list[int]:
-    """The seeds of the records, in order."""
-    return sorted({cell.seed for cell in cells})
 
 
 def write(
@@ -214,7 +210,7 @@ def write(
         OSError: ``out`` cannot be made or written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    rows = flat_rows(Flat(frames=[found], columns=columns.ABLATION_ROWS))
+    rows = flat_rows(Flat(frames=[found], columns=(*columns.SCORES, columns.LISTED)))
     document = {"study": study.model_dump(), "command": command, "rows": rows}
     files = {
         "md": f"# {study.name}: {study.question}\n\n{to_markdown(places)}".encode(),

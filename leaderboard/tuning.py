@@ -12,13 +12,13 @@ import msgspec
 from sophon_bench.analysis.tuning import chosen as chosen
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import columns
-from sophon_bench.leaderboard.columns import frame, records
+from sophon_bench.leaderboard.columns import records
+from sophon_bench.leaderboard.layout import footnotes, heading, over, plural
 from sophon_bench.leaderboard.names import Legend
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows
-from sophon_bench.leaderboard.score_tables import called_by, footnotes, over, plural
-from sophon_bench.leaderboard.tables import WHERE, heading
 from sophon_bench.results import Results
 from sophon_bench.results.files import write_atomic
+from sophon_bench.results.frames import PLACE
 from sophon_bench.results.records import Cell
 
 if TYPE_CHECKING:
@@ -58,19 +58,21 @@ def table(rows: DataFrame, notes: Sequence[str]) -> Place:
     marked, reasons = footnotes(records(rows))
     best = chosen(rows)
     first = marked[0]
-    bars = {"undefended": first["undefended_after"], "scratch": first["scratch_after"]}
     loud = [] if best is None else [{**best, "defense": f"chosen: {legend(best['defense'])}"}]
     configurations = Table(
         title=f"Configurations{over(marked)}: criterion = 100 · resistance · intactness on "
         f"validation data alone; {plural(first['utility'])} in % of the selection and "
         "validation splits",
         columns=columns.CRITERIA,
-        quiet=frame({"defense": name, "restricted_after": level} for name, level in bars.items()),
-        body=frame(called_by(legend, marked)),
-        loud=frame(loud),
+        quiet=[
+            {"defense": side, "restricted_after": first[f"{side}_after"]}
+            for side in ("undefended", "scratch")
+        ],
+        body=legend.rows(marked),
+        loud=loud,
         notes=[*reasons, *notes, *legend.notes(rows["defense"])],
     )
-    return Place(title=heading(tuple(first[key] for key in WHERE), rows), tables=[configurations])
+    return Place(title=heading(tuple(first[key] for key in PLACE), rows), tables=[configurations])
 
 
 def document(

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from sophon_bench.leaderboard import cards, entries, frozen, page, tables
+from sophon_bench.leaderboard import entries, frozen, provenance, tables
 from sophon_bench.leaderboard.render import Place, to_markdown
 from sophon_bench.leaderboard.tables import Report
-from sophon_bench.results.records import Cell
+from sophon_bench.results import Results
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- scores: made by make leaderboard -->\n", "<!-- end of scores -->"
@@ -39,7 +38,7 @@ def _leaderboard(found: list[entries.Entry], report: Report) -> str:
     listed = [
         f"- [{_plain(entry.title)}]({entry.link}) by {_plain(', '.join(entry.authors))}: "
         f"{entry.label}, {entry.submitted}, [records](leaderboard/results/{entry.name}.json)"
-        f"{_origin(entry.cells)}"
+        f"{_origin(Results.of(entry.cells))}"
         for entry in found
     ]
     return "\n".join(
@@ -57,20 +56,17 @@ def _leaderboard(found: list[entries.Entry], report: Report) -> str:
     )
 
 
-def _origin(cells: Sequence[Cell]) -> str:
+def _origin(results: Results) -> str:
     """Of an entry's records: the command, place by place, the machine, and how long it took."""
-    places: dict[tuple[str, str, str], list[Cell]] = {}
-    for cell in cells:
-        places.setdefault((cell.scenario.label, cell.backbone, cell.precision), []).append(cell)
-    stages = {s.key: s.cost for c in cells for s in (c.pretrained, c.released)}
-    spent = [cost for cost in [*stages.values(), *(c.cost for c in cells)] if cost is not None]
-    hours = sum(cost.seconds for cost in spent) / 3600
-    finished = sorted(cell.provenance.finished[:16].replace("T", " ") for cell in cells)
-    machines = "; ".join(sorted({cards.made_on(cell) for cell in cells}))
-    lines = [f"`{page.reproduction(here)}`" for here in places.values()]
+    cells = results.cells
+    hours = (results.models["seconds"].sum() + cells["seconds"].sum()) / 3600
+    finished = sorted(time[:16].replace("T", " ") for time in cells["made_finished"])
+    machines = _plain(provenance.made_on(cells))
+    places = cells.groupby(["scenario", "backbone", "precision"], sort=False)
+    lines = [f"`{provenance.reproduction(here)}`" for _, here in places]
     lines += [
         f"{len(cells)} records, finished from {finished[0]} to {finished[-1]} UTC; {hours:.1f} h "
-        f"inside plugins and pre-training, of {_plain(machines)}"
+        f"inside plugins and pre-training, of {machines}"
     ]
     return "".join(f"\n  - {line}" for line in lines)
 

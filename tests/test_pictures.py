@@ -30,8 +30,8 @@ from sophon_bench.harness import generation as making
 from sophon_bench.leaderboard import entries, gallery, plots, tables, vega
 from sophon_bench.leaderboard.columns import frame, loss, records
 from sophon_bench.leaderboard.entries import Entry, EntryError
+from sophon_bench.leaderboard.layout import plural
 from sophon_bench.leaderboard.render import flat_rows
-from sophon_bench.leaderboard.score_tables import plural
 from sophon_bench.results import Results, pictures
 from sophon_bench.results.pictures import PictureError
 from sophon_bench.results.records import Cell

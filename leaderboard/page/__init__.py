@@ -12,14 +12,14 @@ from pathlib import Path
 
 import jinja2
 
-from sophon_bench.leaderboard import attack_tables, cards, score_tables, vega
+from sophon_bench.leaderboard import cards, layout, vega
 from sophon_bench.leaderboard.page import data, view
 from sophon_bench.leaderboard.page.data import Submission
-from sophon_bench.leaderboard.page.provenance import reproduction
+from sophon_bench.leaderboard.provenance import distinct
 from sophon_bench.leaderboard.tables import Gaps
 from sophon_bench.results.files import write_atomic
 
-__all__ = ["LIBRARY", "Submission", "reproduction", "site", "write"]
+__all__ = ["LIBRARY", "Submission", "site", "write"]
 
 TEMPLATES = Path(__file__).parent.parent / "site"
 ASSETS = ("style.css", "page.js")
@@ -83,20 +83,15 @@ def site(
         keep_trailing_newline=True,
     )
     utilities = sorted({section.utility for section in sections})
+    versions = {cell.provenance.version for each in submissions for cell in each.cells}
     html = environment.get_template("index.html").render(
         sections=sections,
-        utilities=" or ".join(utilities),
-        plurals=" or ".join(map(score_tables.plural, utilities)),
-        meanings=[
-            (name, attack_tables.MEANINGS[name])
-            for name in utilities
-            if name in attack_tables.MEANINGS
-        ],
+        utilities=utilities,
+        plurals=list(map(layout.plural, utilities)),
+        meanings=layout.MEANINGS,
         labels=sorted({s.label for s in submissions if s.label is not None}),
         themes={name: vega.config(name) for name in vega.THEMES},
-        versions=cards.distinct(
-            cell.provenance.version for submission in submissions for cell in submission.cells
-        ),
+        versions=distinct(versions),
     )
     return {
         **dict(pictures.values()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,16 +12,21 @@ from sophon_bench.analysis.cost import PRETRAINING
 from sophon_bench.analysis.envelope import outcomes
 from sophon_bench.analysis.images import Made, makers
 from sophon_bench.leaderboard import answers as analysis
-from sophon_bench.leaderboard import gallery, tables
+from sophon_bench.leaderboard import gallery, layout
 from sophon_bench.leaderboard.columns import Row, records
-from sophon_bench.leaderboard.tables import Gaps, Key
+from sophon_bench.leaderboard.layout import Key
+from sophon_bench.leaderboard.tables import Gaps
 from sophon_bench.results import Results
+from sophon_bench.results.frames import PLACE
 from sophon_bench.results.records import Cell
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 Label = Literal["self-reported", "spot-checked", "reproduced"]
+
+Rows = Mapping[str, Sequence[Row]]
+"""Rows by their kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +57,6 @@ class Submission:
         return self.link if re.match(r"https?://", self.link) else None
 
 
-KINDS: Mapping[str, Callable[[Results, Gaps], DataFrame]] = {
-    "releases": lambda results, _: analysis.releases(results),
-    "scores": analysis.scores,
-    "attacks": lambda results, _: analysis.trials(results),
-    "winners": lambda results, _: analysis.winners(results),
-    "curves": analysis.curves,
-    "sweeps": lambda results, _: analysis.sweeps(results),
-    "protection": lambda results, _: analysis.protection(results),
-    "half_costs": analysis.half_costs,
-    "images": lambda results, _: analysis.images(results),
-}
-"""Frames that the page shows, by name."""
-
-Rows = Mapping[str, Sequence[Row]]
-"""Rows by their kind."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """What one submission says in one place.
@@ -76,20 +64,14 @@ class Part:
     Args:
         submission: Whose it is.
         rows: Its rows there.
-        cells: Its records there, by defense.
+        cells: Its records there, of `Outcomes.cells`.
         made: Images that models made there, of one seed.
     """
 
     submission: Submission
     rows: Rows
-    cells: Mapping[str, Sequence[Cell]]
+    cells: DataFrame
     made: Sequence[Made]
-
-    @property
-    def controls(self) -> set[str]:
-        """Names of the undefended model, and of pre-training, which stands for it."""
-        made = self.rows["releases"]
-        return {PRETRAINING, *(row["defense"] for row in made if row["control"])}
 
     @property
     def control_seeds(self) -> int:
@@ -107,43 +89,40 @@ def by_place(submissions: Iterable[Submission], frozen: Gaps) -> list[tuple[Key,
 
 
 def _parts(submission: Submission, frozen: Gaps) -> Iterator[tuple[Key, Part]]:
-    for cells in _by_place(submission.cells):
-        results = Results.of(cells)
-        rows = {kind: records(find(results, frozen)) for kind, find in KINDS.items()}
-        key = tuple(rows["releases"][0][name] for name in tables.WHERE)
-        made = gallery.of_one_seed(makers(results))
-        by_defense = _by_defense(cells, results, [row["defense"] for row in rows["releases"]])
-        yield key, Part(submission=submission, rows=rows, cells=by_defense, made=made)
-
-
-def _by_place(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """The records of every place, in the order of places."""
-    found: dict[tuple[str, ...], list[Cell]] = {}
-    for cell in cells:
-        where = cell.scenario.label, cell.scenario.revision, cell.backbone, cell.precision
-        found.setdefault((*where, str(cell.budget), cell.protocol), []).append(cell)
-    return [found[place] for place in sorted(found)]
-
-
-def _by_defense(
-    cells: Iterable[Cell], results: Results, defenses: Iterable[str]
-) -> dict[str, list[Cell]]:
-    """The records of one place by the name that frames give to their defense, in that order."""
-    by_key = {cell.key: cell for cell in cells}
-    named = outcomes(results).cells
-    found: dict[str, list[Cell]] = {defense: [] for defense in defenses}
-    for key, defense in zip(named["key"], named["defense_label"], strict=True):
-        found[defense].append(by_key[key])
-    return found
+    results = Results.of(submission.cells)
+    found = {
+        "releases": analysis.releases(results),
+        "scores": analysis.scores(results, frozen),
+        "attacks": analysis.trials(results),
+        "winners": analysis.winners(results),
+        "curves": analysis.curves(results, frozen),
+        "sweeps": analysis.sweeps(results),
+        "protection": analysis.protection(results),
+        "half_costs": analysis.half_costs(results, frozen),
+        "images": analysis.images(results),
+    }
+    rows = {kind: layout.by_place(df) for kind, df in found.items()}
+    made: dict[Key, list[Made]] = {}
+    for one in makers(results):
+        made.setdefault(tuple(one.place[name] for name in PLACE), []).append(one)
+    for key, cells in layout.by_place(outcomes(results).cells).items():
+        here = {kind: records(of[key]) if key in of else [] for kind, of in rows.items()}
+        images = gallery.of_one_seed(made.get(key, []))
+        yield key, Part(submission=submission, rows=here, cells=cells, made=images)
 
 
 def names(parts: Sequence[Part], home: Part) -> dict[tuple[int, str], str]:
-    """Unique names of what is shown, by number of the part and its own name there."""
+    """Unique names of what is shown, by number of the part and its own name there.
+
+    Args:
+        parts: Of one place.
+        home: The one whose controls, and whose pre-training, are shown.
+    """
     shown = [
-        (number, defense)
+        (number, row["defense"])
         for number, part in enumerate(parts)
-        for defense in part.cells
-        if part is home or defense not in part.controls
+        for row in part.rows["releases"]
+        if part is home or not (row["control"] or row["defense"] == PRETRAINING)
     ]
     often = Counter(defense for _, defense in shown)
     found: dict[tuple[int, str], str] = {}
@@ -155,10 +134,9 @@ def names(parts: Sequence[Part], home: Part) -> dict[tuple[int, str], str]:
     return found
 
 
-def merged(parts: Sequence[Part], names: Mapping[tuple[int, str], str]) -> Rows:
-    """Rows of what is shown, under the names there; pre-training's of the part with controls."""
-    home = next((n for n, d in names if d in parts[n].controls), 0)
-    known = {**names, (home, PRETRAINING): PRETRAINING}
+def merged(parts: Sequence[Part], names: Mapping[tuple[int, str], str], home: Part) -> Rows:
+    """Rows of what is shown, under the names there."""
+    known = {**names, (parts.index(home), PRETRAINING): PRETRAINING}
     return {
         kind: [
             {**row, "defense": known[number, row["defense"]]}
@@ -166,11 +144,10 @@ def merged(parts: Sequence[Part], names: Mapping[tuple[int, str], str]) -> Rows:
             for row in part.rows[kind]
             if (number, row["defense"]) in known
         ]
-        for kind in KINDS
+        for kind in home.rows
     }
 
 
-def of_defense(name: str, rows: Rows) -> Rows:
-    """A defense's own rows, and the undefended model's sweeps, to compare."""
-    found = {kind: [row for row in own if row["defense"] == name] for kind, own in rows.items()}
-    return {**found, "usual": [row for row in rows["sweeps"] if row["control"]]}
+def of_defense(name: str, rows: Rows) -> dict[str, list[Row]]:
+    """A defense's own rows."""
+    return {kind: [row for row in own if row["defense"] == name] for kind, own in rows.items()}
