@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sophon_bench.leaderboard import answers as analysis
-from sophon_bench.leaderboard import provenance
+from sophon_bench.leaderboard import layout, provenance
 from sophon_bench.leaderboard.columns import NOTHING, Column, Row, frame, percent, records, span
-from sophon_bench.leaderboard.layout import HEAD, Key, by_place, heading, score_table
+from sophon_bench.leaderboard.layout import HEAD, Key
 from sophon_bench.leaderboard.names import Attacks, Legend
 from sophon_bench.leaderboard.provenance import distinct
 from sophon_bench.leaderboard.render import Place, Table, to_markdown
@@ -107,11 +107,11 @@ class _Measured:
         scores = analysis.scores(results, frozen)
         self.recipe = recipe
         self.legend = Legend.of([scores, trials], {}, "defense")
-        self._releases = by_place(analysis.releases(results))
-        self._trials = by_place(trials[trials["attack"].isin(listed)])
-        self._recipes = by_place(analysis.recipe(results, listed))
-        self._curves = by_place(analysis.curves(results, frozen))
-        self._scores = by_place(scores)
+        self._releases = layout.by_place(analysis.releases(results))
+        self._trials = layout.by_place(trials[trials["attack"].isin(listed)])
+        self._recipes = layout.by_place(analysis.recipe(results, listed))
+        self._curves = layout.by_place(analysis.curves(results, frozen))
+        self._scores = layout.by_place(scores)
 
     def places(self, name: str) -> Iterator[tuple[Place, Sequence[Row]]]:
         """Tables of one plugin by place, and how it made its models there."""
@@ -136,8 +136,8 @@ class _Measured:
             body=[line for row, curve in shown for line in self._lines(row, curve, called)],
             notes=self.legend.notes(row["defense"] for row, _ in shown),
         )
-        tables = [utilities, score_table(scores, self.legend)]
-        return Place(title=heading(where, scores), tables=tables)
+        tables = [utilities, layout.score_table(scores, self.legend)]
+        return Place(title=layout.heading(where, scores), tables=tables)
 
     def _lines(self, row: Row, curve: Row, called: Attacks) -> list[Row]:
         defense = self.legend(row["defense"])

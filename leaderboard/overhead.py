@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sophon_bench.leaderboard import answers as analysis
-from sophon_bench.leaderboard import columns
+from sophon_bench.leaderboard import columns, layout
 from sophon_bench.leaderboard.columns import (
     NOTHING,
     Row,
@@ -18,7 +18,6 @@ from sophon_bench.leaderboard.columns import (
     records,
     span,
 )
-from sophon_bench.leaderboard.layout import by_place, by_samples, cross, envelopes, heading
 from sophon_bench.leaderboard.names import Attacks, Legend, with_names
 from sophon_bench.leaderboard.render import Flat, Place, Table, printed, to_console
 from sophon_bench.leaderboard.tables import Gaps
@@ -67,13 +66,13 @@ def show(form: str, costs: Overhead) -> str:
 def places(costs: Overhead) -> list[Place]:
     """Per place: what protecting took, and per n what attacking takes to get half."""
     legend = Legend.of([costs.protection], costs.names, "defense")
-    half_costs = by_place(costs.half_costs)
+    half_costs = layout.by_place(costs.half_costs)
     return [
         Place(
-            title=heading(where, protection),
+            title=layout.heading(where, protection),
             tables=cost_tables(protection, half_costs.get(where, frame([])), legend, costs.names),
         )
-        for where, protection in by_place(costs.protection).items()
+        for where, protection in layout.by_place(costs.protection).items()
     ]
 
 
@@ -82,7 +81,7 @@ def cost_tables(
 ) -> list[Table]:
     """The tables of one place."""
     called = Attacks(half_costs, names)
-    halves = [_half_costs(n, df, called, legend) for n, df in by_samples(half_costs)]
+    halves = [_half_costs(n, df, called, legend) for n, df in layout.by_samples(half_costs)]
     rows = legend.rows(records(protection))
     protecting = Table(
         title="Protecting: what it took, and that as a multiple of pre-training; means over seeds",
@@ -104,7 +103,7 @@ def _half_costs(samples: int, df: DataFrame, called: Attacks, legend: Legend) ->
     """Costs to half by attack (lines) and defense (columns)."""
     # of the attack, where `cross` asks for it, and not of the defense
     rows = [{**row, "control": False} for row in records(df)]
-    best = envelopes(rows)
+    best = layout.envelopes(rows)
     title = (
         f"n = {samples}, {span(row['seeds'] for row in best)}: steps of "
         f"{REFERENCE_BATCH} examples to half of undefended minus scratch, as a multiple of those "
@@ -118,7 +117,7 @@ def _half_costs(samples: int, df: DataFrame, called: Attacks, legend: Legend) ->
         f"half: restricted {best[0]['utility']}, %": lambda row: percent(row["half"]),
         "scratch's envelope": lambda row: _steps(row, "scratch_cost"),
     }
-    return cross(title, rows, best, called, legend, _half_cost, quiet=quiet, notes=[meaning])
+    return layout.cross(title, rows, best, called, legend, _half_cost, quiet=quiet, notes=[meaning])
 
 
 def _half_cost(row: Row, _seeds: int) -> str:

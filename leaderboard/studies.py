@@ -16,18 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.analysis.series import shown
 from sophon_bench.leaderboard import answers as analysis
-from sophon_bench.leaderboard import columns, figures, vega
+from sophon_bench.leaderboard import columns, figures, layout, vega
 from sophon_bench.leaderboard.columns import Column, frame, records
-from sophon_bench.leaderboard.layout import (
-    by_place,
-    flag_notes,
-    footnotes,
-    heading,
-    over,
-    plural,
-    score_notes,
-    scratch_rows,
-)
 from sophon_bench.leaderboard.names import Legend
 from sophon_bench.leaderboard.provenance import distinct, made_on
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows, to_markdown
@@ -128,12 +118,7 @@ def findings(
 ) -> tuple[DataFrame, list[Place]]:
     """What the records of a study say: rows of `analysis.ablation`, and their table.
 
-    Args:
-        study: What was run.
-        cells: Its records.
-        frozen: Which budgets and n count.
-        command: What made them; stands below the table, with suite, seeds, n and machine.
-        attacks: Selectors of what was attacked with.
+    Below it stand what was attacked with (``attacks``) and the ``command`` that made the records.
     """
     results = Results.of(cells)
     found = analysis.ablation(results, study.axis, frozen)
@@ -154,40 +139,39 @@ def findings(
 
 
 def ablation(found: DataFrame, notes: Sequence[str]) -> list[Place]:
-    """Scores by the value of a hyperparameter, one table per place.
+    """Scores by the value of a hyperparameter, one table per place, each with these notes.
 
-    Args:
-        found: Rows of `analysis.ablation`, at least one.
-        notes: Lines that go below each table.
+    ``found`` are rows of `analysis.ablation`, at least one.
     """
     return [
-        Place(title=heading(where, own), tables=[_ablation_table(own, notes)])
-        for where, own in by_place(found).items()
+        Place(title=layout.heading(where, own), tables=[_ablation_table(own, notes)])
+        for where, own in layout.by_place(found).items()
     ]
 
 
 def _ablation_table(found: DataFrame, notes: Sequence[str]) -> Table:
-    rows, reasons = footnotes(records(found))
+    rows, reasons = layout.footnotes(records(found))
     plugins = {row["family"]: row["defense_name"] for row in rows}
     legend = Legend(plugins, {})
-    named = [
-        {**row, "name": row["defense"] if row["control"] else shown(row["value"]),
-         "family": None if row["control"] else legend(row["family"])}
-        for row in rows
-    ]  # fmt: skip
-    several = len({row["family"] for row in rows if not row["control"]}) > 1
-    family = [Column(key="family", header="defense")] if several else []
     axis = rows[0]["axis"]
+    controls = [{**row, "name": row["defense"], "family": None} for row in rows if row["control"]]
+    tried = [
+        {**row, "name": shown(row["value"]), "family": legend(row["family"])}
+        for row in rows
+        if not row["control"]
+    ]
+    several = len({row["family"] for row in tried}) > 1
+    family = [Column(key="family", header="defense")] if several else []
     return Table(
-        title=f"Scores{over(rows)}, by {axis}: {plural(rows[0]['utility'])} in %, "
+        title=f"Scores{layout.over(rows)}, by {axis}: {layout.plural(rows[0]['utility'])} in %, "
         "restricted after the tuned attack and after the best of the listed trials alone; "
         "cost of protection as a multiple of pre-training",
         columns=[Column(key="name", header=axis), *family, *columns.ABLATION],
-        quiet=[*(row for row in named if row["control"]), *scratch_rows(rows, "name")],
-        body=[row for row in named if not row["control"]],
+        quiet=[*controls, *layout.scratch_rows(rows, "name")],
+        body=tried,
         notes=[
-            *score_notes(rows, reasons),
-            *flag_notes(rows, Legend({}, {})),
+            *layout.score_notes(rows, reasons),
+            *layout.flag_notes(rows, Legend({}, {})),
             *notes,
             *(legend.notes(plugins) if several else []),
         ],

@@ -14,21 +14,9 @@ import msgspec
 from sophon_bench.analysis.envelope import ENVELOPE
 from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.leaderboard import answers as analysis
-from sophon_bench.leaderboard import columns
+from sophon_bench.leaderboard import columns, layout
 from sophon_bench.leaderboard.columns import Row, frame, number, percent, records
-from sophon_bench.leaderboard.layout import (
-    Key,
-    by_place,
-    by_samples,
-    footnotes,
-    heading,
-    image_table,
-    loss_tables,
-    matrices,
-    score_order,
-    score_table,
-    winner_table,
-)
+from sophon_bench.leaderboard.layout import Key
 from sophon_bench.leaderboard.names import Attacks, Legend, is_envelope, with_names
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows, printed
 from sophon_bench.results import Results
@@ -139,18 +127,18 @@ def places(report: Report) -> list[Place]:
     how good they are.
     """
     legend = report.legend
-    by_kind = {key: by_place(getattr(report, key)) for key in FRAMES}
+    by_kind = {key: layout.by_place(getattr(report, key)) for key in FRAMES}
     listed = []
     for where in dict.fromkeys([*by_kind["trials"], *by_kind["scores"]]):
         own = {key: known.get(where, frame([])) for key, known in by_kind.items()}
         called = Attacks(own["trials"], report.names)
         winners = records(own["winners"])
-        tables = [score_table(own["scores"], legend)] if len(own["scores"]) else []
-        tables += [winner_table(winners, called, legend)] if winners else []
-        tables += matrices(own["trials"], own["scores"], called, legend)
-        tables += loss_tables(own["trials"], called, legend)
-        tables += [image_table(own["images"], called, legend)] if len(own["images"]) else []
-        listed.append(Place(title=heading(where, own["trials"]), tables=tables))
+        tables = [layout.score_table(own["scores"], legend)] if len(own["scores"]) else []
+        tables += [layout.winner_table(winners, called, legend)] if winners else []
+        tables += layout.matrices(own["trials"], own["scores"], called, legend)
+        tables += layout.loss_tables(own["trials"], called, legend)
+        tables += [layout.image_table(own["images"], called, legend)] if len(own["images"]) else []
+        listed.append(Place(title=layout.heading(where, own["trials"]), tables=tables))
     return listed
 
 
@@ -158,13 +146,13 @@ def differences(rows: DataFrame, names: Mapping[str, str] | None = None) -> list
     """How much more each defense has than one of them, one table per place."""
     legend = Legend.of([rows], names or {}, "defense")
     return [
-        Place(title=heading(where, df), tables=[_difference_table(df, legend)])
-        for where, df in by_place(rows).items()
+        Place(title=layout.heading(where, df), tables=[_difference_table(df, legend)])
+        for where, df in layout.by_place(rows).items()
     ]
 
 
 def _difference_table(df: DataFrame, legend: Legend) -> Table:
-    rows, reasons = footnotes(records(df))
+    rows, reasons = layout.footnotes(records(df))
     other = rows[0]["other"]
     return Table(
         title=f"More than {legend(other)} has, paired by seed, with 95 % intervals; resistance "
@@ -217,15 +205,15 @@ def document(cells: Sequence[Cell], report: Report) -> str:
 def meaning(report: Report) -> str:
     """What the scores say, in two sentences per place; without a score, what the envelopes say."""
     legend = report.legend
-    scores, trials = by_place(report.scores), by_place(report.trials)
+    scores, trials = layout.by_place(report.scores), layout.by_place(report.trials)
     said = []
     for where in dict.fromkeys([*trials, *scores]):
         rows = records(scores[where]) if where in scores else []
         scored = [row for row in rows if row["score"] is not None and not row["control"]]
         if scored:
-            said.append(_scored(legend.rows(sorted(scored, key=score_order))))
+            said.append(_scored(legend.rows(sorted(scored, key=layout.score_order))))
         elif where in trials:
-            groups = by_samples(trials[where])
+            groups = layout.by_samples(trials[where])
             said += [_reached(legend.rows(records(df))) for _, df in groups]
     return "\n".join(said)
 

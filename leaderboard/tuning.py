@@ -7,18 +7,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from sophon_bench.analysis.tuning import chosen as chosen
 from sophon_bench.leaderboard import answers as analysis
-from sophon_bench.leaderboard import columns
-from sophon_bench.leaderboard.columns import records
-from sophon_bench.leaderboard.layout import footnotes, heading, over, plural
+from sophon_bench.leaderboard import columns, layout
+from sophon_bench.leaderboard.columns import Row, records
 from sophon_bench.leaderboard.names import Legend
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows
 from sophon_bench.results import Results
 from sophon_bench.results.files import write_atomic
-from sophon_bench.results.frames import PLACE
+from sophon_bench.results.frames import PLACE, PROVENANCE
 from sophon_bench.results.records import Cell
 
 if TYPE_CHECKING:
@@ -36,12 +33,7 @@ class Occupied(ValueError):
 
 
 def rows_of(cells: Sequence[Cell], labels: Sequence[str]) -> DataFrame:
-    """Rows of `analysis.criteria` of one defense's configurations, in the order of ``labels``.
-
-    Args:
-        cells: Records of one place: of all configurations, and of the controls.
-        labels: The configurations' selectors.
-    """
+    """Rows of `analysis.criteria` of a defense's configurations, in the order of ``labels``."""
     own = [c for c in cells if c.defense.control or c.defense.label in labels]
     rows = analysis.criteria(Results.of(own))
     return rows.sort_values("defense", key=lambda known: known.map(labels.index), kind="stable")
@@ -55,13 +47,13 @@ def table(rows: DataFrame, notes: Sequence[str]) -> Place:
         notes: Lines that go below the table.
     """
     legend = Legend.of([rows], {}, "defense")
-    marked, reasons = footnotes(records(rows))
+    marked, reasons = layout.footnotes(records(rows))
     best = chosen(rows)
     first = marked[0]
     loud = [] if best is None else [{**best, "defense": f"chosen: {legend(best['defense'])}"}]
     configurations = Table(
-        title=f"Configurations{over(marked)}: criterion = 100 · resistance · intactness on "
-        f"validation data alone; {plural(first['utility'])} in % of the selection and "
+        title=f"Configurations{layout.over(marked)}: criterion = 100 · resistance · intactness on "
+        f"validation data alone; {layout.plural(first['utility'])} in % of the selection and "
         "validation splits",
         columns=columns.CRITERIA,
         quiet=[
@@ -72,7 +64,9 @@ def table(rows: DataFrame, notes: Sequence[str]) -> Place:
         loud=loud,
         notes=[*reasons, *notes, *legend.notes(rows["defense"])],
     )
-    return Place(title=heading(tuple(first[key] for key in PLACE), rows), tables=[configurations])
+    return Place(
+        title=layout.heading(tuple(first[key] for key in PLACE), rows), tables=[configurations]
+    )
 
 
 def document(
@@ -86,7 +80,9 @@ def document(
 ) -> bytes:
     """Everything about one defense's search, as JSON: the same for the same records."""
     best = chosen(rows)
-    of_defense = [c for c in cells if c.defense.control or c.defense.name == defense]
+    results = Results.of(cells)
+    named = results.cells["defense_name"] == defense
+    own = results.cells[results.cells["defense_control"] | named]
     content = {
         "defense": defense,
         "chosen": None
@@ -96,22 +92,22 @@ def document(
         "command": command,
         "grid": grid,
         "drawn_with": drawn_with,
-        "seeds": sorted({cell.seed for cell in of_defense}),
-        "versions": _versions(of_defense),
+        "seeds": sorted(set(own["seed"].tolist())),
+        "versions": _versions(own, results.models.loc[[*own["pretrained"], *own["released"]]]),
         "rows": flat_rows(Flat(frames=[rows], columns=columns.CRITERIA)),
     }
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
-def _versions(cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """What the stages ran with, each once, without the time."""
-    ran = (p for c in cells for p in (c.provenance, c.released.provenance, c.pretrained.provenance))
-    found = {}
-    for provenance in ran:
-        plain = msgspec.to_builtins(provenance)
-        del plain["finished"]
-        found[json.dumps(plain)] = plain
-    return [found[key] for key in sorted(found)]
+def _versions(*stages: DataFrame) -> list[Row]:
+    """What stages ran with, each once, without the time."""
+    ran = {f"made_{name}": name for name in PROVENANCE if name != "finished"}
+    found = {
+        json.dumps(row): row
+        for df in stages
+        for row in records(df[[*ran]].rename(columns=ran).drop_duplicates())
+    }
+    return [found[text] for text in sorted(found)]
 
 
 def check(file: Path, command: str) -> None:
