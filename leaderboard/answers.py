@@ -17,11 +17,8 @@ if TYPE_CHECKING:
 def _named(find: Callable[..., DataFrame], several: int = 1) -> Callable[..., DataFrame]:
     """The same answer with columns ``…_name`` and ``…_label`` of its defenses and attacks.
 
-    A selector may stand with its version, where one place has two: both are known.
-
-    Args:
-        find: Takes results first.
-        several: How many of its arguments are results.
+    A selector may stand with its version, where one place has two: both are known. ``several``
+    says how many of the first arguments are results.
     """
 
     @functools.wraps(find)

@@ -26,11 +26,8 @@ ATTACKING = "tuned attacker to half of U − S, × undefended"
 def overhead(protection: DataFrame, half_costs: DataFrame) -> Figure | None:
     """What protecting costs beside pre-training, and a tuned attacker half beside undefended.
 
-    One line of two panels per place; None if there is no defense.
-
-    Args:
-        protection: Rows of `analysis.protection`.
-        half_costs: Rows of `analysis.half_costs`, of which the envelope's are drawn.
+    One line of two panels per place, of `analysis.protection` and of the envelope's rows of
+    `analysis.half_costs`; None if there is no defense.
     """
     attacking = by_place(half_costs)
     apart = {"resolve": {"scale": dict.fromkeys(("color", "stroke", "yOffset"), "independent")}}

@@ -38,8 +38,7 @@ class Subject:
         reference: The publication.
         claim: What that measured.
         source: Hash of the plugin's source.
-        hyperparameters: Defaults by name, as they are written.
-        presets: Named sets of them, as they are written.
+        hyperparameters, presets: Defaults by name, and named sets of them, as they are written.
     """
 
     name: str
@@ -66,8 +65,7 @@ class Recipe:
 
     Args:
         name: The suite and its version.
-        trials: Labels of its attacks.
-        controls: Labels of the control attacks that run beside them.
+        trials, controls: Labels of its attacks, and of the control attacks beside them.
     """
 
     name: str
@@ -85,12 +83,7 @@ def cards(
 ) -> str:
     """One card per subject, in their order, and below what they rest on, in GitHub's Markdown.
 
-    Args:
-        subjects: What there are cards of.
-        cells: Records; none: nothing is measured yet.
-        recipe: What stands for the paper's attacks.
-        command: What makes this page.
-        frozen: As for `analysis.scores`.
+    Without ``cells`` nothing is measured yet; ``command`` is what makes this page.
     """
     results = Results.of(cells)
     measured = _Measured(results, recipe, frozen)

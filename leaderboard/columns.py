@@ -173,13 +173,7 @@ def data(*keys: str) -> Iterator[Column]:
 
 
 def marked(key: str, format_spec: str, *marks: str) -> Callable[[Row], str]:
-    """A number with the ``footnote`` of its row, if it has one, and with some of its marks.
-
-    Args:
-        key: The number's.
-        format_spec: How it is written.
-        marks: Of `MARKS`.
-    """
+    """A number with the ``footnote`` of its row, if it has one, and with some of its `MARKS`."""
 
     def text(row: Row) -> str:
         value, half_width = row.get(key), row.get(f"{key}_half_width")
@@ -201,9 +195,12 @@ MARKS = {"provisional": PROVISIONAL, "rolled_back": ROLLED_BACK}
 """What stands behind a score where that is so, by the key that says it."""
 
 
+def known(key: str, text: Callable[[Row], str], missing: str = NOTHING) -> Callable[[Row], str]:
+    """What a row says that has this key."""
+    return lambda row: missing if row.get(key) is None else text(row)
+
+
 def _b50(row: Row) -> str:
-    if row.get("b50") is None:
-        return NOTHING
     alone = multiple(row["b50"], ">" if row["b50_censored"] else "")
     if row["b50_search"] is None:
         return alone
@@ -249,7 +246,7 @@ SCORES = (
     Column(key="worst_resistance", header="worst n", format=".2f"),
     Column(key="intactness", header="intact", format=".2f"),
     Column(key="trainability", header="trainable", format=".2f"),
-    Column(key="b50", header="B50 (search)", unit="×", format=_b50),
+    Column(key="b50", header="B50 (search)", unit="×", format=known("b50", _b50)),
     Column(key="original_after", header="original (was)", unit="%", format=_original),
     Column(key="restricted_after", header="restricted", unit="%", format=".1f"),
     Column(key="protect_cost", header="cost", unit="×", format=".2f"),
@@ -324,12 +321,10 @@ def _distance(key: str) -> Callable[[Row], str]:
     """A Fréchet distance, and that of real images."""
 
     def text(row: Row) -> str:
-        if row[key] is None:
-            return NOTHING
         distance = number(row[key], row[f"{key}_half_width"], ".1f")
         return f"{distance} ({number(row[f'{key}_real'], None, '.1f')})"
 
-    return text
+    return known(key, text)
 
 
 IMAGES = (
@@ -348,13 +343,11 @@ def _cost(key: str, header: str, unit: str) -> Column:
     """What protecting took, and that as a multiple of pre-training."""
 
     def text(row: Row) -> str:
-        if row[key] is None:
-            return NOTHING
         times = row[f"{key}_times"]
         spent = amount(SCALES.get(unit, float)(row[key]))
         return spent if row["control"] or times is None else f"{spent} ({multiple(times)})"
 
-    return Column(key=key, header=header, unit=unit, format=text)
+    return Column(key=key, header=header, unit=unit, format=known(key, text))
 
 
 SPENT = (
@@ -369,9 +362,9 @@ PROTECTION = (DEFENSE, Column(key="seeds"), *SPENT, *OTHERS)
 """Of one row per defense, and in flat rows of one per attack and defense too."""
 
 
-def _growing(key: str, text: Callable[[Any], str]) -> Callable[[Row], str]:
-    """A number that exponents, which stand below, may lack."""
-    return lambda row: "" if row.get(key) is None else text(row[key])
+def _growing(key: str, text: Callable[[Any], str], header: str | None = None) -> Column:
+    """A number that exponents, which stand below, lack."""
+    return Column(key=key, header=header, format=known(key, lambda row: text(row[key]), ""))
 
 
 def _measured(row: Row, key: str) -> str:
@@ -381,14 +374,13 @@ def _measured(row: Row, key: str) -> str:
 
 GROWTH = (
     Column(key="backbone", header=""),
-    Column(key="parameters", format=_growing("parameters", lambda n: number(n, None, ".2f", "M"))),
-    Column(key="flops", header="FLOP per unit",
-           format=_growing("flops", lambda n: number(n, None, ".1f", "M"))),
-    Column(key="units", format=_growing("units", "{:.0f}".format)),
+    _growing("parameters", lambda value: number(value, None, ".2f", "M")),
+    _growing("flops", lambda value: number(value, None, ".1f", "M"), "FLOP per unit"),
+    _growing("units", "{:.0f}".format),
     Column(key="seconds", unit="s", format=lambda row: _measured(row, "seconds")),
     Column(key="pretrain_seconds", header="pre-training", unit="s",
            format=lambda row: _measured(row, "pretrain_seconds")),
-    Column(key="times", unit="×", format=_growing("times", multiple)),
+    _growing("times", multiple),
 )  # fmt: skip
 
 
@@ -421,17 +413,14 @@ def change(row: Row) -> str:
     return f"{text}{TENTATIVE if row['tentative'] else ''} {row['unit']}"
 
 
-def _allowed(row: Row) -> str:
-    return NOTHING if row["threshold"] is None else row["threshold"].partition(":")[2]
-
-
 CHANGES = (
     Column(key="subject", header="", views=TEXT),
     Column(key="metric"),
     Column(key="base", format=_changed("base")),
     Column(key="new", format=_changed("new")),
     Column(key="difference", header="change", format=change),
-    Column(key="threshold", header="allowed", format=_allowed),
+    Column(key="threshold", header="allowed",
+           format=known("threshold", lambda row: row["threshold"].partition(":")[2])),
     *data("defense"),
     *OTHERS,
-)
+)  # fmt: skip

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from sophon_bench.analysis.comparison import STATUS
 from sophon_bench.analysis.thresholds import SHORT, UNITS
+from sophon_bench.leaderboard import layout
 from sophon_bench.leaderboard.columns import (
     CHANGES,
     TENTATIVE,
@@ -23,7 +24,6 @@ from sophon_bench.leaderboard.columns import (
     shown_in,
     span,
 )
-from sophon_bench.leaderboard.layout import by_place, heading
 from sophon_bench.leaderboard.names import Legend
 from sophon_bench.leaderboard.render import Flat, Place, Table, to_console, to_json, to_markdown
 from sophon_bench.plugins.registry import unknown
@@ -103,12 +103,9 @@ def load_accepted(path: Path) -> list[Acceptance]:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What a run changed.
+    """What a run changed: rows of `analysis.compare`, and acceptances of nothing in them.
 
-    Args:
-        rows: Those of `analysis.compare`; what is accepted has that as its verdict, and the
-            ``reason``.
-        unused: Acceptances of nothing that is in them.
+    What is accepted has that as its verdict, and the ``reason``.
     """
 
     rows: Sequence[Row]
@@ -169,13 +166,12 @@ def _places(result: Comparison) -> list[Place]:
     """Tables of what matters, per scenario, backbone and budget."""
     changes = frame(result.rows)
     legends = {kind: Legend.of([changes], {}, kind) for kind in ("attack", "defense")}
-    places = []
-    for where, df in by_place(changes).items():
+
+    def tables(df: DataFrame) -> list[Table]:
         groups = {title: df[df["verdict"] == name] for name, title in SHOWN.items()}
-        tables = [_table(title, own, legends) for title, own in groups.items() if len(own)]
-        if tables:
-            places.append(Place(title=heading(where, df), tables=tables))
-    return places
+        return [_table(title, own, legends) for title, own in groups.items() if len(own)]
+
+    return layout.places(changes, tables)
 
 
 def _table(title: str, df: DataFrame, legends: Mapping[str, Legend]) -> Table:

@@ -67,12 +67,7 @@ def write(cells: Sequence[Cell], out: Path, formats: Sequence[str], frozen: Gaps
 
 
 def pictures(curves: DataFrame, sweeps: DataFrame) -> Iterator[tuple[str, Figure]]:
-    """Names of files without suffix, and figures, per place and n; a defense has one style in all.
-
-    Args:
-        curves: Rows of `analysis.curves`.
-        sweeps: Rows of `analysis.sweeps`.
-    """
+    """Names of files without suffix, and figures, per place and n; a defense has one style."""
     rows = [*records(curves), *records(sweeps)]
     styles = vega.styles(row["defense"] for row in rows if not row["control"])
     for kind, found, draw in (
@@ -157,12 +152,7 @@ def _resistance_axis(points: Sequence[Point], title: str) -> Figure:
 
 
 def families(sweeps: DataFrame, styles: Styles) -> Figure | None:
-    """Restricted utility by learning rate at the regular budget; one panel per family of attacks.
-
-    Args:
-        sweeps: Rows of one place and n.
-        styles: As for `envelopes`.
-    """
+    """Restricted utility by learning rate at the regular budget, a panel per family of attacks."""
     rows = records(sweeps)
     rows.sort(key=lambda row: (row["family"], row["control"], row["defense"]))
     by_family = {family: _swept(own) for family, own in _by("family", rows).items()}
@@ -299,10 +289,7 @@ def _place(rows: Sequence[Row], points: Iterable[Point], width: int = 60) -> lis
 def ablation(found: DataFrame) -> Figure | None:
     """Resistance and the cost of protection by the value of a hyperparameter; a line per family.
 
-    None if no model could be made.
-
-    Args:
-        found: Rows of `analysis.ablation` of one place, at least one of a defense.
+    Of rows of `analysis.ablation` of one place; None if no model could be made.
     """
     tried = [row for row in records(found) if not row["control"]]
     if all(vega.number(row["protect_cost"]) is None for row in tried):
@@ -356,10 +343,7 @@ def _by(key: str, rows: Iterable[Row]) -> dict[Any, list[Row]]:
 def growth(updates: DataFrame, exponents: DataFrame, title: str) -> Figure:
     """Seconds per update by parameters and by FLOPs, with the fitted lines.
 
-    Args:
-        updates: Rows with the fields of `speed.Update`.
-        exponents: Rows with those of `speed.Exponents`, one per defense.
-        title: Where it was measured.
+    Rows have the fields of `speed.Update`, and of `speed.Exponents` one per defense.
     """
     measured, fits = records(updates), records(exponents)
     looks = vega.styles(fit["defense"] for fit in fits)

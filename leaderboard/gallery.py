@@ -47,10 +47,7 @@ def place(made: Made) -> str:
 
 
 def images(found: Sequence[Made]) -> Figure:
-    """Images that models made, a row per model, beside what made them.
-
-    Args:
-        found: At least one, in the order of `ordered`.
+    """Images that models made, at least one, a row per model, beside what made them.
 
     Raises:
         PictureError: If one has a picture that is none.

@@ -23,7 +23,7 @@ from sophon_bench.leaderboard.columns import (
     superscript,
 )
 from sophon_bench.leaderboard.names import Attacks, Legend, is_envelope
-from sophon_bench.leaderboard.render import Table
+from sophon_bench.leaderboard.render import Place, Table
 from sophon_bench.protocol import REFERENCE_BATCH
 from sophon_bench.results.frames import PLACE
 
@@ -63,6 +63,15 @@ def heading(where: Key, df: DataFrame) -> str:
             *suites,
         ]
     )
+
+
+def places(df: DataFrame, tables: Callable[[DataFrame], Sequence[Table]]) -> list[Place]:
+    """The tables that are made of the rows of each place, where there are some."""
+    return [
+        Place(title=heading(where, own), tables=made)
+        for where, own in by_place(df).items()
+        if (made := tables(own))
+    ]
 
 
 def plural(utility: str) -> str:
@@ -278,14 +287,12 @@ def cross(
     """Attacks (lines) by defenses (columns), of one place and n.
 
     Args:
-        title: The table's.
+        title, notes: The table's.
         trials: One row per attack and defense, envelopes included.
         best: The envelope's row of each defense, in the order of columns.
-        called: What attacks are called.
-        legend: What defenses are called.
+        called, legend: What attacks and defenses are called.
         cell: What a row says, given the number of seeds that its defense has.
         quiet: What lines above say of an envelope's row, by their name.
-        notes: Lines that stand below.
         scratch_last: Whether lines of control attacks come last, and not first.
     """
     lines: dict[tuple[str, int], dict[str, Row]] = {}

@@ -48,13 +48,7 @@ class Legend:
 
     @classmethod
     def of(cls, frames: Iterable[DataFrame], names: Mapping[str, str], kind: str) -> Legend:
-        """The legend of the defenses or the attacks in some frames, in their order.
-
-        Args:
-            frames: With the columns ``KIND`` and ``KIND_name``.
-            names: Names that the user gave, by label.
-            kind: ``defense`` or ``attack``.
-        """
+        """The legend of the defenses or the attacks in frames with their names, in their order."""
         plugins: dict[str, str] = {}
         for df in frames:
             if kind in df:

@@ -33,10 +33,8 @@ if TYPE_CHECKING:
 class Overhead:
     """Frames, derived from records.
 
-    Args:
-        protection: One row per defense.
-        half_costs: One row per trial and defense.
-        names: Names that the user gave to defenses and attacks, by label.
+    ``protection`` has one row per defense, ``half_costs`` one per trial and defense; ``names`` are
+    those that the user gave to defenses and attacks, by label.
     """
 
     protection: DataFrame
@@ -145,11 +143,8 @@ def growth(
 ) -> str:
     """How the cost of protecting grows with the backbone, as tables for the console.
 
-    Args:
-        title: Where and how it was measured.
-        updates: One row per backbone and defense, with the fields of `speed.Update`.
-        exponents: One row per defense, with those of `speed.Exponents`.
-        names: Names that the user gave to defenses, by label.
+    ``updates`` are rows with the fields of `speed.Update`, one per backbone and defense, and
+    ``exponents`` with those of `speed.Exponents`, one per defense.
     """
     legend = Legend({}, names or {})
     tables = [

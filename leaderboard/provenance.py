@@ -60,10 +60,8 @@ def endings(made: Row) -> str:
 def facts(cells: DataFrame, made: Row, source: str | None) -> list[tuple[str, str]]:
     """Terms and texts of where the numbers of one defense in one place come from.
 
-    Args:
-        cells: Its records.
-        made: Its row of `analysis.releases`.
-        source: Hash of the plugin's source that its description is of, if there is one.
+    ``made`` is its row of `analysis.releases`, and ``source`` the hash of the plugin's source that
+    its description is of, if there is one.
     """
     first = cells.iloc[0]
     statuses = sorted(Counter(cells["status"]).items())

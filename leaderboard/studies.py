@@ -143,10 +143,7 @@ def ablation(found: DataFrame, notes: Sequence[str]) -> list[Place]:
 
     ``found`` are rows of `analysis.ablation`, at least one.
     """
-    return [
-        Place(title=layout.heading(where, own), tables=[_ablation_table(own, notes)])
-        for where, own in layout.by_place(found).items()
-    ]
+    return layout.places(found, lambda df: [_ablation_table(df, notes)])
 
 
 def _ablation_table(found: DataFrame, notes: Sequence[str]) -> Table:

@@ -69,13 +69,7 @@ class Report:
 def report(
     cells: Sequence[Cell], frozen: Gaps = None, names: Mapping[str, str] | None = None
 ) -> Report:
-    """What ``cells`` say.
-
-    Args:
-        cells: Records of any places.
-        frozen: Which budgets and n count for scores.
-        names: Names that the user gave to defenses and attacks, by label.
-    """
+    """What ``cells`` of any places say; ``frozen`` is which budgets and n count for scores."""
     results = Results.of(cells)
     return Report(
         trials=analysis.trials(results),
@@ -145,31 +139,23 @@ def places(report: Report) -> list[Place]:
 def differences(rows: DataFrame, names: Mapping[str, str] | None = None) -> list[Place]:
     """How much more each defense has than one of them, one table per place."""
     legend = Legend.of([rows], names or {}, "defense")
-    return [
-        Place(title=layout.heading(where, df), tables=[_difference_table(df, legend)])
-        for where, df in layout.by_place(rows).items()
-    ]
 
+    def table(df: DataFrame) -> Table:
+        rows, reasons = layout.footnotes(records(df))
+        other = rows[0]["other"]
+        return Table(
+            title=f"More than {legend(other)} has, paired by seed, with 95 % intervals; resistance "
+            "not clipped",
+            columns=columns.DIFFERENCES,
+            body=legend.rows(rows),
+            notes=[*reasons, *legend.notes([other, *df["defense"]])],
+        )
 
-def _difference_table(df: DataFrame, legend: Legend) -> Table:
-    rows, reasons = layout.footnotes(records(df))
-    other = rows[0]["other"]
-    return Table(
-        title=f"More than {legend(other)} has, paired by seed, with 95 % intervals; resistance "
-        "not clipped",
-        columns=columns.DIFFERENCES,
-        body=legend.rows(rows),
-        notes=[*reasons, *legend.notes([other, *df["defense"]])],
-    )
+    return layout.places(rows, lambda df: [table(df)])
 
 
 def agreements(name: str, df: DataFrame) -> Place:
-    """What an entry reports beside what came out now.
-
-    Args:
-        name: The entry's.
-        df: Rows of `analysis.agreements`, at least one.
-    """
+    """What the entry ``name`` reports beside what came out now (rows of `analysis.agreements`)."""
     rows = records(df)
     utilities = sorted({row["utility"] for row in rows})
     sampled = any(row[f"{key}_low"] is not None for row in rows for key in columns.AGREEING)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -26,28 +27,16 @@ ASSETS = ("style.css", "page.js")
 LIBRARY = "vega.min.js"
 
 
-def write(
-    submissions: Sequence[Submission],
-    out: Path,
-    *,
-    subjects: Iterable[cards.Subject] = (),
-    sheets: Mapping[str, bytes] | None = None,
-    frozen: Gaps = None,
-) -> Path:
+def write(submissions: Sequence[Submission], out: Path, **options: Any) -> Path:
     """Write the site into the directory ``out``, which is made; returns its ``index.html``.
 
-    Args:
-        submissions: At least one; each is scored against its own controls.
-        out: Files of the same names are replaced.
-        subjects: What the code says of defenses; those of other names are left out.
-        sheets: Pictures of scenarios by label, as PNG.
-        frozen: Which budgets and n count, as for `analysis.score.scores`.
+    Arguments are those of `site`. Files of the same names are replaced.
 
     Raises:
         OSError: ``out`` cannot be made or written.
         PictureError: A record has a picture that is none; nothing is written.
     """
-    files = site(submissions, subjects=subjects, sheets=sheets, frozen=frozen)
+    files = site(submissions, **options)
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomic(out.absolute() / name, content)
@@ -63,7 +52,11 @@ def site(
 ) -> dict[str, bytes]:
     """The site's files by name, the page last: the same bytes for the same records.
 
-    Arguments are those of `write`.
+    Args:
+        submissions: At least one; each is scored against its own controls.
+        subjects: What the code says of defenses; those of other names are left out.
+        sheets: Pictures of scenarios by label, as PNG.
+        frozen: Which budgets and n count, as for `analysis.scores`.
     """
     known = {subject.name: subject for subject in subjects}
     pictures = {

@@ -59,14 +59,7 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one submission says in one place.
-
-    Args:
-        submission: Whose it is.
-        rows: Its rows there.
-        cells: Its records there, of `Outcomes.cells`.
-        made: Images that models made there, of one seed.
-    """
+    """What one submission says in one place: rows, `Outcomes.cells`, and images of one seed."""
 
     submission: Submission
     rows: Rows
@@ -114,9 +107,7 @@ def _parts(submission: Submission, frozen: Gaps) -> Iterator[tuple[Key, Part]]:
 def names(parts: Sequence[Part], home: Part) -> dict[tuple[int, str], str]:
     """Unique names of what is shown, by number of the part and its own name there.
 
-    Args:
-        parts: Of one place.
-        home: The one whose controls, and whose pre-training, are shown.
+    Controls, and pre-training, are shown of the part ``home`` alone.
     """
     shown = [
         (number, row["defense"])

@@ -149,14 +149,8 @@ def _card(
 ) -> SimpleNamespace:
     """A defense in one place: its row in the table of scores, and its details.
 
-    Args:
-        element: The card's id.
-        part: Where it is from.
-        defense: What it is called there.
-        row: Its row of scores, under the name that is unique in its place.
-        all_rows: Of the place.
-        called: What attacks are called.
-        subjects: What the code says of defenses.
+    It is called ``defense`` in ``part``, where it is from; in its row, and among all rows of the
+    place, it has a name that is unique there.
     """
     rows = data.of_defense(row["defense"], all_rows)
     cells = part.cells[part.cells["defense_label"] == defense]
