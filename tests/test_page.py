@@ -26,7 +26,7 @@ from sophon_bench.cli import main
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import bars, cards, entries, figures, page, provenance, tables, vega
 from sophon_bench.leaderboard.columns import frame, records
-from sophon_bench.leaderboard.page import Submission, data, view
+from sophon_bench.leaderboard.page import Submission, view
 from sophon_bench.results import Results
 from sophon_bench.results.pictures import PictureError, data_uri
 from sophon_bench.results.records import Cell
@@ -213,7 +213,7 @@ def test_a_control_is_shown_once_and_is_the_one_with_most_seeds(make_cell: MakeC
 def sections(*submissions: Submission) -> list[SimpleNamespace]:
     return [
         view.section(number, key, parts, {}, {})
-        for number, (key, parts) in enumerate(data.by_place(submissions, None), 1)
+        for number, (key, parts) in enumerate(view.by_place(submissions, None), 1)
     ]
 
 

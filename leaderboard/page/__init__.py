@@ -1,6 +1,6 @@
 """The page that people come to: submissions as a static site, derived from their records alone.
 
-`data` is what there is to show, `view` what is shown, and this module writes it. Names, titles and
+`view` is what is shown, and this module writes it. Names, titles and
 links are data of strangers. They reach the page through jinja2 with escaping on, a link only if it
 is one of the web, and figures as `vega` says. Of pictures only the pixels do, encoded anew.
 """
@@ -14,8 +14,8 @@ from typing import Any
 import jinja2
 
 from sophon_bench.leaderboard import cards, layout, vega
-from sophon_bench.leaderboard.page import data, view
-from sophon_bench.leaderboard.page.data import Submission
+from sophon_bench.leaderboard.page import view
+from sophon_bench.leaderboard.page.view import Submission
 from sophon_bench.leaderboard.provenance import distinct
 from sophon_bench.leaderboard.tables import Gaps
 from sophon_bench.results.files import write_atomic
@@ -65,7 +65,7 @@ def site(
     }
     sections = [
         view.section(number, key, parts, known, pictures)
-        for number, (key, parts) in enumerate(data.by_place(submissions, frozen), 1)
+        for number, (key, parts) in enumerate(view.by_place(submissions, frozen), 1)
     ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),

@@ -1,12 +1,21 @@
-"""What the page shows of each place, ready for its template: texts, tables and figures."""
+"""What the page shows of submissions, place by place, ready for its template.
+
+Submissions have their own controls; a place shows those of the one that has most seeds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Literal
 
-from sophon_bench.analysis.images import Made
+from sophon_bench.analysis.cost import PRETRAINING
+from sophon_bench.analysis.envelope import outcomes
+from sophon_bench.analysis.images import Made, makers
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import (
     bars,
@@ -20,15 +29,18 @@ from sophon_bench.leaderboard import (
     vega,
 )
 from sophon_bench.leaderboard.columns import NOTHING, Column, Row, frame, percent, records, span
-from sophon_bench.leaderboard.figures import in_steps, short_count
 from sophon_bench.leaderboard.layout import HEAD, Key
 from sophon_bench.leaderboard.names import Attacks, Legend
-from sophon_bench.leaderboard.page import data
-from sophon_bench.leaderboard.page.data import Part, Rows
 from sophon_bench.leaderboard.render import Table
+from sophon_bench.leaderboard.tables import Gaps
 from sophon_bench.protocol import REFERENCE_BATCH
+from sophon_bench.results import Results
 from sophon_bench.results.frames import PLACE
 from sophon_bench.results.pictures import data_uri
+from sophon_bench.results.records import Cell
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 PROTECTED = "protected"
 SIDES = (PROTECTED, vega.UNDEFENDED, vega.SCRATCH)
@@ -44,6 +56,108 @@ NOT_ATTACKED = "no scores: only fresh weights were trained here"
 Drawing = tuple[str, vega.Figure]
 """A caption, and the figure under it."""
 
+Label = Literal["self-reported", "spot-checked", "reproduced"]
+
+Rows = Mapping[str, Sequence[Row]]
+"""Rows by their kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """Records, and who stands for them.
+
+    Args:
+        cells: Records of any places: defenses and their controls.
+        name: Tells submissions apart; empty: nobody submitted these.
+        title: Of what is submitted, for people.
+        authors: Who stands for it.
+        link: Where it is described.
+        label: Who has seen that the records can be made again.
+        submitted: The day, as ``2026-01-31``.
+    """
+
+    cells: Sequence[Cell]
+    name: str = ""
+    title: str = ""
+    authors: Sequence[str] = ()
+    link: str = ""
+    label: Label | None = None
+    submitted: str = ""
+
+    @property
+    def safe_link(self) -> str | None:
+        """The link if a browser may follow it: what runs in the page instead is none."""
+        return self.link if re.match(r"https?://", self.link) else None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """What one submission says in one place: rows, `Outcomes.cells`, and images of one seed."""
+
+    submission: Submission
+    rows: Rows
+    cells: DataFrame
+    made: Sequence[Made]
+
+    @property
+    def control_seeds(self) -> int:
+        """Seeds on which the undefended model was attacked."""
+        return max((row["seeds"] for row in self.rows["scores"] if row["control"]), default=-1)
+
+
+def by_place(submissions: Iterable[Submission], frozen: Gaps) -> list[tuple[Key, list[Part]]]:
+    """What there is to show in every place, in the order of places."""
+    found: dict[Key, list[Part]] = {}
+    for submission in submissions:
+        for key, part in _parts(submission, frozen):
+            found.setdefault(key, []).append(part)
+    return sorted(found.items(), key=lambda pair: tuple(map(str, pair[0])))
+
+
+def _parts(submission: Submission, frozen: Gaps) -> Iterator[tuple[Key, Part]]:
+    results = Results.of(submission.cells)
+    found = {
+        "releases": analysis.releases(results),
+        "scores": analysis.scores(results, frozen),
+        "attacks": analysis.trials(results),
+        "winners": analysis.winners(results),
+        "curves": analysis.curves(results, frozen),
+        "sweeps": analysis.sweeps(results),
+        "protection": analysis.protection(results),
+        "half_costs": analysis.half_costs(results, frozen),
+        "images": analysis.images(results),
+    }
+    rows = {kind: layout.by_place(df) for kind, df in found.items()}
+    made: dict[Key, list[Made]] = {}
+    for one in makers(results):
+        made.setdefault(tuple(one.place[name] for name in PLACE), []).append(one)
+    for key, cells in layout.by_place(outcomes(results).cells).items():
+        here = {kind: records(of[key]) if key in of else [] for kind, of in rows.items()}
+        images = gallery.of_one_seed(made.get(key, []))
+        yield key, Part(submission=submission, rows=here, cells=cells, made=images)
+
+
+def _names(parts: Sequence[Part], home: Part) -> list[dict[str, str]]:
+    """Unique names of the defenses that are shown of each part, by what they are called there.
+
+    Controls, and pre-training, are shown of the part ``home`` alone.
+    """
+    shown = [
+        [row["defense"] for row in part.rows["releases"] if part is home or not row["control"]]
+        for part in parts
+    ]
+    often = Counter(itertools.chain.from_iterable(shown))
+    taken: set[str] = set()
+    found: list[dict[str, str]] = []
+    for number, (part, defenses) in enumerate(zip(parts, shown, strict=True), 1):
+        found.append({PRETRAINING: PRETRAINING} if part is home else {})
+        for defense in defenses:
+            whose = part.submission.name or f"records {number}"
+            name = f"{defense} ({whose})" if often[defense] > 1 else defense
+            found[-1][defense] = f"{name}, {number}" if name in taken else name
+            taken.add(found[-1][defense])
+    return found
+
 
 def section(
     number: int,
@@ -54,10 +168,18 @@ def section(
 ) -> SimpleNamespace:
     """One place: the defenses of all parts, and the controls of the one that has most seeds."""
     home = max(parts, key=lambda part: part.control_seeds)
-    names = data.names(parts, home)
-    rows = data.merged(parts, names, home)
-    trials, images = frame(rows["attacks"]), frame(rows["images"])
-    scores = frame(rows["scores"])
+    shown_of = [*zip(parts, _names(parts, home), strict=True)]
+    origin = {name: (part, own) for part, names in shown_of for own, name in names.items()}
+    rows = {
+        kind: [
+            {**row, "defense": names[row["defense"]]}
+            for part, names in shown_of
+            for row in part.rows[kind]
+            if row["defense"] in names
+        ]
+        for kind in home.rows
+    }
+    trials, images, scores = (frame(rows[kind]) for kind in ("attacks", "images", "scores"))
     table = Table(title="", columns=columns.SCORES, body=[], notes=[NOT_ATTACKED])
     if len(scores):
         scores = analysis.ranked(scores)
@@ -65,8 +187,7 @@ def section(
     called = Attacks(trials, {})
     legend = Legend.of([scores, trials], {}, "defense")
     at = dict(zip(PLACE, key, strict=True))
-    utility = rows["releases"][0]["utility"]
-    origin = {name: (parts[i], defense) for (i, defense), name in names.items()}
+    protection, half_costs = (frame(rows[kind]) for kind in ("protection", "half_costs"))
     scored = {row["defense"]: row for row in records(scores)}
     shown = columns.shown_in("page", table.columns)
     lines = {
@@ -83,14 +204,12 @@ def section(
         id=f"place-{number}",
         scenario=at["scenario"],
         backbone=at["backbone"],
-        utility=utility,
+        utility=rows["releases"][0]["utility"],
         heading=layout.heading(key, trials),
         tiles=[
             *_bars([row for row in scored.values() if row["control"]]),
             ("defenses", str(sum(not card.control for card in found))),
-            ("seeds", span(row["seeds"] for row in scored.values()).split()[0])
-            if scored
-            else ("seeds", NOTHING),
+            ("seeds", span(r["seeds"] for r in scored.values()).split()[0] if scored else NOTHING),
             ("records", str(len({key for card in found for key in card.keys}))),
         ],
         columns=shown[1:],
@@ -104,12 +223,10 @@ def section(
             *layout.loss_tables(trials, called, legend),
             *([layout.image_table(images, called, legend)] if len(images) else []),
         ],
-        costs=overhead.cost_tables(
-            frame(rows["protection"]), frame(rows["half_costs"]), legend, {}
-        ),
+        costs=overhead.cost_tables(protection, half_costs, legend, {}),
         cost_figures=_drawings(
-            ("Protecting", bars.protection(frame(rows["protection"]))),
-            ("A tuned attacker's cost to half", bars.half_costs(frame(rows["half_costs"]))),
+            ("Protecting", bars.protection(protection)),
+            ("A tuned attacker's cost to half", bars.half_costs(half_costs)),
         ),
         made=[
             (gallery.title(made), made.seed, data_uri(made.generated.picture))
@@ -152,7 +269,10 @@ def _card(
     It is called ``defense`` in ``part``, where it is from; in its row, and among all rows of the
     place, it has a name that is unique there.
     """
-    rows = data.of_defense(row["defense"], all_rows)
+    rows = {
+        kind: [each for each in own if each["defense"] == row["defense"]]
+        for kind, own in all_rows.items()
+    }
     cells = part.cells[part.cells["defense_label"] == defense]
     (made,) = rows["releases"]
     subject = subjects.get(made["plugin"])
@@ -246,20 +366,23 @@ def _levels(curve: Row) -> Table:
     levels = {
         side: {
             steps: columns.number(mean, half_width, ".1f")
-            for steps, mean, half_width in in_steps(curve[side], 100)
+            for steps, mean, half_width in figures.in_steps(curve[side], 100)
         }
         for side in (SIDES[1:] if curve["control"] else SIDES)
     }
     if not curve["control"]:
         levels["resistance"] = {
             steps: columns.number(value, None, ".2f")
-            for steps, value, _ in in_steps(curve["resistance"])
+            for steps, value, _ in figures.in_steps(curve["resistance"])
         }
     budgets = sorted({steps for found in levels.values() for steps in found})
     return Table(
         title=f"n = {curve['samples']}: restricted {curve['utility']} of the envelopes in %, and "
         f"resistance, by budget in steps of {REFERENCE_BATCH} examples",
-        columns=[HEAD, *(Column(key=str(steps), header=short_count(steps)) for steps in budgets)],
+        columns=[
+            HEAD,
+            *(Column(key=str(steps), header=figures.short_count(steps)) for steps in budgets),
+        ],
         body=[
             {"": name, **{str(steps): text for steps, text in found.items()}}
             for name, found in levels.items()
