@@ -11,16 +11,14 @@ from sophon_bench.leaderboard import layout, provenance
 from sophon_bench.leaderboard.columns import NOTHING, Column, Row, frame, percent, records, span
 from sophon_bench.leaderboard.layout import HEAD, Key
 from sophon_bench.leaderboard.names import Attacks, Legend
-from sophon_bench.leaderboard.provenance import distinct
 from sophon_bench.leaderboard.render import Place, Table, to_markdown
 from sophon_bench.leaderboard.tables import Gaps
+from sophon_bench.leaderboard.templates import rendered
 from sophon_bench.results import Results
 from sophon_bench.results.records import Cell
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
-TITLE = "# Defenses: a card of each"
+    pass
 
 DIFFERENT = "Different from the original:"
 """Begins the passage of a class docstring that says so."""
@@ -87,8 +85,22 @@ def cards(
     """
     results = Results.of(cells)
     measured = _Measured(results, recipe, frozen)
-    parts = [TITLE, *(_card(subject, measured) for subject in subjects)]
-    return "\n\n".join([*parts, _origin(results.cells, recipe, command)]) + "\n"
+    suites = {suite for of in provenance.suites(results.cells) for suite in of or [SINGLE]}
+    return rendered(
+        "cards.md",
+        cards=[(subject, list(measured.places(subject.name))) for subject in subjects],
+        cells=results.cells,
+        suites=suites,
+        recipe=recipe,
+        command=command,
+        provenance=provenance,
+        span=span,
+        unmeasured=UNMEASURED,
+    )
+
+
+SINGLE = "none (single attacks)"
+"""What stands for the suites of a record that no suite asked for."""
 
 
 class _Measured:
@@ -106,12 +118,13 @@ class _Measured:
         self._curves = layout.by_place(analysis.curves(results, frozen))
         self._scores = layout.by_place(scores)
 
-    def places(self, name: str) -> Iterator[tuple[Place, Sequence[Row]]]:
-        """Tables of one plugin by place, and how it made its models there."""
+    def places(self, name: str) -> Iterator[tuple[Sequence[Row], str]]:
+        """How one plugin made its models in each place, and its tables there in Markdown."""
         for where in self._scores:
             made = [row for row in records(self._releases[where]) if row["plugin"] == name]
             if made:
-                yield self._place(where, {row["defense"] for row in made}), made
+                place = self._place(where, {row["defense"] for row in made})
+                yield made, to_markdown([place]).rstrip()
 
     def _place(self, where: Key, labels: Collection[str]) -> Place:
         known = self._scores[where]
@@ -169,61 +182,3 @@ def _level(curve: Row, side: str) -> str:
     levels = {cost: (mean, half_width) for cost, mean, half_width in curve[side]}
     reached = levels.get(curve["budget"])
     return UNMEASURED if reached is None else percent(*reached)
-
-
-def _card(subject: Subject, measured: _Measured) -> str:
-    summary, formulas, different = subject.passages()
-    values = ", ".join(f"`{name} = {value}`" for name, value in subject.hyperparameters.items())
-    facts = {
-        "Source": subject.reference or "none named",
-        "Different from the original": different or "not stated",
-        "What its paper claims": subject.claim or "no figure on record",
-        "Hyperparameters": values or "none",
-        **{f"Preset `{name}`": text for name, text in subject.presets.items()},
-    }
-    found = list(measured.places(subject.name))
-    if not found:
-        facts["What we measure"] = UNMEASURED
-    lines = [f"- **{name}**: {text}" for name, text in facts.items()]
-    parts = [f"## {subject.name}", summary, *formulas, "\n".join(lines)]
-    for place, made in found:
-        parts.append("\n".join(f"- {_made(row, subject)}" for row in made))
-        parts.append(to_markdown([place]).rstrip())
-    return "\n\n".join(parts)
-
-
-def _made(row: Row, subject: Subject) -> str:
-    """How the models of these records were made."""
-    other = (
-        ""
-        if row["source"] == subject.source
-        else f". These records are of another version of its source ({row['source'][:8]}) than "
-        f"this card ({subject.source[:8]})"
-    )
-    return (
-        f"**What we measure** of {row['defense']}, {span([row['seeds']])}; roll-backs and failures "
-        f"of protecting: {provenance.endings(row) or 'none'}{other}"
-    )
-
-
-SINGLE = "none (single attacks)"
-"""What stands for the suites of a record that no suite asked for."""
-
-
-def _origin(cells: DataFrame, recipe: Recipe, command: str) -> str:
-    """What the page rests on."""
-    lines = [
-        f"- Made by `{command}`.",
-        f"- The paper's recipe: {recipe.name}, {len(recipe.trials)} trials; beside it "
-        f"{distinct(recipe.controls)}, with its defaults.",
-    ]
-    if len(cells):
-        suites = {suite for of in provenance.suites(cells) for suite in of or [SINGLE]}
-        lines += [
-            f"- {len(cells)} records, of protocol {distinct(cells['protocol'])}, "
-            f"seeds {distinct(cells['seed'])}, suites {distinct(suites)}.",
-            f"- They are from {provenance.made_on(cells)}; finished {provenance.days(cells)}.",
-        ]
-    else:
-        lines.append("- No records.")
-    return "\n".join(["## What this page rests on", "", *lines])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sophon_bench.leaderboard.columns import Row
 from sophon_bench.protocol import REFERENCE_BATCH
-from sophon_bench.results.records import OR, SCHEMA
+from sophon_bench.results.records import OR
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -57,30 +57,11 @@ def endings(made: Row) -> str:
     return "; ".join(f"{words} ({count} of {made['seeds']})" for words, count in made["ended"])
 
 
-def facts(cells: DataFrame, made: Row, source: str | None) -> list[tuple[str, str]]:
-    """Terms and texts of where the numbers of one defense in one place come from.
-
-    ``made`` is its row of `analysis.releases`, and ``source`` the hash of the plugin's source that
-    its description is of, if there is one.
-    """
-    first = cells.iloc[0]
-    statuses = sorted(Counter(cells["status"]).items())
-    changed = source not in (None, made["source"])
-    other = ", another version than the description is of" if changed else ""
-    return [
-        ("Made with", made_on(cells)),
-        ("Finished", days(cells)),
-        ("Seeds", distinct(cells["seed"])),
-        ("Records", ", ".join(f"{count} {status}" for status, count in statuses)),
-        ("Suite", made["suite"] or "none: single attacks"),
-        ("Protocol, schema", f"{distinct(cells['protocol'])}, {SCHEMA}"),
-        ("Data", first["revision"]),
-        (
-            "Source",
-            f"{made['plugin']} {made['source'][:12]} of {first['defense_distribution']}{other}",
-        ),
-        ("Roll-backs and failures of protecting", endings(made) or "none"),
-    ]
+def statuses(cells: DataFrame) -> str:
+    """How many records ended in which way."""
+    return ", ".join(
+        f"{count} {status}" for status, count in sorted(Counter(cells["status"]).items())
+    )
 
 
 def trouble(cells: DataFrame) -> list[str]:

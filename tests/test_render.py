@@ -16,7 +16,6 @@ from conftest import drawn
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sophon_bench.leaderboard import page
 from sophon_bench.leaderboard.columns import (
     DATA,
     TEXT,
@@ -38,14 +37,13 @@ from sophon_bench.leaderboard.render import (
     to_latex,
     to_markdown,
 )
+from sophon_bench.leaderboard.templates import TEMPLATES
 
 NAME = Column(key="name", header="")
 
 
 def plain(table: Table) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(page.TEMPLATES), autoescape=True
-    )
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
     return str(environment.from_string(
         '{% from "macros.html" import plain %}{{ plain(table) }}'
     ).render(table=table))  # fmt: skip

@@ -11,18 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from sophon_bench.leaderboard import cards, layout, vega
+from sophon_bench.leaderboard import cards, layout, provenance, vega
+from sophon_bench.leaderboard.columns import percent
 from sophon_bench.leaderboard.page import view
 from sophon_bench.leaderboard.page.view import Submission
-from sophon_bench.leaderboard.provenance import distinct
 from sophon_bench.leaderboard.tables import Gaps
+from sophon_bench.leaderboard.templates import TEMPLATES, rendered
 from sophon_bench.results.files import write_atomic
+from sophon_bench.results.records import SCHEMA
 
 __all__ = ["LIBRARY", "Submission", "site", "write"]
 
-TEMPLATES = Path(__file__).parent.parent / "site"
 ASSETS = ("style.css", "page.js")
 LIBRARY = "vega.min.js"
 
@@ -67,24 +66,20 @@ def site(
         view.section(number, key, parts, known, pictures)
         for number, (key, parts) in enumerate(view.by_place(submissions, frozen), 1)
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     utilities = sorted({section.utility for section in sections})
     versions = {cell.provenance.version for each in submissions for cell in each.cells}
-    html = environment.get_template("index.html").render(
+    html = rendered(
+        "index.html",
+        provenance=provenance,
+        percent=percent,
+        schema=SCHEMA,
         sections=sections,
         utilities=utilities,
         plurals=list(map(layout.plural, utilities)),
         meanings=layout.MEANINGS,
         labels=sorted({s.label for s in submissions if s.label is not None}),
         themes={name: vega.config(name) for name in vega.THEMES},
-        versions=distinct(versions),
+        versions=provenance.distinct(versions),
     )
     return {
         **dict(pictures.values()),

@@ -25,10 +25,9 @@ from sophon_bench.leaderboard import (
     gallery,
     layout,
     overhead,
-    provenance,
     vega,
 )
-from sophon_bench.leaderboard.columns import NOTHING, Column, Row, frame, percent, records, span
+from sophon_bench.leaderboard.columns import NOTHING, Column, Row, frame, records, span
 from sophon_bench.leaderboard.layout import HEAD, Key
 from sophon_bench.leaderboard.names import Attacks, Legend
 from sophon_bench.leaderboard.render import Table
@@ -206,12 +205,8 @@ def section(
         backbone=at["backbone"],
         utility=rows["releases"][0]["utility"],
         heading=layout.heading(key, trials),
-        tiles=[
-            *_bars([row for row in scored.values() if row["control"]]),
-            ("defenses", str(sum(not card.control for card in found))),
-            ("seeds", span(r["seeds"] for r in scored.values()).split()[0] if scored else NOTHING),
-            ("records", str(len({key for card in found for key in card.keys}))),
-        ],
+        seeds=span(row["seeds"] for row in scored.values()).split()[0] if scored else NOTHING,
+        records=len({key for card in found for key in card.cells["key"]}),
         columns=shown[1:],
         scratch=[lines["scratch"]] if "scratch" in lines and "scratch" not in scored else [],
         notes=table.notes,
@@ -244,17 +239,6 @@ def _made(part: Part, defense: str) -> list[Made]:
     return [made for made in part.made if made.defense == defense]
 
 
-def _bars(controls: Sequence[Row]) -> list[tuple[str, str]]:
-    """What a tuned attacker reaches without a defense, and without pre-training."""
-    bars = {"undefended, tuned attacker": "undefended_after", "from scratch": "scratch_after"}
-    return [
-        (words, f"{percent(row[key])} %")
-        for row in controls[:1]
-        for words, key in bars.items()
-        if row[key] is not None
-    ]
-
-
 def _card(
     element: str,
     part: Part,
@@ -275,7 +259,6 @@ def _card(
     }
     cells = part.cells[part.cells["defense_label"] == defense]
     (made,) = rows["releases"]
-    subject = subjects.get(made["plugin"])
     of_n = ", n = {}" if len(rows["curves"]) > 1 else ""
     curves: list[tuple[str, vega.Figure | None]] = []
     for curve in rows["curves"]:
@@ -300,28 +283,17 @@ def _card(
         submission=part.submission,
         control=row["control"],
         row=row,
-        keys=cells["key"],
-        interval=_interval(row),
+        cells=cells,
+        made=made,
+        subject=subjects.get(made["plugin"]),
         marks=_marks(row),
-        fidelity=_fidelity(subject),
-        facts=provenance.facts(cells, made, subject.source if subject else None),
         spent=[(c.title, c.text(spent)) for spent in rows["protection"] for c in columns.SPENT],
-        trouble=provenance.trouble(cells),
-        command=provenance.reproduction(cells),
         curves=_drawings(*curves),
         sweeps=_drawings(*sweeps),
         winners=layout.winner_table(winners, called, UNCHANGED) if winners else None,
         levels=[_levels(curve) for curve in rows["curves"]],
         makes=bool(_made(part, defense)),
     )
-
-
-def _interval(row: Row) -> tuple[float, float] | None:
-    """Ends of the score's interval in [0, 100], if there is a score."""
-    if row["score"] is None:
-        return None
-    half = row["score_half_width"] or 0
-    return round(max(0.0, row["score"] - half), 2), round(min(100.0, row["score"] + half), 2)
 
 
 def _marks(row: Row) -> list[tuple[str, str]]:
@@ -340,20 +312,6 @@ def _marks(row: Row) -> list[tuple[str, str]]:
         },
     }
     return [(words, why) for words, why in found.items() if why]
-
-
-def _fidelity(subject: cards.Subject | None) -> list[tuple[str, str]]:
-    """Terms and texts of what the code says of a defense."""
-    if subject is None:
-        return []
-    summary, _, different = subject.passages()
-    found = {
-        "What it does": summary,
-        "Reference": subject.reference,
-        "Different from the original": different,
-        "What its paper claims": subject.claim,
-    }
-    return [(term, text) for term, text in found.items() if text]
 
 
 def _drawings(*figures: tuple[str, vega.Figure | None]) -> list[Drawing]:
