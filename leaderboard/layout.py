@@ -359,8 +359,8 @@ def image_table(images: DataFrame, called: Attacks, legend: Legend) -> Table:
         body=rows,
         notes=[
             "attacked: the model at the end of the trial that the selection split picks at the "
-            "whole budget, fresh weights left out; named is the one picked on most seeds (how "
-            "many, if not all)",
+            "whole budget, random initialisation left out; named is the one picked on most seeds "
+            "(how many, if not all)",
             *legend.notes(images["defense"]),
             *called.notes(row["attacks"][0][0] for row in rows if row["attacks"]),
         ],

@@ -246,7 +246,7 @@ def test_no_controls_is_no_score_and_still_a_page(make_cell: MakeCell) -> None:
 def test_fresh_weights_alone_are_no_score_and_still_a_page(make_cell: MakeCell) -> None:
     fresh = [cell for cell in controls(make_cell) if cell.attack.control]
     text = document(submission(fresh)).text()
-    assert "no scores: only fresh weights were trained here" in text
+    assert "no scores: only random initialisations were trained here" in text
 
 
 def test_a_long_name_is_whole_on_its_card_and_in_a_legend_below_matrices(

@@ -50,7 +50,7 @@ STYLES = vega.styles([PROTECTED])
 UNCHANGED = Legend({}, {})
 """Calls defenses by their labels: what heads a card has room for them."""
 
-NOT_ATTACKED = "no scores: only fresh weights were trained here"
+NOT_ATTACKED = "no scores: only random initialisations were trained here"
 
 Drawing = tuple[str, vega.Figure]
 """A caption, and the figure under it."""
@@ -351,7 +351,7 @@ def _levels(curve: Row) -> Table:
 def _heat_maps(
     rows: Sequence[Row], order: Sequence[str], called: Attacks, legend: Legend
 ) -> list[Table]:
-    """One per n: what every attack reached against every defense; fresh weights last."""
+    """One per n: what every attack reached against every defense; scratch last."""
     found = []
     for samples in dict.fromkeys(row["samples"] for row in rows):
         own = [row for row in rows if row["samples"] == samples]
