@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from sophon_bench.analysis import agreement, comparison, cost, score, series, tuning
 from sophon_bench.analysis import images as made
 from sophon_bench.analysis import trials as tried
-from sophon_bench.results import Results
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -18,35 +17,28 @@ if TYPE_CHECKING:
 def _named(find: Callable[..., DataFrame], several: int = 1) -> Callable[..., DataFrame]:
     """The same answer with columns ``…_name`` and ``…_label`` of its defenses and attacks.
 
-    Args:
-        find: Takes results first.
-        several: How many of its arguments are results.
+    A selector may stand with its version, where one place has two: both are known. ``several``
+    says how many of the first arguments are results.
     """
 
     @functools.wraps(find)
     def answer(*arguments: Any) -> DataFrame:
-        return _with_plugins(find(*arguments), arguments[:several])
+        df = find(*arguments).copy()
+        for kind in [kind for kind in ("defense", "attack") if kind in df]:
+            plugins = {
+                shown: (name, label)
+                for results in arguments[:several]
+                for label, name, version in results.cells[
+                    [kind, f"{kind}_name", f"{kind}_version"]
+                ].drop_duplicates().itertuples(index=False, name=None)
+                for shown in (label, f"{label}@{version[:7]}")
+            }  # fmt: skip
+            for number, end in enumerate(("name", "label")):
+                known = {shown: plugin[number] for shown, plugin in plugins.items()}
+                df[f"{kind}_{end}"] = df[kind].map(known).astype(object)
+        return df
 
     return answer
-
-
-def _with_plugins(df: DataFrame, results: tuple[Results, ...]) -> DataFrame:
-    """A selector may stand with its version, where one place has two: both are known."""
-    df = df.copy()
-    for kind in ("defense", "attack"):
-        if kind not in df:
-            continue
-        names: dict[str, str] = {}
-        labels: dict[str, str] = {}
-        for each in results:
-            columns = [kind, f"{kind}_name", f"{kind}_version"]
-            distinct = each.cells[columns].drop_duplicates()
-            for label, name, version in distinct.itertuples(index=False, name=None):
-                for shown in (label, f"{label}@{version[:7]}"):
-                    names[shown], labels[shown] = name, label
-        df[f"{kind}_name"] = df[kind].map(names).astype(object)
-        df[f"{kind}_label"] = df[kind].map(labels).astype(object)
-    return df
 
 
 trials = _named(tried.trials)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from sophon_bench.analysis.envelope import ENVELOPE
 from sophon_bench.leaderboard import vega
 from sophon_bench.leaderboard.columns import multiple, records
+from sophon_bench.leaderboard.layout import by_place
 from sophon_bench.leaderboard.overhead import bounded
-from sophon_bench.leaderboard.tables import by_place
 from sophon_bench.leaderboard.vega import Figure, Point, Row
 
 if TYPE_CHECKING:
@@ -26,21 +26,19 @@ ATTACKING = "tuned attacker to half of U − S, × undefended"
 def overhead(protection: DataFrame, half_costs: DataFrame) -> Figure | None:
     """What protecting costs beside pre-training, and a tuned attacker half beside undefended.
 
-    One line of two panels per place; None if there is no defense.
-
-    Args:
-        protection: Rows of `analysis.protection`.
-        half_costs: Rows of `analysis.half_costs`, of which the envelope's are drawn.
+    One line of two panels per place, of `analysis.protection` and of the envelope's rows of
+    `analysis.half_costs`; None if there is no defense.
     """
-    attacking = {place: records(df) for place, df in by_place(half_costs).items()}
+    attacking = by_place(half_costs)
     apart = {"resolve": {"scale": dict.fromkeys(("color", "stroke", "yOffset"), "independent")}}
     lines = []
     for place, df in by_place(protection).items():
         rows = records(df)
         if names := [row["defense"] for row in rows if not row["control"]]:
+            halves = records(attacking[place]) if place in attacking else []
             panels = [
                 _bars(_protection(rows), names, PROTECTING),
-                _bars(_half_costs(attacking.get(place, [])), names, ATTACKING),
+                _bars(_half_costs(halves), names, ATTACKING),
             ]
             height = max(panel["height"] for panel in panels)
             aligned = [{**panel, "height": height} for panel in panels]
@@ -51,20 +49,12 @@ def overhead(protection: DataFrame, half_costs: DataFrame) -> Figure | None:
 
 
 def protection(found: DataFrame) -> Figure | None:
-    """What protecting took as a multiple of pre-training; None if nobody protected.
-
-    Args:
-        found: Rows of `analysis.protection` of one place.
-    """
+    """What protecting took as a multiple of pre-training, in one place; None if nobody did."""
     return _alone(_protection(records(found)), PROTECTING)
 
 
 def half_costs(found: DataFrame) -> Figure | None:
-    """What a tuned attacker needs to half, as a multiple of undefended; None if there is no half.
-
-    Args:
-        found: Rows of `analysis.half_costs` of one place, of which the envelope's are drawn.
-    """
+    """What a tuned attacker needs to half, as a multiple of undefended, in one place."""
     return _alone(_half_costs(records(found)), ATTACKING)
 
 
@@ -95,9 +85,8 @@ def _half_costs(rows: Iterable[Row]) -> list[Point]:
 
 
 def _bar(row: Row, series: str, times: float, text: str) -> Point:
-    tip = f"{series}: {text}"
     own = {"defense": row["defense"], "series": series}
-    return {**own, "times": times, "text": text, "tip": tip}
+    return {**own, "times": times, "text": text, "tip": f"{series}: {text}"}
 
 
 def _bars(bars: Sequence[Point], names: Sequence[str], title: str) -> Figure:
@@ -111,14 +100,9 @@ def _bars(bars: Sequence[Point], names: Sequence[str], title: str) -> Figure:
     ]
     below = vega.legend(series) if series else None
     colour = vega.nominal("series", series, vega.COLOURS, legend=below)
-    axis = {"title": None, "labelLimit": 200}
+    defense = {"field": "defense", "type": "nominal", "scale": {"domain": list(names)}}
     rows = {
-        "y": {
-            "field": "defense",
-            "type": "nominal",
-            "scale": {"domain": list(names)},
-            "axis": axis,
-        },
+        "y": {**defense, "axis": {"title": None, "labelLimit": 200}},
         "yOffset": {"field": "series", "type": "nominal", "scale": {"domain": series}},
     }
     bar = {

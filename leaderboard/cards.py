@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sophon_bench.leaderboard import answers as analysis
-from sophon_bench.leaderboard.attack_tables import HEAD
-from sophon_bench.leaderboard.columns import (
-    NOTHING,
-    Column,
-    Row,
-    frame,
-    percent,
-    records,
-    span,
-)
+from sophon_bench.leaderboard import layout, provenance
+from sophon_bench.leaderboard.columns import NOTHING, Column, Row, frame, percent, records, span
+from sophon_bench.leaderboard.layout import HEAD, Key
 from sophon_bench.leaderboard.names import Attacks, Legend
 from sophon_bench.leaderboard.render import Place, Table, to_markdown
-from sophon_bench.leaderboard.score_tables import score_table
-from sophon_bench.leaderboard.tables import Gaps, Key, by_place, heading
+from sophon_bench.leaderboard.tables import Gaps
+from sophon_bench.leaderboard.templates import rendered
 from sophon_bench.results import Results
-from sophon_bench.results.records import Cell, Records
+from sophon_bench.results.records import Records
+
+if TYPE_CHECKING:
+    pass
 
 DIFFERENT = "Different from the original:"
 """Begins the passage of a class docstring that says so."""
@@ -40,8 +36,7 @@ class Subject:
         reference: The publication.
         claim: What that measured.
         source: Hash of the plugin's source.
-        hyperparameters: Defaults by name, as they are written.
-        presets: Named sets of them, as they are written.
+        hyperparameters, presets: Defaults by name, and named sets of them, as they are written.
     """
 
     name: str
@@ -52,6 +47,15 @@ class Subject:
     hyperparameters: Mapping[str, str]
     presets: Mapping[str, str]
 
+    def passages(self) -> tuple[str, list[str], str]:
+        """Summary, further paragraphs, and what is different, in Markdown."""
+        text = self.description.partition("\nArgs:")[0].replace("``", "`")
+        summary, *others = (" ".join(part.split()) for part in text.strip().split("\n\n"))
+        found = [part.partition(DIFFERENT) for part in others]
+        different = " ".join(after.strip() for _, _, after in found).strip()
+        formulas = [before.strip() for before, _, _ in found if before.strip()]
+        return summary, formulas, different
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -59,8 +63,7 @@ class Recipe:
 
     Args:
         name: The suite and its version.
-        trials: Labels of its attacks.
-        controls: Labels of the control attacks that run beside them.
+        trials, controls: Labels of its attacks, and of the control attacks beside them.
     """
 
     name: str
@@ -78,78 +81,80 @@ def cards(
 ) -> str:
     """One card per subject, in their order, and below what they rest on, in GitHub's Markdown.
 
-    Args:
-        subjects: What there are cards of.
-        cells: Records; none: nothing is measured yet.
-        recipe: What stands for the paper's attacks.
-        command: What makes this page.
-        frozen: As for `analysis.scores`.
+    Without ``cells`` nothing is measured yet; ``command`` is what makes this page.
     """
-    measured = _Measured(cells, recipe, frozen)
-    parts = [TITLE, *(_card(subject, measured) for subject in subjects)]
-    return "\n\n".join([*parts, _origin(cells, recipe, command)]) + "\n"
+    results = Results.of(cells)
+    measured = _Measured(results, recipe, frozen)
+    suites = {suite for of in provenance.suites(results.cells) for suite in of or [SINGLE]}
+    return rendered(
+        "cards.md",
+        cards=[(subject, list(measured.places(subject.name))) for subject in subjects],
+        cells=results.cells,
+        suites=suites,
+        recipe=recipe,
+        command=command,
+        provenance=provenance,
+        span=span,
+        unmeasured=UNMEASURED,
+    )
 
 
-TITLE = "# Defenses: a card of each"
+SINGLE = "none (single attacks)"
+"""What stands for the suites of a record that no suite asked for."""
 
 
 class _Measured:
     """Frames that cards show, by place."""
 
-    def __init__(self, cells: Records, recipe: Recipe, frozen: Gaps) -> None:
-        results = Results.of(cells)
+    def __init__(self, results: Results, recipe: Recipe, frozen: Gaps) -> None:
         listed = {*recipe.trials, *recipe.controls}
         trials = analysis.trials(results)
         scores = analysis.scores(results, frozen)
         self.recipe = recipe
         self.legend = Legend.of([scores, trials], {}, "defense")
-        self._releases = by_place(analysis.releases(results))
-        self._trials = by_place(trials[trials["attack"].isin(listed)])
-        self._recipes = by_place(analysis.recipe(results, listed))
-        self._curves = by_place(analysis.curves(results, frozen))
-        self._scores = by_place(scores)
+        self._releases = layout.by_place(analysis.releases(results))
+        self._trials = layout.by_place(trials[trials["attack"].isin(listed)])
+        self._recipes = layout.by_place(analysis.recipe(results, listed))
+        self._curves = layout.by_place(analysis.curves(results, frozen))
+        self._scores = layout.by_place(scores)
 
-    def places(self, name: str) -> Iterator[tuple[Place, Sequence[Row]]]:
-        """Tables of one plugin by place, and how it made its models there."""
+    def places(self, name: str) -> Iterator[tuple[Sequence[Row], str]]:
+        """How one plugin made its models in each place, and its tables there in Markdown."""
         for where in self._scores:
             made = [row for row in records(self._releases[where]) if row["plugin"] == name]
             if made:
-                yield self._place(where, {row["defense"] for row in made}), made
+                place = self._place(where, {row["defense"] for row in made})
+                yield made, to_markdown([place]).rstrip()
 
     def _place(self, where: Key, labels: Collection[str]) -> Place:
-        nothing = frame([])
         known = self._scores[where]
         scores = known[known["control"].astype(bool) | known["defense"].isin(labels)]
-        recipes = [r for r in records(self._recipes.get(where, nothing)) if r["defense"] in labels]
-        curves = {(row["defense"], row["samples"]): row
-                  for row in records(self._curves.get(where, nothing))}  # fmt: skip
-        called = Attacks(self._trials.get(where, nothing), {})
-        lines = [
-            line
-            for row in recipes
-            for line in self._lines(row, curves[row["defense"], row["samples"]], called)
-        ]
+        called = Attacks(self._trials.get(where, frame([])), {})
+        # both have one row per defense and n, in one order
+        found = (records(each.get(where, frame([]))) for each in (self._recipes, self._curves))
+        both = zip(*found, strict=True)
+        shown = [(row, curve) for row, curve in both if row["defense"] in labels]
         utilities = Table(
             title=f"Restricted {scores['utility'].iloc[0]} in %, at the whole budget: best of the "
             f"trials of {self.recipe.name} that were run, and of all (the tuned envelope, with "
             "scratch as a further candidate), both picked on the selection split",
             columns=[HEAD, Column(key="samples", header="n"), *(Column(key=s) for s in SIDES)],
-            body=frame(lines),
-            notes=self.legend.notes(row["defense"] for row in recipes),
+            body=[line for row, curve in shown for line in self._lines(row, curve, called)],
+            notes=self.legend.notes(row["defense"] for row, _ in shown),
         )
-        tables = [utilities, score_table(scores, self.legend)]
-        return Place(title=heading(where, scores), tables=tables)
+        tables = [utilities, layout.score_table(scores, self.legend)]
+        return Place(title=layout.heading(where, scores), tables=tables)
 
-    def _lines(self, row: Row, curve: Row, called: Attacks) -> Iterator[Row]:
+    def _lines(self, row: Row, curve: Row, called: Attacks) -> list[Row]:
         defense = self.legend(row["defense"])
-        envelope = f"{defense}: tuned envelope, {span([row['seeds']])}"
         cells = {
-            f"{defense}: {self.recipe.name}": [_reached(row, side) for side in SIDES],
-            "trial picked": [_picked(row, side, called) for side in SIDES],
-            envelope: [_level(curve, side) for side in SIDES],
+            f"{defense}: {self.recipe.name}": {side: _reached(row, side) for side in SIDES},
+            "trial picked": {side: _picked(row, side, called) for side in SIDES},
+            f"{defense}: tuned envelope, {span([row['seeds']])}": {
+                side: _level(curve, side) for side in SIDES
+            },
         }
-        for name, texts in cells.items():
-            yield {"": name, "samples": row["samples"], **dict(zip(SIDES, texts, strict=True))}
+        return [{"": name, "samples": row["samples"], **texts} for name, texts in cells.items()]
 
 
 SIDES = ("protected", "undefended", "scratch")
@@ -174,102 +179,6 @@ def _picked(row: Row, side: str, called: Attacks) -> str:
 
 
 def _level(curve: Row, side: str) -> str:
-    for cost, mean, half_width in curve[side]:
-        if cost == curve["budget"]:
-            return percent(mean, half_width)
-    return UNMEASURED
-
-
-def _card(subject: Subject, measured: _Measured) -> str:
-    summary, formulas, different = passages(subject.description)
-    facts = {
-        "Source": subject.reference or "none named",
-        "Different from the original": different or "not stated",
-        "What its paper claims": subject.claim or "no figure on record",
-        "Hyperparameters": _values(subject.hyperparameters) or "none",
-        **{f"Preset `{name}`": text for name, text in subject.presets.items()},
-    }
-    lines = [f"- **{name}**: {text}" for name, text in facts.items()]
-    found = list(measured.places(subject.name))
-    if not found:
-        lines.append(f"- **What we measure**: {UNMEASURED}")
-    parts = [f"## {subject.name}", summary, *formulas, "\n".join(lines)]
-    for place, made in found:
-        parts.append("\n".join(f"- {_made(row, subject)}" for row in made))
-        parts.append(to_markdown([place]).rstrip())
-    return "\n\n".join(parts)
-
-
-def passages(description: str) -> tuple[str, list[str], str]:
-    """Summary, further paragraphs, and what is different, of a class docstring in Markdown."""
-    text = description.partition("\nArgs:")[0].replace("``", "`")
-    summary, *others = (" ".join(part.split()) for part in text.strip().split("\n\n"))
-    found = [part.partition(DIFFERENT) for part in others]
-    different = " ".join(after.strip() for _, _, after in found).strip()
-    formulas = [before.strip() for before, _, _ in found if before.strip()]
-    return summary, formulas, different
-
-
-def _values(hyperparameters: Mapping[str, str]) -> str:
-    return ", ".join(f"`{name} = {value}`" for name, value in hyperparameters.items())
-
-
-def _made(row: Row, subject: Subject) -> str:
-    """How the models of these records were made."""
-    ended = "; ".join(f"{words} ({count} of {row['seeds']})" for words, count in row["ended"])
-    other = (
-        ""
-        if row["source"] == subject.source
-        else f". These records are of another version of its source ({row['source'][:8]}) than "
-        f"this card ({subject.source[:8]})"
-    )
-    return (
-        f"**What we measure** of {row['defense']}, {span([row['seeds']])}; roll-backs and failures "
-        f"of protecting: {ended or 'none'}{other}"
-    )
-
-
-SINGLE = "none (single attacks)"
-"""What stands for the suites of a record that no suite asked for."""
-
-
-def _origin(cells: Records, recipe: Recipe, command: str) -> str:
-    """What the page rests on."""
-    lines = [
-        f"- Made by `{command}`.",
-        f"- The paper's recipe: {recipe.name}, {len(recipe.trials)} trials; beside it "
-        f"{distinct(recipe.controls)}, with its defaults.",
-    ]
-    if made := cells.cells:
-        suites = (suite for cell in made for suite in cells.who(cell).suites or [SINGLE])
-        lines += [
-            f"- {len(made)} records, of protocol {distinct(cell.protocol for cell in made)}, "
-            f"seeds {distinct(cells.seeds)}, suites {distinct(suites)}.",
-            f"- They are from {'; '.join(sorted({made_on(cell) for cell in made}))}; finished "
-            f"{days(cell.provenance.finished[:10] for cell in made)}.",
-        ]
-    else:
-        lines.append("- No records.")
-    return "\n".join(["## What this page rests on", "", *lines])
-
-
-def made_on(cell: Cell) -> str:
-    """Package, commit, torch and device that a record was made with, in words."""
-    where = cell.provenance
-    commit = "an unknown commit" if where.commit is None else f"commit {where.commit[:8]}"
-    return (
-        f"sophon-bench {where.version} at {commit}{' with changes' if where.dirty else ''}, "
-        f"torch {where.torch}, {where.device}, {where.threads} "
-        f"thread{'' if where.threads == 1 else 's'}"
-    )
-
-
-def distinct(values: Iterable[Any]) -> str:
-    """Each once, in order."""
-    return ", ".join(map(str, sorted(set(values))))
-
-
-def days(found: Iterable[str]) -> str:
-    """The first and the last of them."""
-    first, *others = sorted(set(found))
-    return f"{first} to {others[-1]}" if others else first
+    levels = {cost: (mean, half_width) for cost, mean, half_width in curve[side]}
+    reached = levels.get(curve["budget"])
+    return UNMEASURED if reached is None else percent(*reached)

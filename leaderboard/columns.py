@@ -7,11 +7,13 @@ their keys, and cells are the values. A frame's column that is declared nowhere 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from sophon_bench.results.frames import PLACE
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -171,13 +173,7 @@ def data(*keys: str) -> Iterator[Column]:
 
 
 def marked(key: str, format_spec: str, *marks: str) -> Callable[[Row], str]:
-    """A number with the ``footnote`` of its row, if it has one, and with some of its marks.
-
-    Args:
-        key: The number's.
-        format_spec: How it is written.
-        marks: Of `MARKS`.
-    """
+    """A number with the ``footnote`` of its row, if it has one, and with some of its `MARKS`."""
 
     def text(row: Row) -> str:
         value, half_width = row.get(key), row.get(f"{key}_half_width")
@@ -187,13 +183,24 @@ def marked(key: str, format_spec: str, *marks: str) -> Callable[[Row], str]:
     return text
 
 
+AGREEING = ("reported", "again")
+"""Begin the columns of what an entry says and of what came out again."""
+
+HALF_COSTS = (
+    "half_cost", "undefended_cost", "scratch_cost", "times_undefended", "times_scratch",
+)  # fmt: skip
+"""Columns of `analysis.half_costs`, each with a bound."""
+
 MARKS = {"provisional": PROVISIONAL, "rolled_back": ROLLED_BACK}
 """What stands behind a score where that is so, by the key that says it."""
 
 
+def known(key: str, text: Callable[[Row], str], missing: str = NOTHING) -> Callable[[Row], str]:
+    """What a row says that has this key."""
+    return lambda row: missing if row.get(key) is None else text(row)
+
+
 def _b50(row: Row) -> str:
-    if row.get("b50") is None:
-        return NOTHING
     alone = multiple(row["b50"], ">" if row["b50_censored"] else "")
     if row["b50_search"] is None:
         return alone
@@ -212,7 +219,24 @@ def _count(row: Row) -> int | None:
 
 DEFENSE = Column(key="defense", header="")
 
-PLACE = (*data("scenario", "revision", "backbone", "precision", "protocol", "budget", "suite"),)
+OTHERS = (
+    *data(
+        *PLACE, "suite", "utility", "name", "control", "status", "family", "axis", "value",
+        "attack", "trial_name", "trials", "best", "half", "domain", "key", "stretch", "unscored",
+        "samples", "seeds", "seeds_reached", "released_seeds", "rolled_back", "provisional",
+        "counted", "frozen", "original_before", "original_loss_before", "original_loss",
+        "restricted_before", "restricted_loss", "restricted_loss_half_width",
+        "restricted_after_half_width", "undefended_after", "scratch_after", "score_half_width",
+        "resistance_half_width", "resistance_difference_half_width", "score_difference_half_width",
+        "b50_censored", "b50_search", "b50_search_censored", "peak_memory", "seconds", "other",
+        "unit", "half_width", "verdict", "tentative", "reason",
+        *(f"{side}_{part}" for side in AGREEING for part in ("status", "low", "high")),
+        *(f"protect_{name}_times" for name in ("seconds", "flops", "peak_memory", "examples")),
+        *(f"{cost}{end}" for cost in HALF_COSTS for end in ("", "_bound")),
+    ),
+    Column(key="parameters", views=frozenset({"json"})),
+)  # fmt: skip
+"""What programs alone read, in the flat rows that have it."""
 
 SCORES = (
     DEFENSE,
@@ -222,32 +246,14 @@ SCORES = (
     Column(key="worst_resistance", header="worst n", format=".2f"),
     Column(key="intactness", header="intact", format=".2f"),
     Column(key="trainability", header="trainable", format=".2f"),
-    Column(key="b50", header="B50 (search)", unit="×", format=_b50),
+    Column(key="b50", header="B50 (search)", unit="×", format=known("b50", _b50)),
     Column(key="original_after", header="original (was)", unit="%", format=_original),
     Column(key="restricted_after", header="restricted", unit="%", format=".1f"),
     Column(key="protect_cost", header="cost", unit="×", format=".2f"),
     Column(key="flags", format=lambda row: number(_count(row)), sort=_count),
-    *PLACE,
-    *data(
-        "name", "utility", "control", "samples", "seeds", "original_before", "restricted_before",
-        "original_loss_before", "original_loss", "rolled_back", "released_seeds", "restricted_loss",
-        "undefended_after", "scratch_after", "score_half_width", "resistance_half_width",
-        "b50_censored", "b50_search", "b50_search_censored", "counted", "stretch", "frozen",
-        "provisional", "unscored", "peak_memory", "seconds", "status",
-    ),
-)  # fmt: skip
-"""Of one row per defense (`scores`)."""
-
-TRIALS = (
-    *SCORES,
-    *data(
-        "attack", "trial_name", "trials", "best", "seeds_reached", "restricted_after_half_width",
-        "restricted_loss_half_width",
-    ),
-    Column(key="parameters", views=frozenset({"json"})),
-)  # fmt: skip
-"""Of one row per attack and defense (`trials`), beside those of `SCORES`; data alone: people read
-them as matrices."""
+    *OTHERS,
+)
+"""Of one row per defense, and in flat rows of one per attack and defense too."""
 
 LISTED = Column(key="listed_after", header="listed", unit="%", format=".1f")
 
@@ -257,19 +263,13 @@ ABLATION = (
     *pick(SCORES, "protect_cost", "flags"),
 )
 
-ABLATION_ROWS = (*SCORES, LISTED, *data("axis", "value", "family"))
-
 CRITERIA = (
     DEFENSE,
     Column(key="criterion", format=marked("criterion", ".1f")),
     Column(key="resistance", format=".3f"),
     *pick(SCORES, "intactness", "original_after", "restricted_after", "protect_cost"),
-    *PLACE,
-    *data(
-        "utility", "parameters", "samples", "seeds", "original_before", "undefended_after",
-        "scratch_after", "counted", "unscored",
-    ),
-)  # fmt: skip
+    *OTHERS,
+)
 
 DIFFERENCES = (
     DEFENSE,
@@ -279,11 +279,7 @@ DIFFERENCES = (
            best=True),
     Column(key="clear", header="",
            format=lambda row: "clear of zero" if row["clear"] else NOTHING),
-    *PLACE,
-    *data(
-        "name", "utility", "other", "resistance_difference_half_width",
-        "score_difference_half_width", "unscored",
-    ),
+    *OTHERS,
 )  # fmt: skip
 
 
@@ -312,11 +308,8 @@ AGREEMENTS = (
     Column(key="reported", unit="%", format=_made("reported")),
     Column(key="again", unit="%", format=_made("again")),
     Column(key="agreement", header=""),
-    *data(
-        "key", "utility", "domain", "stretch", "reported_status", "reported_low", "reported_high",
-        "again_status", "again_low", "again_high",
-    ),
-)  # fmt: skip
+    *OTHERS,
+)
 
 
 def _maker(row: Row) -> str:
@@ -328,12 +321,10 @@ def _distance(key: str) -> Callable[[Row], str]:
     """A Fréchet distance, and that of real images."""
 
     def text(row: Row) -> str:
-        if row[key] is None:
-            return NOTHING
         distance = number(row[key], row[f"{key}_half_width"], ".1f")
         return f"{distance} ({number(row[f'{key}_real'], None, '.1f')})"
 
-    return text
+    return known(key, text)
 
 
 IMAGES = (
@@ -348,21 +339,15 @@ IMAGES = (
 )  # fmt: skip
 
 
-def _spent(key: str, unit: str) -> Callable[[Row], str]:
+def _cost(key: str, header: str, unit: str) -> Column:
     """What protecting took, and that as a multiple of pre-training."""
 
     def text(row: Row) -> str:
-        if row[key] is None:
-            return NOTHING
         times = row[f"{key}_times"]
         spent = amount(SCALES.get(unit, float)(row[key]))
         return spent if row["control"] or times is None else f"{spent} ({multiple(times)})"
 
-    return text
-
-
-def _cost(key: str, header: str, unit: str) -> Column:
-    return Column(key=key, header=header, unit=unit, format=_spent(key, unit))
+    return Column(key=key, header=header, unit=unit, format=known(key, text))
 
 
 SPENT = (
@@ -373,53 +358,29 @@ SPENT = (
 )
 """What protecting took."""
 
-PROTECTION = (
-    DEFENSE,
-    Column(key="seeds"),
-    *SPENT,
-    *PLACE,
-    *data("name", "utility", "control", *(f"{column.key}_times" for column in SPENT)),
-)
-
-HALF_COSTS = (
-    *PROTECTION,
-    *data("attack", "trial_name", "samples", "stretch", "half"),
-    *data(
-        *(
-            key
-            for name in ("half_cost", "undefended_cost", "scratch_cost", "times_undefended",
-                         "times_scratch")
-            for key in (name, f"{name}_bound")
-        )
-    ),
-    Column(key="parameters", views=frozenset({"json"})),
-)  # fmt: skip
-"""Of one row per attack and defense (`half_costs`), beside those of `PROTECTION`; data alone."""
+PROTECTION = (DEFENSE, Column(key="seeds"), *SPENT, *OTHERS)
+"""Of one row per defense, and in flat rows of one per attack and defense too."""
 
 
-def _growing(key: str, text: Callable[[Any], str]) -> Callable[[Row], str]:
-    """A number that exponents, which stand below, may lack."""
-    return lambda row: "" if row.get(key) is None else text(row[key])
+def _growing(key: str, text: Callable[[Any], str], header: str | None = None) -> Column:
+    """A number that exponents, which stand below, lack."""
+    return Column(key=key, header=header, format=known(key, lambda row: text(row[key]), ""))
 
 
-def _measured(key: str) -> Callable[[Row], str]:
+def _measured(row: Row, key: str) -> str:
     """Seconds, or the exponent that they grow with."""
-    return lambda row: format(row[key], ".2f" if row.get("times") is None else ".4f")
-
-
-def _millions(format_spec: str) -> Callable[[float], str]:
-    return lambda value: number(value, None, format_spec, "M")
+    return format(row[key], ".2f" if row.get("times") is None else ".4f")
 
 
 GROWTH = (
     Column(key="backbone", header=""),
-    Column(key="parameters", format=_growing("parameters", _millions(".2f"))),
-    Column(key="flops", header="FLOP per unit", format=_growing("flops", _millions(".1f"))),
-    Column(key="units", format=_growing("units", "{:.0f}".format)),
-    Column(key="seconds", unit="s", format=_measured("seconds")),
+    _growing("parameters", lambda value: number(value, None, ".2f", "M")),
+    _growing("flops", lambda value: number(value, None, ".1f", "M"), "FLOP per unit"),
+    _growing("units", "{:.0f}".format),
+    Column(key="seconds", unit="s", format=lambda row: _measured(row, "seconds")),
     Column(key="pretrain_seconds", header="pre-training", unit="s",
-           format=_measured("pretrain_seconds")),
-    Column(key="times", unit="×", format=_growing("times", multiple)),
+           format=lambda row: _measured(row, "pretrain_seconds")),
+    _growing("times", multiple),
 )  # fmt: skip
 
 
@@ -452,25 +413,14 @@ def change(row: Row) -> str:
     return f"{text}{TENTATIVE if row['tentative'] else ''} {row['unit']}"
 
 
-def _allowed(row: Row) -> str:
-    return NOTHING if row["threshold"] is None else row["threshold"].partition(":")[2]
-
-
 CHANGES = (
     Column(key="subject", header="", views=TEXT),
     Column(key="metric"),
     Column(key="base", format=_changed("base")),
     Column(key="new", format=_changed("new")),
     Column(key="difference", header="change", format=change),
-    Column(key="threshold", header="allowed", format=_allowed),
-    *PLACE,
-    *data(
-        "defense", "attack", "domain", "samples", "unit", "half_width", "seeds", "verdict",
-        "tentative", "reason", "utility",
-    ),
+    Column(key="threshold", header="allowed",
+           format=known("threshold", lambda row: row["threshold"].partition(":")[2])),
+    *data("defense"),
+    *OTHERS,
 )  # fmt: skip
-
-
-def texts(columns: Sequence[Column], rows: Iterable[Row]) -> list[list[str]]:
-    """Rows in words, a text per column."""
-    return [[column.text(row) for column in columns] for row in rows]

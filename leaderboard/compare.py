@@ -13,26 +13,19 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from sophon_bench.analysis.comparison import STATUS
 from sophon_bench.analysis.thresholds import SHORT, UNITS
+from sophon_bench.leaderboard import layout
 from sophon_bench.leaderboard.columns import (
     CHANGES,
     TENTATIVE,
     Row,
     change,
     frame,
-    pick,
     records,
+    shown_in,
     span,
 )
 from sophon_bench.leaderboard.names import Legend
-from sophon_bench.leaderboard.render import (
-    Flat,
-    Place,
-    Table,
-    to_console,
-    to_json,
-    to_markdown,
-)
-from sophon_bench.leaderboard.tables import by_place, heading
+from sophon_bench.leaderboard.render import Flat, Place, Table, to_console, to_json, to_markdown
 from sophon_bench.plugins.registry import unknown
 from sophon_bench.plugins.suites import read_document
 
@@ -76,15 +69,18 @@ class Acceptance(BaseModel):
         return self
 
     @property
+    def told(self) -> dict[str, Any]:
+        """What it is of."""
+        return self.model_dump(exclude_none=True, exclude={"reason"})
+
+    @property
     def label(self) -> str:
         """What it is of, in words."""
-        told = self.model_dump(exclude_none=True, exclude={"reason"})
-        return ", ".join(f"{key} {value}" for key, value in told.items())
+        return ", ".join(f"{key} {value}" for key, value in self.told.items())
 
     def covers(self, row: Row) -> bool:
         """Whether the row is such a regression."""
-        told = self.model_dump(exclude_none=True, exclude={"reason"})
-        return row["verdict"] == "regression" and all(row[k] == v for k, v in told.items())
+        return row["verdict"] == "regression" and all(row[k] == v for k, v in self.told.items())
 
 
 class Acceptances(BaseModel):
@@ -105,70 +101,57 @@ def load_accepted(path: Path) -> list[Acceptance]:
     return read_document("acceptance", path, Acceptances).accepted
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What a run changed.
+    """What a run changed: rows of `analysis.compare`, and acceptances of nothing in them.
 
-    Args:
-        changes: Rows of `analysis.compare`; what is accepted has that as its verdict, and the
-            ``reason``.
-        unused: Acceptances of nothing that is in them.
+    What is accepted has that as its verdict, and the ``reason``.
     """
 
-    changes: DataFrame
+    rows: Sequence[Row]
     unused: Sequence[Acceptance]
 
     @cached_property
-    def rows(self) -> list[dict[str, Any]]:
-        """The changes row by row."""
-        return records(self.changes)
+    def counts(self) -> Counter[str]:
+        """How many rows there are of each verdict."""
+        return Counter(row["verdict"] for row in self.rows)
 
     @property
     def failed(self) -> bool:
         """Whether there is a regression that nobody accepted."""
-        return any(row["verdict"] == "regression" for row in self.rows)
+        return self.counts["regression"] > 0
 
 
 def comparison(changes: DataFrame, accepted: Sequence[Acceptance]) -> Comparison:
     """Changes with what is accepted; the first that covers a row gives the reason."""
+    rows: list[Row] = []
     used = set()
-    rows = []
     for row in records(changes):
         covering = [number for number, each in enumerate(accepted) if each.covers(row)]
         used.update(covering)
-        acceptance = (
-            {"verdict": "accepted", "reason": accepted[covering[0]].reason} if covering else {}
-        )
-        rows.append({**row, **acceptance})
+        for number in covering[:1]:
+            row |= {"verdict": "accepted", "reason": accepted[number].reason}
+        rows.append(row)
     unused = [each for number, each in enumerate(accepted) if number not in used]
-    return Comparison(changes=frame(rows), unused=unused)
+    return Comparison(rows=rows, unused=unused)
 
 
 def verdict(result: Comparison) -> str:
     """What it comes to, in one line."""
-    counts = Counter(row["verdict"] for row in result.rows)
-    judged = _plural(_judged(counts), "comparison")
+    judged = sum(result.counts[name] for name in (*SHOWN, "unchanged"))
+    where = f"in {_plural(judged, 'comparison')}"
     if result.failed:
-        return f"REGRESSION: {counts['regression']} in {judged}"
-    return f"fine: no regression in {judged}"
+        return f"REGRESSION: {result.counts['regression']} {where}"
+    return f"fine: no regression {where}"
 
 
 def summary(result: Comparison) -> str:
     """How many there are of each verdict, in one line."""
-    counts = Counter(row["verdict"] for row in result.rows)
-    shown = [
-        _plural(counts["regression"], "regression"),
-        f"{counts['accepted']} accepted",
-        _plural(counts["improvement"], "improvement"),
-        f"{counts['unchanged']} unchanged",
-        f"{counts['not applied']} not applied",
-        f"{counts['new']} new",
-    ]
-    return ", ".join(shown)
-
-
-def _judged(counts: Mapping[str, int]) -> int:
-    return sum(counts[name] for name in ("regression", "accepted", "improvement", "unchanged"))
+    count = result.counts
+    listed = [_plural(count["regression"], "regression"), f"{count['accepted']} accepted"]
+    listed += [_plural(count["improvement"], "improvement")]
+    listed += [f"{count[name]} {name}" for name in ("unchanged", "not applied", "new")]
+    return ", ".join(listed)
 
 
 def _plural(count: int, word: str) -> str:
@@ -181,32 +164,33 @@ SHOWN = {"regression": "Regressions", "accepted": "Accepted", "improvement": "Im
 
 def _places(result: Comparison) -> list[Place]:
     """Tables of what matters, per scenario, backbone and budget."""
-    legends = {kind: Legend.of([result.changes], {}, kind) for kind in ("attack", "defense")}
-    places = []
-    for where, changes in by_place(result.changes).items():
-        rows = records(changes)
-        judged = {name: [row for row in rows if row["verdict"] == name] for name in SHOWN}
-        tables = [_table(SHOWN[name], own, legends) for name, own in judged.items() if own]
-        if tables:
-            places.append(Place(title=heading(where, changes), tables=tables))
-    return places
+    changes = frame(result.rows)
+    legends = {kind: Legend.of([changes], {}, kind) for kind in ("attack", "defense")}
+
+    def tables(df: DataFrame) -> list[Table]:
+        groups = {title: df[df["verdict"] == name] for name, title in SHOWN.items()}
+        return [_table(title, own, legends) for title, own in groups.items() if len(own)]
+
+    return layout.places(changes, tables)
 
 
-def _table(title: str, rows: Sequence[Row], legends: Mapping[str, Legend]) -> Table:
-    short = [
-        {**row, **{kind: called(row[kind]) for kind, called in legends.items() if row[kind]}}
+def _table(title: str, df: DataFrame, legends: Mapping[str, Legend]) -> Table:
+    rows = records(df)
+    for kind, called in legends.items():
+        rows = called.rows(rows, kind)
+    rows = [{**row, "subject": _subject(row)} for row in rows]
+    notes = [
+        f"{row['subject']}, {row['metric']}: {row['reason']}"
         for row in rows
+        if row["reason"] and change(row) != row["reason"]
     ]
-    named = [{**row, "subject": _subject(row)} for row in short]
-    reasons = [row for row in named if row["reason"] and change(row) != row["reason"]]
-    notes = [f"{row['subject']}, {row['metric']}: {row['reason']}" for row in reasons]
     if any(row["tentative"] for row in rows):
         notes.append(f"{TENTATIVE} one seed in common: no interval, the threshold alone")
     for kind, called in legends.items():
-        notes += called.notes(row[kind] for row in rows if row[kind])
+        notes += called.notes(df[kind].dropna())
     counts = [row["seeds"] for row in rows if row["difference"] is not None]
     over = f", means and 95 % intervals over {span(counts)}" if counts else ""
-    return Table(title=f"{title}{over}", columns=CHANGES, body=frame(named), notes=notes)
+    return Table(title=f"{title}{over}", columns=CHANGES, body=rows, notes=notes)
 
 
 def _subject(row: Row) -> str:
@@ -218,48 +202,35 @@ def _subject(row: Row) -> str:
 
 def _remarks(result: Comparison) -> Iterator[str]:
     """What is neither better nor worse and has to be said, a line each."""
-    changed: dict[str, None] = {}
-    skipped: dict[tuple[str | None, str], dict[str, None]] = {}
-    added: dict[str, None] = {}
+    by_verdict: dict[str, list[Row]] = {}
     for row in result.rows:
-        if row["verdict"] == "changed":
-            changed[f"{row['defense'] or row['attack']} ({row['reason']})"] = None
-        elif row["verdict"] == "not applied":
-            skipped.setdefault((row["threshold"], row["reason"]), {})[row["defense"]] = None
-        elif row["verdict"] == "new":
-            added[row["reason"] if row["attack"] is None else _subject(row)] = None
-    if changed:
-        yield f"changed plugins: {', '.join(changed)}"
+        by_verdict.setdefault(row["verdict"], []).append(row)
+    if changed := by_verdict.get("changed"):
+        plugins = (f"{row['defense'] or row['attack']} ({row['reason']})" for row in changed)
+        yield f"changed plugins: {', '.join(dict.fromkeys(plugins))}"
+    skipped: dict[tuple[str | None, str], dict[str, None]] = {}
+    for row in by_verdict.get("not applied", []):
+        skipped.setdefault((row["threshold"], row["reason"]), {})[row["defense"]] = None
     for (what, reason), defenses in skipped.items():
         where = f"{what} to {', '.join(defenses)}: " if what else ""
         yield f"not applied: {where}{reason}"
-    if added:
-        yield f"new: {'; '.join(added)}"
+    if added := by_verdict.get("new"):
+        told = (row["reason"] if row["attack"] is None else _subject(row) for row in added)
+        yield f"new: {'; '.join(dict.fromkeys(told))}"
 
 
 def text(result: Comparison) -> str:
     """For a console: the verdict, what matters, and how much there is of what."""
-    return "".join(
-        [
-            f"{verdict(result)}\n\n",
-            *([to_console(places), "\n"] if (places := _places(result)) else []),
-            *(f"{line}\n" for line in _remarks(result)),
-            f"{summary(result)}\n",
-        ]
-    )
+    tables = [f"{to_console(places)}\n"] if (places := _places(result)) else []
+    remarks = [f"{line}\n" for line in _remarks(result)]
+    return "".join([f"{verdict(result)}\n\n", *tables, *remarks, f"{summary(result)}\n"])
 
 
 def markdown(result: Comparison) -> str:
     """In GitHub's Markdown."""
-    places = _places(result)
-    return "\n\n".join(
-        [
-            f"## {verdict(result)}",
-            *([to_markdown(places).rstrip()] if places else []),
-            *_remarks(result),
-            f"{summary(result)}\n",
-        ]
-    )
+    tables = [to_markdown(places).rstrip()] if (places := _places(result)) else []
+    parts = [f"## {verdict(result)}", *tables, *_remarks(result), f"{summary(result)}\n"]
+    return "\n\n".join(parts)
 
 
 def github(result: Comparison) -> str:
@@ -278,11 +249,11 @@ def github(result: Comparison) -> str:
 
 def _sentence(row: Row) -> str:
     where = f"{_subject(row)} ({row['scenario']}, {row['backbone']})"
-    columns = pick(CHANGES, "metric", "base", "new", "difference", "threshold")
-    metric, base, new, changed, allowed = (column.text(row) for column in columns)
-    sentence = f"{where}: {metric} {base} -> {new}"
+    said = {column.key: column.text(row) for column in shown_in("console", CHANGES[1:])}
+    sentence = f"{where}: {said['metric']} {said['base']} -> {said['new']}"
     if row["difference"] is not None:
-        sentence += f", {changed} over {span([row['seeds']])}, allowed {allowed}"
+        over = span([row["seeds"]])
+        sentence += f", {said['difference']} over {over}, allowed {said['threshold']}"
     return f"{sentence}; {row['reason']}" if row["reason"] else sentence
 
 
@@ -300,6 +271,6 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
     "text": text,
     "md": markdown,
     "github": github,
-    "json": lambda result: to_json(Flat(frames=[result.changes], columns=CHANGES)),
+    "json": lambda result: to_json(Flat(frames=[frame(result.rows)], columns=CHANGES)),
 }
 """How to say it; json is all flat rows, with stable keys."""

@@ -1,27 +1,36 @@
 """Figures of lines: envelopes and resistance by budget, sweeps, ablations, and growth.
 
-Each is a function from frames, with the columns of the flat rows that they are named after, to a
-Vega-Lite specification (`vega`). What is measured on one defense is blue, on the undefended model
-vermilion, from scratch grey and dashed, in every figure; of several defenses each has a colour, the
-same in all figures that share their `vega.styles`.
+Each is a function from frames of the analysis to a Vega-Lite specification (`vega`). What is
+measured on one defense is blue, on the undefended model vermilion, from scratch grey and dashed, in
+every figure; of several defenses each has a colour, the same in all figures that share their
+`vega.styles`.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sophon_bench.analysis.cost import PRETRAINING
 from sophon_bench.analysis.series import magnitude, shown
+from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import vega
-from sophon_bench.leaderboard.columns import records
+from sophon_bench.leaderboard.columns import records, span
 from sophon_bench.leaderboard.vega import GREY, SCRATCH, UNDEFENDED, Figure, Point, Row, Style
 from sophon_bench.protocol import REFERENCE_BATCH
+from sophon_bench.results import Results
+from sophon_bench.results.frames import PLACE
+from sophon_bench.results.records import content_key
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from sophon_bench.leaderboard.tables import Gaps
+    from sophon_bench.results.records import Records
 
 Styles = Mapping[str, Style]
 Level = tuple[float, float, float | None]
@@ -36,6 +45,48 @@ SHORT_COUNT = (
 
 SKILLS = (-9900, -900, -300, -100, 0, 30, 50, 70, 80, 90, 95, 99)
 """Ticks, in %, where equal heights are equal ratios of error."""
+
+PICTURED = (*PLACE, "samples")
+"""What all rows of one picture have in common."""
+
+
+def write(cells: Records, out: Path, formats: Sequence[str], frozen: Gaps) -> list[Path]:
+    """Draw all that ``cells`` say into the directory ``out``, which is made; returns the files.
+
+    Raises:
+        OSError: ``out`` cannot be made or written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    results = Results.of(cells)
+    written = []
+    for name, figure in pictures(analysis.curves(results, frozen), analysis.sweeps(results)):
+        for form in formats:
+            written.append(out / f"{name}.{form}")
+            vega.write(figure, written[-1])
+    return written
+
+
+def pictures(curves: DataFrame, sweeps: DataFrame) -> Iterator[tuple[str, Figure]]:
+    """Names of files without suffix, and figures, per place and n; a defense has one style."""
+    rows = [*records(curves), *records(sweeps)]
+    styles = vega.styles(row["defense"] for row in rows if not row["control"])
+    for kind, found, draw in (
+        ("envelopes", curves, envelopes),
+        ("resistance", curves, resistance),
+        ("lr-sweep", sweeps, families),
+    ):
+        places = [] if found.empty else found.groupby(list(PICTURED), sort=False)
+        for place, own in places:
+            figure = draw(own, styles)
+            if figure is not None:
+                yield _file_name(dict(zip(PICTURED, place, strict=True)), kind), figure
+
+
+def _file_name(place: Mapping[str, Any], kind: str) -> str:
+    """Letters, digits, ``.``, ``-`` and ``_`` only; a hash tells alike places apart."""
+    words = [place["scenario"], place["backbone"], f"n{place['samples']}", kind]
+    safe = [re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.")[:60] for word in words]
+    return "_".join([*safe, content_key({"place": [str(part) for part in place.values()]})[:6]])
 
 
 def in_steps(levels: Iterable[Sequence[Any]], scale: float = 1) -> list[Level]:
@@ -76,11 +127,7 @@ def envelopes(curves: DataFrame, styles: Styles) -> Figure | None:
 def resistance(curves: DataFrame, styles: Styles) -> Figure | None:
     """The part of the undefended model's advantage over scratch that a defense takes, by budget.
 
-    Dotted that of all n together, where it is another.
-
-    Args:
-        curves: Rows of one place and n.
-        styles: As for `envelopes`.
+    Dotted that of all n together, where it is another. Arguments are those of `envelopes`.
     """
     rows = _defended(records(curves))
     points = []
@@ -104,14 +151,9 @@ def _resistance_axis(points: Sequence[Point], title: str) -> Figure:
     return {"scale": {"domain": ends}, "axis": {"title": title}}
 
 
-def sweeps(found: DataFrame, styles: Styles) -> Figure | None:
-    """Restricted utility by learning rate at the regular budget; one panel per family of attacks.
-
-    Args:
-        found: Rows of `analysis.sweeps` of one place and n.
-        styles: As for `envelopes`.
-    """
-    rows = records(found)
+def families(sweeps: DataFrame, styles: Styles) -> Figure | None:
+    """Restricted utility by learning rate at the regular budget, a panel per family of attacks."""
+    rows = records(sweeps)
     rows.sort(key=lambda row: (row["family"], row["control"], row["defense"]))
     by_family = {family: _swept(own) for family, own in _by("family", rows).items()}
     panels = {family: points for family, points in by_family.items() if points}
@@ -125,19 +167,13 @@ def sweeps(found: DataFrame, styles: Styles) -> Figure | None:
         for family, own in panels.items()
     ]
     title = f"{utility[0].upper()}{utility[1:]} by learning rate at the regular budget"
-    parts = {"concat": drawn, "columns": 3}
     width = 50 * min(3, len(drawn))
-    return vega.titled(parts, title, _place(rows, points, width))
+    return vega.titled({"concat": drawn, "columns": 3}, title, _place(rows, points, width))
 
 
-def sweep(found: DataFrame, styles: Styles) -> Figure | None:
-    """One panel of `sweeps`, without a legend.
-
-    Args:
-        found: Rows of `analysis.sweeps` of one place, n and family.
-        styles: As for `envelopes`.
-    """
-    points = _swept(records(found))
+def sweep(sweeps: DataFrame, styles: Styles) -> Figure | None:
+    """One panel of `families`, without a legend; rows of one place, n and family."""
+    points = _swept(records(sweeps))
     if not points:
         return None
     looks, y = vega.present(styles, points), _utility_axis(points, "%", top=100)
@@ -145,11 +181,12 @@ def sweep(found: DataFrame, styles: Styles) -> Figure | None:
 
 
 def _swept(rows: Iterable[Row]) -> list[Point]:
-    points = []
-    for row in rows:
-        name = UNDEFENDED if row["control"] else vega.label(row["defense"])
-        points += _points(name, _scaled(row["levels"], 1, 100), " %")
-    return points
+    return [
+        point
+        for row in rows
+        for name in [UNDEFENDED if row["control"] else vega.label(row["defense"])]
+        for point in _points(name, _scaled(row["levels"], 1, 100), " %")
+    ]
 
 
 def _sweep(points: Sequence[Point], styles: Styles, y: Figure, *, named: bool = True) -> Figure:
@@ -164,12 +201,7 @@ def _defended(rows: Iterable[Row]) -> list[Row]:
 
 
 def _points(
-    name: str,
-    levels: Iterable[tuple[Any, Any, Any]],
-    unit: str = "",
-    *,
-    digits: int = 1,
-    above: float = 0,
+    name: str, levels: Iterable[Level], unit: str = "", *, digits: int = 1, above: float = 0
 ) -> list[Point]:
     """Points of a line right of ``above``, with a band if all of it has half-widths.
 
@@ -183,12 +215,10 @@ def _points(
     banded = all(half is not None for _, _, half in known)
     points = []
     for x, y, half in known:
-        point: Point = {"name": name, "x": x, "y": y}
-        about = ""
-        if half is not None:
-            about = f" ± {half:.{digits}f}"
-            point |= {"low": y - half, "high": y + half} if banded else {}
-        points.append({**point, "tip": f"{name}: {y:.{digits}f}{about}{unit} at {x:.3g}"})
+        about = "" if half is None else f" ± {half:.{digits}f}"
+        tip = f"{name}: {y:.{digits}f}{about}{unit} at {x:.3g}"
+        band = {"low": y - half, "high": y + half} if banded and half is not None else {}
+        points.append({"name": name, "x": x, "y": y, **band, "tip": tip})
     return points
 
 
@@ -245,13 +275,11 @@ def _by_budget(
 def _place(rows: Sequence[Row], points: Iterable[Point], width: int = 60) -> list[str]:
     """Lines that say where it was measured, and what bands are."""
     first = rows[0]
-    seeds = sorted({row["seeds"] for row in rows})
-    many = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}–{seeds[-1]}"
     words = [
         first["scenario"],
         first["backbone"],
         f"n = {first['samples']}",
-        f"{many} seed{'s' if seeds[-1] > 1 else ''}",
+        span(row["seeds"] for row in rows),
         f"protocol {first['protocol']}",
         *(["bands: 95 % intervals"] if any("low" in point for point in points) else []),
     ]
@@ -261,29 +289,25 @@ def _place(rows: Sequence[Row], points: Iterable[Point], width: int = 60) -> lis
 def ablation(found: DataFrame) -> Figure | None:
     """Resistance and the cost of protection by the value of a hyperparameter; a line per family.
 
-    None if no model could be made.
-
-    Args:
-        found: Rows of `analysis.ablation` of one place, at least one of a defense.
+    Of rows of `analysis.ablation` of one place; None if no model could be made.
     """
     tried = [row for row in records(found) if not row["control"]]
     if all(vega.number(row["protect_cost"]) is None for row in tried):
         return None
+    name = str(tried[0]["axis"])
     numbers = {shown(row["value"]): magnitude(row["value"]) for row in tried}
-    name, texts = str(tried[0]["axis"]), list(numbers)
-    words = None in numbers.values()
-    where = {text: float(i) if words else level for i, (text, level) in enumerate(numbers.items())}
-    found_by = {key: _ablated(tried, key, where) for key in ("resistance", "protect_cost")}
-    drawn = [point for points in found_by.values() for point in points]
     x: Figure
-    if words:  # side by side, and numbers among them too
-        x = {"type": "ordinal", "scale": {"domain": texts}, "axis": {"title": name}}
-        for point in drawn:
-            point["x"] = texts[int(point["x"])]
+    if None in numbers.values():  # side by side, and numbers among them too
+        x = {"type": "ordinal", "scale": {"domain": [*numbers]}, "axis": {"title": name}}
+        numbers = {text: float(i) for i, text in enumerate(numbers)}
     else:
-        values = [level for level in where.values() if level is not None]
+        values = [level for level in numbers.values() if level is not None]
         scale = vega.logarithmic(values) if min(values) > 0 else {"type": "linear"}
         x = {"scale": scale, "axis": {"title": name, "values": values, "format": "~g"}}
+    found_by = {key: _ablated(tried, key, numbers) for key in ("resistance", "protect_cost")}
+    drawn = [point for points in found_by.values() for point in points]
+    for point in drawn if x.get("type") == "ordinal" else []:
+        point["x"] = [*numbers][int(point["x"])]
     ys = {
         "resistance": _resistance_axis(found_by["resistance"], "resistance R"),
         "protect_cost": {"scale": {"domainMin": 0}, "axis": {"title": "cost (× pre-training)"}},
@@ -302,7 +326,7 @@ def _ablated(rows: Iterable[Row], key: str, where: Mapping[str, float | None]) -
     """What each family shows of a column, at the values of its rows."""
     points = []
     for family, own in _by("family", rows).items():
-        levels = [
+        levels: Any = [
             (where[shown(row["value"])], row[key], row.get(f"{key}_half_width")) for row in own
         ]
         points += _points(vega.label(family), levels, digits=2, above=-math.inf)
@@ -319,10 +343,7 @@ def _by(key: str, rows: Iterable[Row]) -> dict[Any, list[Row]]:
 def growth(updates: DataFrame, exponents: DataFrame, title: str) -> Figure:
     """Seconds per update by parameters and by FLOPs, with the fitted lines.
 
-    Args:
-        updates: Rows with the fields of `speed.Update`.
-        exponents: Rows with those of `speed.Exponents`, one per defense.
-        title: Where it was measured.
+    Rows have the fields of `speed.Update`, and of `speed.Exponents` one per defense.
     """
     measured, fits = records(updates), records(exponents)
     looks = vega.styles(fit["defense"] for fit in fits)
@@ -347,10 +368,10 @@ def growth(updates: DataFrame, exponents: DataFrame, title: str) -> Figure:
         x = vega.decades((p["x"] for p in points), label, "~s")
         y = vega.decades((p["y"] for p in [*points, *ends]), "seconds per update")
         under = {"data": {"values": ends}}
-        slope = {"align": "left", "dx": 4}
+        slope = {"type": "text", "align": "left", "dx": 4}
         fitted = [
             {**under, "mark": {"type": "line", "strokeDash": [5, 3], "strokeWidth": 1}},
-            {**under, "mark": {"type": "text", **slope}, "encoding": {"text": {"field": "slope"}}},
+            {**under, "mark": slope, "encoding": {"text": {"field": "slope"}}},
         ]
         panels.append(vega.lines(points, looks, x=x, y=y, joined=False, under=fitted))
     where = vega.folded(title, 110)

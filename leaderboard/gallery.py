@@ -16,29 +16,20 @@ STRIP, CAPTION, LINE = 430, 270, 13
 
 
 def of_one_seed(found: Iterable[Made], seed: int | None = None) -> list[Made]:
-    """Those of a seed, the lowest if none is named, by place.
-
-    The undefended model first, each model and then the same attacked, fresh weights last.
-    """
+    """Those of a seed, the lowest if none is named, in the order of `ordered`."""
     made = list(found)
     lowest = min((one.seed for one in made), default=None) if seed is None else seed
     return ordered(one for one in made if one.seed == lowest)
 
 
 def ordered(found: Iterable[Made]) -> list[Made]:
-    """In the order of `of_one_seed`."""
-    return sorted(found, key=_order)
+    """By place; the undefended model first, each model and then the same attacked, scratch last."""
 
+    def order(made: Made) -> tuple[Any, ...]:
+        whose = made.maker == "scratch", not made.control, made.defense
+        return place(made), *whose, STEPS.index(made.maker), made.samples or 0
 
-def _order(made: Made) -> tuple[Any, ...]:
-    return (
-        place(made),
-        made.maker == "scratch",
-        not made.control,
-        made.defense,
-        STEPS.index(made.maker),
-        made.samples or 0,
-    )
+    return sorted(found, key=order)
 
 
 def title(made: Made) -> str:
@@ -56,22 +47,20 @@ def place(made: Made) -> str:
 
 
 def images(found: Sequence[Made]) -> Figure:
-    """Images that models made, a row per model, beside what made them.
-
-    Args:
-        found: At least one, in the order of `of_one_seed`.
+    """Images that models made, at least one, a row per model, beside what made them.
 
     Raises:
         PictureError: If one has a picture that is none.
     """
     places = [place(made) for made in found]
-    several = len(set(places)) > 1
     rows = [_row(made) for made in found]
-    if several:
-        for where in set(places):
-            rows[places.index(where)]["title"] = vega.folded(where, 100)
+    first = {where: places.index(where) for where in places}
+    lines = vega.folded(places[0], 100)
+    if len(first) > 1:
+        lines = []
+        for where, index in first.items():
+            rows[index]["title"] = vega.folded(where, 100)
     heading = f"Images made from noise, seed {found[0].seed}"
-    lines = [] if several else vega.folded(places[0], 100)
     return vega.titled({"vconcat": rows, "spacing": 6}, heading, lines)
 
 
@@ -79,32 +68,24 @@ def _row(made: Made) -> Figure:
     """Images of one model, each picture as wide, so that the same noise stands in one column."""
     height, width, _ = pixels_of(made.generated.picture).shape
     words = [*vega.folded(title(made), 40), f"Fréchet distance {made.generated.frechet:.1f}"]
-    tall = max(STRIP * height / width, LINE * len(words))
-    cell = {"words": "\n".join(words), "picture": data_uri(made.generated.picture)}
-    text = {"type": "text", "align": "right", "baseline": "middle", "lineBreak": "\n"}
-    picture = {"type": "image", "align": "left", "baseline": "middle", "smooth": False}
     size = {"width": STRIP, "height": STRIP * height / width}
+    tall = max(size["height"], LINE * len(words))
     first = tall / 2 - LINE * (len(words) - 1) / 2  # Vega puts the first line there, not the block
+    text = {"type": "text", "align": "right", "lineBreak": "\n", "lineHeight": LINE}
+    picture = {"type": "image", "align": "left", "smooth": False, **size}
+
+    def layer(mark: Figure, x: float, y: float, channel: str, field: str) -> Figure:
+        where = {"x": {"value": x}, "y": {"value": y}}
+        mark = {**mark, "baseline": "middle"}
+        return {"mark": mark, "encoding": {**where, channel: {"field": field}}}
+
+    cell = {"words": "\n".join(words), "picture": data_uri(made.generated.picture)}
     return {
         "width": CAPTION + STRIP,
         "height": tall,
         "data": {"values": [cell]},
         "layer": [
-            {
-                "mark": {**text, "lineHeight": LINE},
-                "encoding": {
-                    "x": {"value": CAPTION - 10},
-                    "y": {"value": first},
-                    "text": {"field": "words"},
-                },
-            },
-            {
-                "mark": {**picture, **size},
-                "encoding": {
-                    "x": {"value": CAPTION},
-                    "y": {"value": tall / 2},
-                    "url": {"field": "picture"},
-                },
-            },
+            layer(text, CAPTION - 10, first, "text", "words"),
+            layer(picture, CAPTION, tall / 2, "url", "picture"),
         ],
     }

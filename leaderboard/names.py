@@ -28,44 +28,41 @@ class Legend:
     """What tables call plugins: the names that were given, and numbers in place of long selectors.
 
     Args:
-        long: Names of plugins by the labels that are too long.
+        plugins: Names of plugins by their labels.
         names: Names that the user gave, by label.
+        longest: Letters of the longest label that is not numbered.
     """
 
-    def __init__(self, long: Mapping[str, str], names: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        plugins: Mapping[str, str],
+        names: Mapping[str, str],
+        longest: int = LONGEST["defense"],
+    ) -> None:
         self._shown = dict(names)
         numbers = Counter[str]()
-        for label, plugin in long.items():
-            if label not in names:
+        for label, plugin in plugins.items():
+            if len(label) > longest and label not in names:
                 numbers[plugin] += 1
                 self._shown[label] = f"{plugin} #{numbers[plugin]}"
 
     @classmethod
     def of(cls, frames: Iterable[DataFrame], names: Mapping[str, str], kind: str) -> Legend:
-        """The legend of the defenses or the attacks in some frames, in their order.
-
-        Args:
-            frames: With the columns ``KIND`` and ``KIND_name``.
-            names: Names that the user gave, by label.
-            kind: ``defense`` or ``attack``.
-        """
+        """The legend of the defenses or the attacks in frames with their names, in their order."""
         plugins: dict[str, str] = {}
         for df in frames:
             if kind in df:
                 known = df.loc[df[kind].notna(), [kind, f"{kind}_name"]].drop_duplicates()
                 plugins |= dict(known.itertuples(index=False, name=None))
-        return cls.shortening(plugins, names, kind)
-
-    @classmethod
-    def shortening(
-        cls, plugins: Mapping[str, str], names: Mapping[str, str], kind: str = "defense"
-    ) -> Legend:
-        """The legend of the labels among ``plugins`` that are longer than `LONGEST`."""
-        return cls({k: name for k, name in plugins.items() if len(k) > LONGEST[kind]}, names)
+        return cls(plugins, names, LONGEST[kind])
 
     def __call__(self, label: str) -> str:
         """What a label is called."""
         return self._shown.get(label, label)
+
+    def rows(self, rows: Iterable[Row], kind: str = "defense") -> list[dict[str, Any]]:
+        """Rows whose defenses, or attacks, are called as in tables."""
+        return [{**row, kind: self(row[kind])} for row in rows]
 
     def notes(self, labels: Iterable[str]) -> list[str]:
         """What the names among these labels stand for, a line each."""
@@ -98,27 +95,28 @@ class Attacks:
             for attack, row in self._rows.items()
             if len(self._selector(attack)) > LONGEST["attack"]
         }
-        self._legend = Legend(long, names)
+        self._legend = Legend(long, names, longest=0)
+        self.notes = self._legend.notes
 
     def _varied(self, attack: str) -> dict[str, Any]:
         """What varies there, without the defaults that most trials leave alone."""
-        row = self._rows.get(attack)
-        if row is None:
+        if attack not in self._rows:
             return {}
-        plugin, varied = row["attack_name"], {}
+        row = self._rows[attack]
         changed = _changed(row["attack_label"])
-        for key, value in row["parameters"].items():
-            values = self._values[plugin, key]
-            varies = value is not None and len(values) > 1
-            often = 2 * values[repr(value)] > self._trials[plugin]
-            if varies and (key in changed or not often):
-                varied[key] = value
-        return varied
+
+        def told(key: str, value: Any) -> bool:
+            values = self._values[row["attack_name"], key]
+            often = 2 * values[repr(value)] > self._trials[row["attack_name"]]
+            return value is not None and len(values) > 1 and (key in changed or not often)
+
+        return {key: value for key, value in row["parameters"].items() if told(key, value)}
 
     def _selector(self, attack: str) -> str:
-        row, varied = self._rows.get(attack), self._varied(attack)
-        if row is None or not varied:
+        varied = self._varied(attack)
+        if not varied:
             return attack
+        row = self._rows[attack]
         version = attack.removeprefix(row["attack_label"])
         return format_selector(row["attack_name"], varied) + version
 
@@ -133,17 +131,20 @@ class Attacks:
         if row is None or called != attack:
             return called
         varied = self._varied(attack).items()
-        values = (v if isinstance(v, str) else f"{k}={v}" for k, v in varied)
-        return " ".join([row["attack_name"], *values])
+        return " ".join(
+            [row["attack_name"], *(v if isinstance(v, str) else f"{k}={v}" for k, v in varied)]
+        )
+
+    def voted(self, votes: Iterable[tuple[str, int]]) -> str:
+        """The attack picked on most seeds, and on how many if not on all."""
+        (attack, count), *others = votes
+        seeds = count + sum(each for _, each in others)
+        return self.short(attack) + ("" if count == seeds else f" ({count}/{seeds})")
 
     def order(self, attack: str) -> tuple[str, list[tuple[bool, float, str]], str]:
         """What lines of attacks are sorted by."""
-        varied = [_order(value) for value in self._varied(attack).values()]
+        varied = [_size(value) for value in self._varied(attack).values()]
         return (self._rows[attack]["attack_name"], varied, attack)
-
-    def notes(self, attacks: Iterable[str]) -> list[str]:
-        """What the names among these attacks stand for, a line each."""
-        return self._legend.notes(attacks)
 
 
 def _changed(label: str) -> Mapping[str, Any]:
@@ -154,18 +155,9 @@ def _changed(label: str) -> Mapping[str, Any]:
         return {}
 
 
-def _order(value: Any) -> tuple[bool, float, str]:
+def _size(value: Any) -> tuple[bool, float, str]:
     number = isinstance(value, int | float)
     return (not number, float(value) if number else 0.0, "" if number else repr(value))
-
-
-def voted(attacks: Iterable[tuple[str, int]], called: Attacks) -> str:
-    """The attack picked on most seeds, and on how many if not on all."""
-    votes = [*attacks]
-    (attack, count), *_ = votes
-    seeds = sum(votes for _, votes in votes)
-    part = "" if count == seeds else f" ({count}/{seeds})"
-    return called.short(attack) + part
 
 
 def with_names(df: DataFrame, names: Mapping[str, str]) -> DataFrame:

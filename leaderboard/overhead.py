@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sophon_bench.leaderboard import answers as analysis
-from sophon_bench.leaderboard import columns
-from sophon_bench.leaderboard.attack_tables import by_samples, cross, envelopes
+from sophon_bench.leaderboard import columns, layout
 from sophon_bench.leaderboard.columns import (
     NOTHING,
     Row,
@@ -21,8 +20,7 @@ from sophon_bench.leaderboard.columns import (
 )
 from sophon_bench.leaderboard.names import Attacks, Legend, with_names
 from sophon_bench.leaderboard.render import Flat, Place, Table, printed, to_console
-from sophon_bench.leaderboard.score_tables import called_by
-from sophon_bench.leaderboard.tables import Gaps, by_place, heading
+from sophon_bench.leaderboard.tables import Gaps
 from sophon_bench.protocol import FLOOR, REFERENCE_BATCH
 from sophon_bench.results import Results
 from sophon_bench.results.records import Records
@@ -35,10 +33,8 @@ if TYPE_CHECKING:
 class Overhead:
     """Frames, derived from records.
 
-    Args:
-        protection: One row per defense.
-        half_costs: One row per trial and defense.
-        names: Names that the user gave to defenses and attacks, by label.
+    ``protection`` has one row per defense, ``half_costs`` one per trial and defense; ``names`` are
+    those that the user gave to defenses and attacks, by label.
     """
 
     protection: DataFrame
@@ -49,7 +45,7 @@ class Overhead:
     def flat(self) -> Flat:
         """Rows of protecting, which have no ``attack``, and then those of attacking."""
         frames = [with_names(df, self.names) for df in (self.protection, self.half_costs)]
-        return Flat(frames=frames, columns=columns.HALF_COSTS)
+        return Flat(frames=frames, columns=columns.PROTECTION)
 
 
 def overhead(cells: Records, frozen: Gaps = None) -> Overhead:
@@ -68,13 +64,13 @@ def show(form: str, costs: Overhead) -> str:
 def places(costs: Overhead) -> list[Place]:
     """Per place: what protecting took, and per n what attacking takes to get half."""
     legend = Legend.of([costs.protection], costs.names, "defense")
-    half_costs = by_place(costs.half_costs)
+    half_costs = layout.by_place(costs.half_costs)
     return [
         Place(
-            title=heading(where, protection),
+            title=layout.heading(where, protection),
             tables=cost_tables(protection, half_costs.get(where, frame([])), legend, costs.names),
         )
-        for where, protection in by_place(costs.protection).items()
+        for where, protection in layout.by_place(costs.protection).items()
     ]
 
 
@@ -83,8 +79,16 @@ def cost_tables(
 ) -> list[Table]:
     """The tables of one place."""
     called = Attacks(half_costs, names)
-    halves = [_half_costs(n, df, called, legend) for n, df in by_samples(half_costs)]
-    return [_protection(protection, legend, [] if halves else [NO_HALF]), *halves]
+    halves = [_half_costs(n, df, called, legend) for n, df in layout.by_samples(half_costs)]
+    rows = legend.rows(records(protection))
+    protecting = Table(
+        title="Protecting: what it took, and that as a multiple of pre-training; means over seeds",
+        columns=columns.PROTECTION,
+        quiet=[row for row in rows if row["control"]],
+        body=[row for row in rows if not row["control"]],
+        notes=[*([] if halves else [NO_HALF]), *legend.notes(protection["defense"])],
+    )
+    return [protecting, *halves]
 
 
 NO_HALF = (
@@ -93,24 +97,11 @@ NO_HALF = (
 )
 
 
-def _protection(df: DataFrame, legend: Legend, notes: Sequence[str]) -> Table:
-    rows = called_by(legend, records(df))
-    return Table(
-        title="Protecting: what it took, and that as a multiple of pre-training; means over seeds",
-        columns=columns.PROTECTION,
-        quiet=frame(row for row in rows if row["control"]),
-        body=frame(row for row in rows if not row["control"]),
-        notes=[*notes, *legend.notes(df["defense"])],
-    )
-
-
 def _half_costs(samples: int, df: DataFrame, called: Attacks, legend: Legend) -> Table:
     """Costs to half by attack (lines) and defense (columns)."""
-    best = envelopes(df)
-    quiet: dict[str, Callable[[Row], str]] = {
-        f"half: restricted {best[0]['utility']}, %": lambda row: percent(row["half"]),
-        "scratch's envelope": lambda row: _steps(row, "scratch_cost"),
-    }
+    # of the attack, where `cross` asks for it, and not of the defense
+    rows = [{**row, "control": False} for row in records(df)]
+    best = layout.envelopes(rows)
     title = (
         f"n = {samples}, {span(row['seeds'] for row in best)}: steps of "
         f"{REFERENCE_BATCH} examples to half of undefended minus scratch, as a multiple of those "
@@ -120,8 +111,11 @@ def _half_costs(samples: int, df: DataFrame, called: Attacks, legend: Legend) ->
         f"> not there by then; < what it is a multiple of is not; ≤ there at the first budget; "
         f"{NOTHING} not run on every seed, or neither is there"
     )
-    rows = df.drop(columns="control")  # of the defense, where a matrix asks for the attack's
-    return cross(title, rows, best, called, legend, _half_cost, quiet, [meaning])
+    quiet = {
+        f"half: restricted {best[0]['utility']}, %": lambda row: percent(row["half"]),
+        "scratch's envelope": lambda row: _steps(row, "scratch_cost"),
+    }
+    return layout.cross(title, rows, best, called, legend, _half_cost, quiet=quiet, notes=[meaning])
 
 
 def _half_cost(row: Row, _seeds: int) -> str:
@@ -130,16 +124,15 @@ def _half_cost(row: Row, _seeds: int) -> str:
 
 
 def _steps(row: Row, key: str) -> str:
-    return _sign(row, key) + amount(row[key] / REFERENCE_BATCH)
+    return BOUNDS[row[f"{key}_bound"]] + amount(row[key] / REFERENCE_BATCH)
 
 
 def bounded(row: Row, key: str) -> str:
     """A multiple of `half_costs` with the sign of its bound."""
-    return NOTHING if row[key] is None else multiple(row[key], _sign(row, key))
+    return NOTHING if row[key] is None else multiple(row[key], BOUNDS[row[f"{key}_bound"]])
 
 
-def _sign(row: Row, key: str) -> str:
-    return {"=": "", "<=": "≤", "<": "<", ">": ">"}[row[f"{key}_bound"]]
+BOUNDS = {"=": "", "<=": "≤", "<": "<", ">": ">"}
 
 
 def growth(
@@ -150,23 +143,20 @@ def growth(
 ) -> str:
     """How the cost of protecting grows with the backbone, as tables for the console.
 
-    Args:
-        title: Where and how it was measured.
-        updates: One row per backbone and defense, with the fields of `speed.Update`.
-        exponents: One row per defense, with those of `speed.Exponents`.
-        names: Names that the user gave to defenses, by label.
+    ``updates`` are rows with the fields of `speed.Update`, one per backbone and defense, and
+    ``exponents`` with those of `speed.Exponents`, one per defense.
     """
     legend = Legend({}, names or {})
     tables = [
         Table(
             title=f"{legend(fit['defense'])}: one update beside one of pre-training",
             columns=columns.GROWTH,
-            body=frame(row for row in updates if row["defense"] == fit["defense"]),
-            loud=frame(
+            body=[row for row in updates if row["defense"] == fit["defense"]],
+            loud=[
                 {"backbone": f"exponent by {words}", "seconds": fit[key],
                  "pretrain_seconds": fit[f"pretrain_{key}"]}
                 for words, key in (("parameters", "by_parameters"), ("FLOP", "by_flops"))
-            ),
+            ],
             notes=legend.notes([fit["defense"]]),
         )
         for fit in exponents

@@ -1,4 +1,4 @@
-"""Tables in five formats, each written by the library for it: rich, tabulate, pandas."""
+"""Tables in five formats, each written by the library for it: rich, tabulate, csv, msgspec."""
 
 from __future__ import annotations
 
@@ -9,20 +9,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from csv import reader, writer
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sophon_bench.leaderboard.columns import (
-    SUPERSCRIPTS,
-    Column,
-    Row,
-    frame,
-    records,
-    shown_in,
-    texts,
-)
+from sophon_bench.leaderboard.columns import SUPERSCRIPTS, Column, Row, records, shown_in
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -32,9 +24,9 @@ if TYPE_CHECKING:
 FORMATS = ("console", "md", "latex", "csv", "json")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Table:
-    """Columns over three frames: what is judged, what stands above it, and what concludes it.
+    """Columns over three groups of rows: what is judged, what stands above it, what concludes it.
 
     Args:
         title: What the numbers are.
@@ -47,9 +39,9 @@ class Table:
 
     title: str
     columns: Sequence[Column]
-    body: DataFrame
-    quiet: DataFrame = field(default_factory=lambda: frame([]))
-    loud: DataFrame = field(default_factory=lambda: frame([]))
+    body: Sequence[Row]
+    quiet: Sequence[Row] = ()
+    loud: Sequence[Row] = ()
     notes: Sequence[str] = ()
 
     def headers(self, view: str) -> list[str]:
@@ -58,7 +50,8 @@ class Table:
 
     def lines(self, group: str, view: str) -> list[list[str]]:
         """The rows of ``quiet``, ``body`` or ``loud`` in words, as a view shows them."""
-        return texts(shown_in(view, self.columns), records(getattr(self, group)))
+        columns = shown_in(view, self.columns)
+        return [[column.text(row) for column in columns] for row in getattr(self, group)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,41 +175,32 @@ def _words(cell: str) -> list[str]:
     return re.findall(r"\S+(?: ± \S+)?", cell) or [""]
 
 
+def _tabulated(lines: Sequence[Any], headers: Sequence[str], form: str) -> str:
+    from tabulate import tabulate
+
+    aligned = ["left", *("right" for _ in headers[1:])]
+    return tabulate(lines, headers, tablefmt=form, colalign=aligned, disable_numparse=True)
+
+
 def to_markdown(places: Iterable[Place]) -> str:
     """Tables in GitHub's Markdown."""
     return "\n\n".join(part for place in places for part in _markdown(place)) + "\n"
 
 
 def _markdown(place: Place) -> Iterator[str]:
-    from tabulate import tabulate
-
     yield f"### {place.title}"
     for table in place.tables:
         yield f"**{table.title}**"
         loud = [[f"**{cell}**" for cell in line] for line in table.lines("loud", "md")]
         lines = [*table.lines("quiet", "md"), *table.lines("body", "md"), *loud]
-        headers = table.headers("md")
-        yield tabulate(
-            [[_one_cell(cell) for cell in line] for line in lines],
-            [_one_cell(header) for header in headers],
-            tablefmt="pipe",
-            colalign=["left", *("right" for _ in headers[1:])],
-            disable_numparse=True,
-        )
+        escaped = [[_one_cell(cell) for cell in line] for line in [table.headers("md"), *lines]]
+        yield _tabulated(escaped[1:], escaped[0], "pipe")
         yield from table.notes
 
 
 def _one_cell(text: str) -> str:
     """Reasons are anybody's words: a bar or a new line in one would end its cell."""
     return " ".join(text.splitlines()).replace("|", r"\|")
-
-
-def to_latex(places: Iterable[Place]) -> str:
-    """Tables for LaTeX with ``booktabs``, each in a ``table`` with its title as the caption.
-
-    The best of a column of scores is in bold.
-    """
-    return "\n".join(_latex(place, table) for place in places for table in place.tables)
 
 
 LATEX = {
@@ -234,29 +218,27 @@ SHOWN = {0xE100 + number: text for number, text in enumerate(LATEX.values())}
 """Signs pass tabulate, which knows a few of them only, in places of Unicode that nobody uses."""
 
 
+def to_latex(places: Iterable[Place]) -> str:
+    """Tables for LaTeX with ``booktabs``, each in a ``table`` with its title as the caption.
+
+    The best of a column of scores is in bold.
+    """
+    return "\n".join(_latex(place, table) for place in places for table in place.tables)
+
+
 def _latex(place: Place, table: Table) -> str:
-    from tabulate import SEPARATING_LINE, tabulate
+    from tabulate import SEPARATING_LINE
 
     loud = [[_bold(cell) for cell in line] for line in table.lines("loud", "latex")]
-    groups = [table.lines("quiet", "latex"), _with_best(table), loud]
     lines: list[Any] = []
-    for group in filter(None, groups):
-        lines += [SEPARATING_LINE] * bool(lines) + [[_hidden(c) for c in line] for line in group]
-    headers = table.headers("latex")
-    drawn = tabulate(
-        lines,
-        [_hidden(header) for header in headers],
-        tablefmt="latex_booktabs",
-        colalign=["left", *("right" for _ in headers[1:])],
-        disable_numparse=True,
-    )
-    caption = _hidden(". ".join([f"{place.title}. {table.title}", *table.notes]))
+    for group in filter(None, [table.lines("quiet", "latex"), _with_best(table), loud]):
+        lines += [SEPARATING_LINE] * bool(lines)
+        lines += [[cell.translate(HIDDEN) for cell in line] for line in group]
+    headers = [header.translate(HIDDEN) for header in table.headers("latex")]
+    drawn = _tabulated(lines, headers, "latex_booktabs")
+    caption = ". ".join([f"{place.title}. {table.title}", *table.notes]).translate(HIDDEN)
     text = f"\\begin{{table}}\n\\caption{{{caption}}}\n{drawn}\n\\end{{table}}\n"
     return text.translate(SHOWN)
-
-
-def _hidden(text: str) -> str:
-    return text.translate(HIDDEN)
 
 
 def _bold(text: str) -> str:
@@ -265,17 +247,16 @@ def _bold(text: str) -> str:
 
 def _with_best(table: Table) -> list[list[str]]:
     """The lines of the body, and in bold what is highest where that is best."""
-    columns = shown_in("latex", table.columns)
-    rows = records(table.body)
-    lines = texts(columns, rows)
-    for number, column in enumerate(columns):
-        known = [value for row in rows if (value := column.sort_value(row)) is not None]
-        if not column.best or len(rows) < 2 or not known:
+    lines = table.lines("body", "latex")
+    for number, column in enumerate(shown_in("latex", table.columns)):
+        values = [column.sort_value(row) for row in table.body]
+        known = [value for value in values if value is not None]
+        if not column.best or len(values) < 2 or not known:
             continue
-        best = next(row for row in rows if column.sort_value(row) == max(known))
+        best = lines[values.index(max(known))][number]
         for line in lines:
-            if line[number] == column.text(best):
-                line[number] = _bold(line[number])
+            if line[number] == best:
+                line[number] = _bold(best)
     return lines
 
 
@@ -288,10 +269,8 @@ def to_csv(flat: Flat) -> str:
     keys = {column.key for column in shown_in("csv", flat.columns)}
     first = flat.frames[flat.first]
     order = dict.fromkeys(key for df in (first, *flat.frames) for key in df if key in keys)
-    lines = [_csv_line(order)]
-    for row in (row for df in flat.frames for row in records(df)):
-        lines.append(_csv_line(_joined(row.get(key)) for key in order))
-    return "".join(lines)
+    rows = (row for df in flat.frames for row in records(df))
+    return _csv_line(order) + "".join(_csv_line(map(row.get, order)) for row in rows)
 
 
 def from_csv(text: str) -> list[dict[str, str]]:
@@ -312,19 +291,15 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'"
 def _csv_line(cells: Iterable[Any]) -> str:
     """A line as csv writes it; pandas leaves a carriage return unquoted, which no reader undoes."""
     line = io.StringIO()
-    writer(line).writerow([_harmless(cell) for cell in cells])
+    writer(line).writerow([_csv_cell(cell) for cell in cells])
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
-def _harmless(cell: Any) -> Any:
+def _csv_cell(cell: Any) -> Any:
     if cell is None or isinstance(cell, int | float):
         return cell
-    text = str(cell)
+    text = "; ".join(map(str, cell)) if isinstance(cell, list | tuple) else str(cell)
     return f"'{text}" if text.startswith(FORMULA) else text
-
-
-def _joined(value: Any) -> Any:
-    return "; ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def flat_rows(flat: Flat) -> list[Row]:

@@ -16,19 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.analysis.series import shown
 from sophon_bench.leaderboard import answers as analysis
-from sophon_bench.leaderboard import cards, columns, figures, vega
+from sophon_bench.leaderboard import columns, figures, layout, vega
 from sophon_bench.leaderboard.columns import Column, frame, records
 from sophon_bench.leaderboard.names import Legend
+from sophon_bench.leaderboard.provenance import distinct, made_on
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows, to_markdown
-from sophon_bench.leaderboard.score_tables import (
-    flag_notes,
-    footnotes,
-    over,
-    plural,
-    score_notes,
-    scratch_rows,
-)
-from sophon_bench.leaderboard.tables import by_place, heading
 from sophon_bench.plugins.registry import Registry, unknown
 from sophon_bench.plugins.selectors import SelectorError, Trial, check_parameters
 from sophon_bench.plugins.suites import Name, read_document, trials
@@ -120,22 +112,17 @@ def findings(
 ) -> tuple[DataFrame, list[Place]]:
     """What the records of a study say: rows of `analysis.ablation`, and their table.
 
-    Args:
-        study: What was run.
-        cells: Its records.
-        frozen: Which budgets and n count.
-        command: What made them; stands below the table, with suite, seeds, n and machine.
-        attacks: Selectors of what was attacked with.
+    Below it stand what was attacked with (``attacks``) and the ``command`` that made the records.
     """
-    found = analysis.ablation(Results.of(cells), study.axis, frozen)
-    samples = ", ".join(
-        str(n) for n in sorted({c.samples for c in cells.cells if c.role == "restricted"})
-    )
+    results = Results.of(cells)
+    found = analysis.ablation(results, study.axis, frozen)
+    restricted = results.cells["role"] == "restricted"
+    samples, seeds = results.cells.loc[restricted, "samples"], results.cells["seed"]
     notes = [
         f"study {study.label}: {study.question}",
         f"command: {command}",
-        f"attacks: {', '.join(attacks)}; seeds {', '.join(map(str, cells.seeds))}; n = {samples}",
-        f"records: {'; '.join(sorted({cards.made_on(cell) for cell in cells.cells}))}",
+        f"attacks: {', '.join(attacks)}; seeds {distinct(seeds)}; n = {distinct(samples)}",
+        f"records: {made_on(results.cells)}",
         *(
             f"{study.axis} {shown(row['value'])}: {row['defense']}"
             for row in records(found)
@@ -146,40 +133,36 @@ def findings(
 
 
 def ablation(found: DataFrame, notes: Sequence[str]) -> list[Place]:
-    """Scores by the value of a hyperparameter, one table per place.
+    """Scores by the value of a hyperparameter, one table per place, each with these notes.
 
-    Args:
-        found: Rows of `analysis.ablation`, at least one.
-        notes: Lines that go below each table.
+    ``found`` are rows of `analysis.ablation`, at least one.
     """
-    return [
-        Place(title=heading(where, own), tables=[_ablation_table(own, notes)])
-        for where, own in by_place(found).items()
-    ]
+    return layout.places(found, lambda df: [_ablation_table(df, notes)])
 
 
 def _ablation_table(found: DataFrame, notes: Sequence[str]) -> Table:
-    rows, reasons = footnotes(records(found))
+    rows, reasons = layout.footnotes(records(found))
     plugins = {row["family"]: row["defense_name"] for row in rows}
-    legend = Legend.shortening(plugins, {})
-    named = [
-        {**row, "name": row["defense"] if row["control"] else shown(row["value"]),
-         "family": None if row["control"] else legend(row["family"])}
-        for row in rows
-    ]  # fmt: skip
-    several = len({row["family"] for row in rows if not row["control"]}) > 1
-    family = [Column(key="family", header="defense")] if several else []
+    legend = Legend(plugins, {})
     axis = rows[0]["axis"]
+    controls = [{**row, "name": row["defense"], "family": None} for row in rows if row["control"]]
+    tried = [
+        {**row, "name": shown(row["value"]), "family": legend(row["family"])}
+        for row in rows
+        if not row["control"]
+    ]
+    several = len({row["family"] for row in tried}) > 1
+    family = [Column(key="family", header="defense")] if several else []
     return Table(
-        title=f"Scores{over(rows)}, by {axis}: {plural(rows[0]['utility'])} in %, "
+        title=f"Scores{layout.over(rows)}, by {axis}: {layout.plural(rows[0]['utility'])} in %, "
         "restricted after the tuned attack and after the best of the listed trials alone; "
         "cost of protection as a multiple of pre-training",
         columns=[Column(key="name", header=axis), *family, *columns.ABLATION],
-        quiet=frame([row for row in named if row["control"]] + scratch_rows(rows, "name")),
-        body=frame(row for row in named if not row["control"]),
+        quiet=[*controls, *layout.scratch_rows(rows, "name")],
+        body=tried,
         notes=[
-            *score_notes(rows, reasons),
-            *flag_notes(rows, Legend({}, {})),
+            *layout.score_notes(rows, reasons),
+            *layout.flag_notes(rows, Legend({}, {})),
             *notes,
             *(legend.notes(plugins) if several else []),
         ],
@@ -202,7 +185,7 @@ def write(
         OSError: ``out`` cannot be made or written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    rows = flat_rows(Flat(frames=[found], columns=columns.ABLATION_ROWS))
+    rows = flat_rows(Flat(frames=[found], columns=(*columns.SCORES, columns.LISTED)))
     document = {"study": study.model_dump(), "command": command, "rows": rows}
     files = {
         "md": f"# {study.name}: {study.question}\n\n{to_markdown(places)}".encode(),

@@ -6,36 +6,26 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sophon_bench.analysis.envelope import ENVELOPE
 from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.leaderboard import answers as analysis
-from sophon_bench.leaderboard import columns
-from sophon_bench.leaderboard.attack_tables import (
-    by_samples,
-    image_table,
-    loss_tables,
-    matrices,
-    winner_table,
-)
+from sophon_bench.leaderboard import columns, layout
 from sophon_bench.leaderboard.columns import Row, frame, number, percent, records
+from sophon_bench.leaderboard.layout import Key
 from sophon_bench.leaderboard.names import Attacks, Legend, is_envelope, with_names
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows, printed
-from sophon_bench.leaderboard.score_tables import called_by, footnotes, score_order, score_table
-from sophon_bench.protocol import REFERENCE_BATCH
 from sophon_bench.results import Results, documents
 from sophon_bench.results.frames import PLACE
 from sophon_bench.results.records import Records
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
-Key = tuple[Any, ...]
 Gaps = Frozen | Sequence[Frozen] | None
 
-WHERE = PLACE
-"""What two rows must have in common to stand under one heading."""
+FRAMES = ("trials", "scores", "winners", "images")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,24 +55,16 @@ class Report:
     def flat(self) -> Flat:
         """Score rows, which have no ``attack``, and then the rows of attacks and envelopes."""
         frames = [with_names(df, self.names) for df in (self.scores, self.trials)]
-        return Flat(frames=frames, columns=columns.TRIALS, first=1)
+        return Flat(frames=frames, columns=columns.SCORES, first=1)
 
     def map(self, change: Callable[[DataFrame], DataFrame]) -> Report:
-        """The report with every frame changed."""
-        return dataclasses.replace(self, **{key: change(getattr(self, key)) for key in FRAMES})
-
-
-FRAMES = ("trials", "scores", "winners", "images")
+        """The report with every frame changed that has rows."""
+        frames = {key: df for key in FRAMES if len(df := getattr(self, key))}
+        return dataclasses.replace(self, **{key: change(df) for key, df in frames.items()})
 
 
 def report(cells: Records, frozen: Gaps = None, names: Mapping[str, str] | None = None) -> Report:
-    """What ``cells`` say.
-
-    Args:
-        cells: Records of any places.
-        frozen: Which budgets and n count for scores.
-        names: Names that the user gave to defenses and attacks, by label.
-    """
+    """What ``cells`` of any places say; ``frozen`` is which budgets and n count for scores."""
     results = Results.of(cells)
     return Report(
         trials=analysis.trials(results),
@@ -93,53 +75,38 @@ def report(cells: Records, frozen: Gaps = None, names: Mapping[str, str] | None 
     )
 
 
-def _joined(reports: Sequence[Report]) -> Report:
-    """All rows of several reports."""
-    import pandas as pd
-
-    whole = {
-        key: pd.concat([getattr(report, key) for report in reports], ignore_index=True)
-        for key in FRAMES
-    }
-    names = {label: name for report in reports for label, name in report.names.items()}
-    return Report(**whole, names=names)
-
-
 def united(reports: Iterable[Report]) -> Report:
     """Several reports as one: a control of more than one is listed once, and ranks are of all.
 
     Of reports that have the same defense or control of a place, the first counts.
     """
+    import pandas as pd
+
     parts: list[Report] = []
     listed: set[Key] = set()
     for report in reports:
-        new = {key for part in (report.trials, report.scores) for key in _subjects(part)} - listed
-        parts.append(report.map(functools.partial(_only, new)))
-        listed |= new
-    whole = _joined(parts)
-    return dataclasses.replace(whole, scores=analysis.ranked(whole.scores))
+        parts.append(report.map(functools.partial(_without, frozenset(listed))))
+        listed |= {key for df in (report.trials, report.scores) for key in _subjects(df)}
+    whole = {key: pd.concat([getattr(p, key) for p in parts], ignore_index=True) for key in FRAMES}
+    names = {label: name for part in parts for label, name in part.names.items()}
+    return Report(**{**whole, "scores": analysis.ranked(whole["scores"])}, names=names)
 
 
-def _only(subjects: set[Key], df: DataFrame) -> DataFrame:
-    return df[[key in subjects for key in _subjects(df)]]
+def _without(subjects: frozenset[Key], df: DataFrame) -> DataFrame:
+    return df[~_subjects(df).isin(subjects)]
 
 
-def _subjects(df: DataFrame) -> list[Key]:
+def _subjects(df: DataFrame) -> Series:
     """The place and the defense of every row."""
-    if not len(df):
-        return []
-    return [*zip(*(df[key].astype(str) for key in (*WHERE, "defense")), strict=True)]
+    import pandas as pd
+
+    keys = df.reindex(columns=[*PLACE, "defense"]).astype(str)
+    return pd.Series([*keys.itertuples(index=False, name=None)], index=df.index, dtype=object)
 
 
 def renamed(report: Report, names: Mapping[str, str]) -> Report:
     """The report with other labels for some defenses."""
-
-    def change(df: DataFrame) -> DataFrame:
-        if not len(df):
-            return df
-        return df.assign(defense=[names.get(label, label) for label in df["defense"]])
-
-    return report.map(change)
+    return report.map(lambda df: df.assign(defense=df["defense"].map(lambda k: names.get(k, k))))
 
 
 def places(report: Report) -> list[Place]:
@@ -149,83 +116,52 @@ def places(report: Report) -> list[Place]:
     how good they are.
     """
     legend = report.legend
-    by_kind = {key: by_place(getattr(report, key)) for key in FRAMES}
+    by_kind = {key: layout.by_place(getattr(report, key)) for key in FRAMES}
     listed = []
     for where in dict.fromkeys([*by_kind["trials"], *by_kind["scores"]]):
         own = {key: known.get(where, frame([])) for key, known in by_kind.items()}
         called = Attacks(own["trials"], report.names)
-        tables = [score_table(own["scores"], legend)] if len(own["scores"]) else []
-        tables += [winner_table(own["winners"], called, legend)] if len(own["winners"]) else []
-        tables += matrices(own["trials"], own["scores"], called, legend)
-        tables += loss_tables(own["trials"], called, legend)
-        tables += [image_table(own["images"], called, legend)] if len(own["images"]) else []
-        listed.append(Place(title=heading(where, own["trials"]), tables=tables))
+        winners = records(own["winners"])
+        tables = [layout.score_table(own["scores"], legend)] if len(own["scores"]) else []
+        tables += [layout.winner_table(winners, called, legend)] if winners else []
+        tables += layout.matrices(own["trials"], own["scores"], called, legend)
+        tables += layout.loss_tables(own["trials"], called, legend)
+        tables += [layout.image_table(own["images"], called, legend)] if len(own["images"]) else []
+        listed.append(Place(title=layout.heading(where, own["trials"]), tables=tables))
     return listed
-
-
-def by_place(df: DataFrame) -> dict[Key, DataFrame]:
-    """A frame by its values of `WHERE`, in order."""
-    return dict(iter(df.groupby([*WHERE], sort=False))) if len(df) else {}
-
-
-def heading(where: Key, df: DataFrame) -> str:
-    """The place with these values of `WHERE`, and the suites that its rows are of."""
-    at = dict(zip(WHERE, where, strict=True))
-    suites = sorted({*df["suite"].dropna()}) if len(df) else []
-    return ", ".join(
-        [
-            f"{at['scenario']} (data {at['revision'][:8]})",
-            at["backbone"],
-            at["precision"],
-            f"protocol {at['protocol']}",
-            f"{at['budget'] / REFERENCE_BATCH:g} steps",
-            *suites,
-        ]
-    )
 
 
 def differences(rows: DataFrame, names: Mapping[str, str] | None = None) -> list[Place]:
     """How much more each defense has than one of them, one table per place."""
     legend = Legend.of([rows], names or {}, "defense")
-    return [
-        Place(title=heading(where, df), tables=[_difference_table(df, legend)])
-        for where, df in by_place(rows).items()
-    ]
 
+    def table(df: DataFrame) -> Table:
+        rows, reasons = layout.footnotes(records(df))
+        other = rows[0]["other"]
+        return Table(
+            title=f"More than {legend(other)} has, paired by seed, with 95 % intervals; resistance "
+            "not clipped",
+            columns=columns.DIFFERENCES,
+            body=legend.rows(rows),
+            notes=[*reasons, *legend.notes([other, *df["defense"]])],
+        )
 
-def _difference_table(df: DataFrame, legend: Legend) -> Table:
-    rows, reasons = footnotes(records(df))
-    other = rows[0]["other"]
-    return Table(
-        title=f"More than {legend(other)} has, paired by seed, with 95 % intervals; resistance "
-        "not clipped",
-        columns=columns.DIFFERENCES,
-        body=frame(called_by(legend, rows)),
-        notes=[*reasons, *legend.notes([other, *df["defense"]])],
-    )
+    return layout.places(rows, lambda df: [table(df)])
 
 
 def agreements(name: str, df: DataFrame) -> Place:
-    """What an entry reports beside what came out now.
-
-    Args:
-        name: The entry's.
-        df: Rows of `analysis.agreements`, at least one.
-    """
-    legends = {kind: Legend.of([df], {}, kind) for kind in ("attack", "defense")}
+    """What the entry ``name`` reports beside what came out now (rows of `analysis.agreements`)."""
     rows = records(df)
-    sampled = any(row[f"{key}_low"] is not None for row in rows for key in ("reported", "again"))
-    called = [
-        {**row, **{kind: known(row[kind]) for kind, known in legends.items()}} for row in rows
-    ]
-    table = Table(
-        title="Records made again",
-        columns=columns.AGREEMENTS,
-        body=frame(called),
-        notes=[note for kind, known in legends.items() for note in known.notes(df[kind])],
-    )
+    utilities = sorted({row["utility"] for row in rows})
+    sampled = any(row[f"{key}_low"] is not None for row in rows for key in columns.AGREEING)
+    notes: list[str] = []
+    for kind in ("attack", "defense"):
+        legend = Legend.of([df], {}, kind)
+        rows = legend.rows(rows, kind)
+        notes += legend.notes(df[kind])
+    table = Table(title="Records made again", columns=columns.AGREEMENTS, body=rows, notes=notes)
     return Place(
-        title=f"{name}: test {' or '.join(sorted({row['utility'] for row in rows}))} in %"
+        title=f"{name}: test {' or '.join(utilities)} in %"
         + (", with 95 % intervals over test images" if sampled else ""),
         tables=[table],
     )
@@ -244,16 +180,16 @@ def document(cells: Records, report: Report) -> str:
 def meaning(report: Report) -> str:
     """What the scores say, in two sentences per place; without a score, what the envelopes say."""
     legend = report.legend
-    scores, trials = by_place(report.scores), by_place(report.trials)
+    scores, trials = layout.by_place(report.scores), layout.by_place(report.trials)
     said = []
     for where in dict.fromkeys([*trials, *scores]):
         rows = records(scores[where]) if where in scores else []
         scored = [row for row in rows if row["score"] is not None and not row["control"]]
         if scored:
-            said.append(_scored(called_by(legend, sorted(scored, key=score_order))))
+            said.append(_scored(legend.rows(sorted(scored, key=layout.score_order))))
         elif where in trials:
-            groups = by_samples(trials[where])
-            said += [_reached(called_by(legend, records(df))) for _, df in groups]
+            groups = layout.by_samples(trials[where])
+            said += [_reached(legend.rows(records(df))) for _, df in groups]
     return "\n".join(said)
 
 
@@ -267,9 +203,10 @@ def _scored(defenses: Sequence[Row]) -> str:
     first = defenses[0]
     return (
         f"Against a tuned attacker, who reaches {percent(first['undefended_after'])} % from the "
-        f"undefended model and {percent(first['scratch_after'])} % from fresh weights, {listed}. "
-        "0 protects like no defense; 100 gives the attacker nothing over fresh weights at any "
-        f"budget, keeps the original {first['utility']} and stays trainable on other tasks."
+        f"undefended model and {percent(first['scratch_after'])} % from random initialisation, "
+        f"{listed}. 0 protects like no defense; 100 gives the attacker nothing over random "
+        f"initialisation at any budget, keeps the original {first['utility']} and stays trainable "
+        "on other tasks."
     )
 
 
@@ -279,22 +216,20 @@ def _listed(parts: Iterable[str]) -> str:
 
 
 def _reached(rows: Sequence[Row]) -> str:
+    known = [row for row in rows if row["restricted_after"] is not None]
     reached = [
         f"{percent(row['restricted_after'])} % against {row['defense']} (best of {row['trials']} "
         f"trials: {row['best']})"
-        for row in rows
-        if row["attack"] == ENVELOPE and row["restricted_after"] is not None
+        for row in known
+        if row["attack"] == ENVELOPE
     ]
     if not reached:
         return "No attack produced a predictor, so nothing can be said about any defense."
-    fresh = [
-        row["restricted_after"]
-        for row in rows
-        if row["control"] and not is_envelope(row) and row["restricted_after"] is not None
-    ]
-    bar = f"the {percent(max(fresh))} % of fresh weights" if fresh else "that of fresh weights"
+    fresh = [row["restricted_after"] for row in known if row["control"] and not is_envelope(row)]
+    scratch = "random initialisation"
+    bar = f"the {percent(max(fresh))} % of {scratch}" if fresh else f"that of {scratch}"
     return (
         "An attacker who chooses trial and checkpoint on a hidden split reaches "
-        f"{_listed(reached)}. A defense keeps its word if that falls to {bar} while the original "
+        f"{_listed(reached)}. A defense holds up if that falls to {bar} while the original "
         f"{rows[0]['utility']} stays: judge it by this envelope, not by one recipe."
     )

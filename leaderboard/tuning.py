@@ -7,19 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from sophon_bench.analysis.tuning import chosen as chosen
 from sophon_bench.leaderboard import answers as analysis
-from sophon_bench.leaderboard import columns
-from sophon_bench.leaderboard.columns import frame, records
+from sophon_bench.leaderboard import columns, layout
+from sophon_bench.leaderboard.columns import Row, records
 from sophon_bench.leaderboard.names import Legend
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows
-from sophon_bench.leaderboard.score_tables import called_by, footnotes, over, plural
-from sophon_bench.leaderboard.tables import WHERE, heading
 from sophon_bench.plugins.failures import BadInput
 from sophon_bench.results import Results
 from sophon_bench.results.files import write_atomic
+from sophon_bench.results.frames import PLACE, PROVENANCE
 from sophon_bench.results.records import Records
 
 if TYPE_CHECKING:
@@ -37,12 +34,7 @@ class Occupied(BadInput, ValueError):
 
 
 def rows_of(cells: Records, labels: Sequence[str]) -> DataFrame:
-    """Rows of `analysis.criteria` of one defense's configurations, in the order of ``labels``.
-
-    Args:
-        cells: Records of one place: of all configurations, and of the controls.
-        labels: The configurations' selectors.
-    """
+    """Rows of `analysis.criteria` of a defense's configurations, in the order of ``labels``."""
     own = cells.of_defenses(lambda defense: defense.label in labels)
     rows = analysis.criteria(Results.of(own))
     return rows.sort_values("defense", key=lambda known: known.map(labels.index), kind="stable")
@@ -56,22 +48,26 @@ def table(rows: DataFrame, notes: Sequence[str]) -> Place:
         notes: Lines that go below the table.
     """
     legend = Legend.of([rows], {}, "defense")
-    marked, reasons = footnotes(records(rows))
+    marked, reasons = layout.footnotes(records(rows))
     best = chosen(rows)
     first = marked[0]
-    bars = {"undefended": first["undefended_after"], "scratch": first["scratch_after"]}
     loud = [] if best is None else [{**best, "defense": f"chosen: {legend(best['defense'])}"}]
     configurations = Table(
-        title=f"Configurations{over(marked)}: criterion = 100 · resistance · intactness on "
-        f"validation data alone; {plural(first['utility'])} in % of the selection and "
+        title=f"Configurations{layout.over(marked)}: criterion = 100 · resistance · intactness on "
+        f"validation data alone; {layout.plural(first['utility'])} in % of the selection and "
         "validation splits",
         columns=columns.CRITERIA,
-        quiet=frame({"defense": name, "restricted_after": level} for name, level in bars.items()),
-        body=frame(called_by(legend, marked)),
-        loud=frame(loud),
+        quiet=[
+            {"defense": side, "restricted_after": first[f"{side}_after"]}
+            for side in ("undefended", "scratch")
+        ],
+        body=legend.rows(marked),
+        loud=loud,
         notes=[*reasons, *notes, *legend.notes(rows["defense"])],
     )
-    return Place(title=heading(tuple(first[key] for key in WHERE), rows), tables=[configurations])
+    return Place(
+        title=layout.heading(tuple(first[key] for key in PLACE), rows), tables=[configurations]
+    )
 
 
 def document(
@@ -85,7 +81,9 @@ def document(
 ) -> bytes:
     """Everything about one defense's search, as JSON: the same for the same records."""
     best = chosen(rows)
-    of_defense = cells.of_defenses(lambda other: other.name == defense)
+    results = Results.of(cells)
+    named = results.cells["defense_name"] == defense
+    own = results.cells[results.cells["defense_control"] | named]
     content = {
         "defense": defense,
         "chosen": None
@@ -95,23 +93,22 @@ def document(
         "command": command,
         "grid": grid,
         "drawn_with": drawn_with,
-        "seeds": of_defense.seeds,
-        "versions": _versions(of_defense),
+        "seeds": sorted(set(own["seed"].tolist())),
+        "versions": _versions(own, results.models.loc[[*own["pretrained"], *own["released"]]]),
         "rows": flat_rows(Flat(frames=[rows], columns=columns.CRITERIA)),
     }
     return (json.dumps(content, indent=1) + "\n").encode()
 
 
-def _versions(cells: Records) -> list[dict[str, Any]]:
-    """What the stages ran with, each once, without the time."""
-    found = {}
-    ran = [model.provenance for model in cells.models.values()]
-    ran += [cell.provenance for cell in cells.cells]
-    for provenance in ran:
-        plain = msgspec.to_builtins(provenance)
-        del plain["finished"]
-        found[json.dumps(plain)] = plain
-    return [found[key] for key in sorted(found)]
+def _versions(*stages: DataFrame) -> list[Row]:
+    """What stages ran with, each once, without the time."""
+    ran = {f"made_{name}": name for name in PROVENANCE if name != "finished"}
+    found = {
+        json.dumps(row): row
+        for df in stages
+        for row in records(df[[*ran]].rename(columns=ran).drop_duplicates())
+    }
+    return [found[text] for text in sorted(found)]
 
 
 def check(file: Path, command: str) -> None:

@@ -17,12 +17,9 @@ import textwrap
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from sophon_bench.results.files import write_atomic
-
-if TYPE_CHECKING:
-    pass
 
 Row = Mapping[str, Any]
 Figure = dict[str, Any]
@@ -170,9 +167,9 @@ def _printable(part: Any) -> Any:
     if isinstance(part, list | tuple):
         return [_printable(value) for value in part]
     if isinstance(part, str) and not part.isprintable():
-        odd = (unicodedata.category(letter)[0] == "C" and letter != "\n" for letter in part)
         return "".join(
-            "\N{REPLACEMENT CHARACTER}" if o else c for c, o in zip(part, odd, strict=True)
+            "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c)[0] == "C" and c != "\n" else c
+            for c in part
         )
     return part
 
@@ -228,13 +225,10 @@ def lines(
         points: Of all lines, in order: ``name``, ``x``, ``y`` and ``tip``, what a pointer over it
             shows; ``low`` and ``high`` of a band.
         looks: Styles by name, in the order of the legend; panels that share one share all of these.
-        x: Its scale and axis.
-        y: The same.
-        width: In pixels, of the legend too.
-        height: In pixels.
+        x, y: Scales and axes.
+        width, height: Pixels.
         parts: Values of ``part``, if points have it: of two lines with one name, solid and dotted.
-        named: Whether there is a legend.
-        joined: Whether there are lines between markers.
+        named, joined: Whether there is a legend, and lines between markers.
         under: Other layers, below.
     """
     below = {"legend": legend(looks, width) if named else None}
@@ -249,11 +243,11 @@ def lines(
         "encoding": {"y": {"field": "low", "type": "quantitative"}, "y2": {"field": "high"}},
     }
     line = {"mark": {"type": "line", "strokeWidth": 1.6}, "encoding": {"strokeDash": dash}}
-    tip = {"field": "tip", "type": "nominal"}
     marker = {
         "mark": {"type": "point", "filled": True, "size": 34, "opacity": 1},
-        "encoding": {"shape": shape, "tooltip": tip},
+        "encoding": {"shape": shape, "tooltip": {"field": "tip", "type": "nominal"}},
     }
+    banded = any("low" in point for point in points)
     return {
         "width": width,
         "height": height,
@@ -263,10 +257,5 @@ def lines(
             "y": {"field": "y", "type": "quantitative", **y},
             "color": colour,
         },
-        "layer": [
-            *under,
-            *([band] if any("low" in point for point in points) else []),
-            *([line] if joined else []),
-            marker,
-        ],
+        "layer": [*under, *[band] * banded, *[line] * joined, marker],
     }

@@ -9,10 +9,10 @@ import re
 import sys
 from pathlib import Path
 
-from sophon_bench.leaderboard import cards, entries, frozen, page, tables
+from sophon_bench.leaderboard import entries, frozen, provenance, tables
 from sophon_bench.leaderboard.render import Place, to_markdown
 from sophon_bench.leaderboard.tables import Report
-from sophon_bench.results.records import Records
+from sophon_bench.results import Results
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- scores: made by make leaderboard -->\n", "<!-- end of scores -->"
@@ -38,7 +38,7 @@ def _leaderboard(found: list[entries.Entry], report: Report) -> str:
     listed = [
         f"- [{_plain(entry.title)}]({entry.link}) by {_plain(', '.join(entry.authors))}: "
         f"{entry.label}, {entry.submitted}, [records](leaderboard/results/{entry.name}.jsonl)"
-        f"{_origin(entry.records)}"
+        f"{_origin(Results.of(entry.records))}"
         for entry in found
     ]
     return "\n".join(
@@ -56,23 +56,17 @@ def _leaderboard(found: list[entries.Entry], report: Report) -> str:
     )
 
 
-def _origin(records: Records) -> str:
+def _origin(results: Results) -> str:
     """Of an entry's records: the command, place by place, the machine, and how long it took."""
-    cells = records.cells
-    places: dict[tuple[str, str, str], set[str]] = {}
-    for cell in cells:
-        model = records.model(cell)
-        place = (model.scenario.label, model.backbone, model.precision)
-        places.setdefault(place, set()).add(cell.key)
-    costs = [*(model.cost for model in records.models.values()), *(cell.cost for cell in cells)]
-    spent = [cost for cost in costs if cost is not None]
-    hours = sum(cost.seconds for cost in spent) / 3600
-    finished = sorted(cell.provenance.finished[:16].replace("T", " ") for cell in cells)
-    machines = "; ".join(sorted({cards.made_on(cell) for cell in cells}))
-    lines = [f"`{page.reproduction(records.only(keys))}`" for keys in places.values()]
+    cells = results.cells
+    hours = (results.models["seconds"].sum() + cells["seconds"].sum()) / 3600
+    finished = sorted(time[:16].replace("T", " ") for time in cells["made_finished"])
+    machines = _plain(provenance.made_on(cells))
+    places = cells.groupby(["scenario", "backbone", "precision"], sort=False)
+    lines = [f"`{provenance.reproduction(here)}`" for _, here in places]
     lines += [
         f"{len(cells)} records, finished from {finished[0]} to {finished[-1]} UTC; {hours:.1f} h "
-        f"inside plugins and pre-training, of {_plain(machines)}"
+        f"inside plugins and pre-training, of {machines}"
     ]
     return "".join(f"\n  - {line}" for line in lines)
 

@@ -97,7 +97,7 @@ def test_data_keep_the_selector_and_have_names_where_there_are_some(make_cell: M
 
 def test_a_legend_leaves_short_labels_alone() -> None:
     edge = "d" * LONGEST["defense"]
-    legend = Legend.shortening({edge: "d", f"{edge}e": "d", "x" * 50: "x", "y" * 50: "x"}, {})
+    legend = Legend({edge: "d", f"{edge}e": "d", "x" * 50: "x", "y" * 50: "x"}, {})
     assert legend(edge) == edge
     assert [legend(label) for label in (f"{edge}e", "x" * 50, "y" * 50)] == ["d #1", "x #1", "x #2"]
     assert legend.notes([edge, "x" * 50, "x" * 50]) == [f"x #1: {'x' * 50}"]

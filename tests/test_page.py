@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import browser
@@ -23,9 +24,9 @@ from toy import generated, generation
 from sophon_bench.analysis.envelope import ENVELOPE
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import answers as analysis
-from sophon_bench.leaderboard import bars, cards, entries, figures, page, tables, vega
+from sophon_bench.leaderboard import bars, cards, entries, figures, page, provenance, tables, vega
 from sophon_bench.leaderboard.columns import frame, records
-from sophon_bench.leaderboard.page import Submission, data, view
+from sophon_bench.leaderboard.page import Submission, view
 from sophon_bench.results import Results
 from sophon_bench.results.pictures import PictureError, data_uri
 
@@ -202,14 +203,16 @@ def test_a_control_is_shown_once_and_is_the_one_with_most_seeds(make_cell: MakeC
     assert [card.name for card in section.defenses] == ["d (many)", "d (few)"]
     assert [card.submission.name for card in section.defenses] == ["many", "few"]
     (map_,) = section.heat_maps
-    assert list(map_.defenses) == ["none", "d (many)", "d (few)"]
-    assert [cell.value for cell in dict(map_.envelopes)["tuned envelope"]] == [0.8, 0.4, 0.5]
+    _, *defenses = map_.columns
+    assert [column.title for column in defenses] == ["none", "d (many)", "d (few)"]
+    (envelope,) = map_.loud
+    assert [column.sort_value(envelope) for column in defenses] == [0.8, 0.4, 0.5]
 
 
-def sections(*submissions: Submission) -> list[view.Section]:
+def sections(*submissions: Submission) -> list[SimpleNamespace]:
     return [
         view.section(number, key, parts, {}, {})
-        for number, (key, parts) in enumerate(data.by_place(submissions, None), 1)
+        for number, (key, parts) in enumerate(view.by_place(submissions, None), 1)
     ]
 
 
@@ -242,7 +245,7 @@ def test_no_controls_is_no_score_and_still_a_page(make_cell: MakeCell) -> None:
 def test_fresh_weights_alone_are_no_score_and_still_a_page(make_cell: MakeCell) -> None:
     fresh = [cell for cell in controls(make_cell) if cell.attack.control]
     text = document(submission(fresh)).text()
-    assert "no scores: only fresh weights were trained here" in text
+    assert "no scores: only random initialisations were trained here" in text
 
 
 def test_a_long_name_is_whole_on_its_card_and_in_a_legend_below_matrices(
@@ -253,7 +256,7 @@ def test_a_long_name_is_whole_on_its_card_and_in_a_legend_below_matrices(
     (section,) = sections(submission(found))
     assert [card.name for card in section.defenses] == [name]
     (map_,) = section.heat_maps
-    assert list(map_.defenses) == ["none", "d #1"]
+    assert map_.headers("page") == ["", "none", "d #1"]
     assert map_.notes == [f"d #1: {name}"]
     assert f'<p class="note">d #1: {name}</p>' in html(submission(found))
 
@@ -466,6 +469,10 @@ def test_costs_are_drawn_with_their_bounds() -> None:
     assert bars.protection(frame([])) is None
 
 
+def again(cells: Sequence[Attempt]) -> str:
+    return provenance.reproduction(Results.of(gather(cells)).cells)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -478,7 +485,7 @@ def test_the_command_names_what_was_asked(
 ) -> None:
     cells = [run(make_cell, "ice[lr=0.1]", 0.5, seed=seed, **changes) for seed in (5, 0, 1, 2)]
     cells += [run(make_cell, "ice[lr=0.1]", 0.5, attack="added", derived=True, **changes)]
-    assert page.reproduction(gather(cells)) == (
+    assert again(cells) == (
         f"sophon-bench run --scenario s --backbone b --defense 'ice[lr=0.1]' {words} "
         "--steps 25 --precision fp32"
     )
@@ -489,19 +496,15 @@ def test_the_command_names_files_of_plugins_and_audits_what_was_audited(
 ) -> None:
     cell = run(make_cell, "ice", 0.5)
     loaded = replace(cell.attack, distribution="my attack.py")
-    assert page.reproduction(gather([replace(cell, attack=loaded)])).endswith(
-        " --plugin 'my attack.py'"
-    )
+    assert again([replace(cell, attack=loaded)]).endswith(" --plugin 'my attack.py'")
     digest = "0123456789abcdef" * 4
     released = replace(cell.defense, label="", name="checkpoint-0123456789ab", source=digest)
-    assert page.reproduction(gather([replace(cell, defense=released)])) == (
+    assert again([replace(cell, defense=released)]) == (
         f"sophon-bench audit MODEL.safetensors --scenario s --backbone b --sha256 {digest} "
         "--attack finetune --samples 200 --seeds 0 --steps 25 --precision fp32"
     )
     part = replace(released, parameters={"prefix": "ema."})
-    assert f"--sha256 {digest} --prefix ema. --attack" in (
-        page.reproduction(gather([replace(cell, defense=part)]))
-    )
+    assert f"--sha256 {digest} --prefix ema. --attack" in (again([replace(cell, defense=part)]))
 
 
 def call(*arguments: object) -> Result:

@@ -27,11 +27,11 @@ from sophon_bench.analysis.series import curves, sweeps
 from sophon_bench.analysis.trials import trials
 from sophon_bench.cli import main
 from sophon_bench.harness import generation as making
-from sophon_bench.leaderboard import entries, gallery, plots, tables, vega
+from sophon_bench.leaderboard import entries, figures, gallery, tables, vega
 from sophon_bench.leaderboard.columns import frame, loss, records
 from sophon_bench.leaderboard.entries import Entry, EntryError
+from sophon_bench.leaderboard.layout import plural
 from sophon_bench.leaderboard.render import flat_rows
-from sophon_bench.leaderboard.score_tables import plural
 from sophon_bench.results import Results, pictures
 from sophon_bench.results.pictures import PictureError
 from sophon_bench.results.store import Store, StoreError
@@ -108,7 +108,7 @@ def test_every_table_and_plot_says_the_name_of_the_utility(make_cell: MakeCell) 
         "while the original denoising skill stays",
     ):
         assert words in shown
-    found = plots.pictures(curves(Results.of(gather(cells))), sweeps(Results.of(gather(cells))))
+    found = figures.pictures(curves(Results.of(gather(cells))), sweeps(Results.of(gather(cells))))
     drawn = {name.split("_")[3]: figure for name, figure in found}
     for panel in (drawn["envelopes"], *drawn["lr-sweep"]["concat"]):
         assert panel["encoding"]["y"]["axis"]["title"] == "restricted denoising skill (%)"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sophon_bench.analysis import series
 from sophon_bench.analysis.envelope import ENVELOPE
 from sophon_bench.cli import main
-from sophon_bench.leaderboard import bars, figures, plots, vega
+from sophon_bench.leaderboard import bars, figures, vega
 from sophon_bench.leaderboard.columns import frame, records
 from sophon_bench.leaderboard.tables import document, report
 from sophon_bench.leaderboard.vega import Figure
@@ -96,7 +96,7 @@ def marks(figure: Figure) -> list[str]:
 
 
 def pictures(curves: list[dict[str, Any]], sweeps: list[dict[str, Any]]) -> dict[str, Figure]:
-    return dict(plots.pictures(frame(curves), frame(sweeps)))
+    return dict(figures.pictures(frame(curves), frame(sweeps)))
 
 
 def only(curves: list[dict[str, Any]], kind: str) -> Figure:
@@ -416,7 +416,7 @@ def test_frames_with_types_of_their_own_give_the_same_figures() -> None:
     typed = [found.infer_objects() for found in (curves, sweeps)]
     assert typed[0]["control"].dtype == bool
     assert typed[0]["budget"].dtype == "int64"
-    assert list(plots.pictures(*typed)) == list(plots.pictures(curves, sweeps))
+    assert list(figures.pictures(*typed)) == list(figures.pictures(curves, sweeps))
 
 
 def test_file_names_are_safe_and_tell_places_apart() -> None:

@@ -16,7 +16,6 @@ from conftest import drawn
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sophon_bench.leaderboard import page
 from sophon_bench.leaderboard.columns import (
     DATA,
     TEXT,
@@ -38,14 +37,13 @@ from sophon_bench.leaderboard.render import (
     to_latex,
     to_markdown,
 )
+from sophon_bench.leaderboard.templates import TEMPLATES
 
 NAME = Column(key="name", header="")
 
 
 def plain(table: Table) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(page.TEMPLATES), autoescape=True
-    )
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True)
     return str(environment.from_string(
         '{% from "macros.html" import plain %}{{ plain(table) }}'
     ).render(table=table))  # fmt: skip
@@ -60,8 +58,8 @@ VIEWS: dict[str, Callable[[Table], str]] = {
     "md": lambda table: to_markdown(place(table)),
     "latex": lambda table: to_latex(place(table)),
     "page": plain,
-    "csv": lambda table: to_csv(Flat(frames=[table.body], columns=table.columns)),
-    "json": lambda table: to_json(Flat(frames=[table.body], columns=table.columns)),
+    "csv": lambda table: to_csv(Flat(frames=[frame(table.body)], columns=table.columns)),
+    "json": lambda table: to_json(Flat(frames=[frame(table.body)], columns=table.columns)),
 }
 
 
@@ -69,8 +67,8 @@ VIEWS: dict[str, Callable[[Table], str]] = {
 def test_a_column_that_is_declared_once_is_in_every_view(view: str) -> None:
     speed = Column(key="speed", header="how fast", unit="×", format=".2f")
     kept = {"name": "a", "speed": 1.25, "undeclared": "never shown"}
-    with_it = Table(title="t", columns=[NAME, speed], body=frame([kept]))
-    without = Table(title="t", columns=[NAME], body=frame([kept]))
+    with_it = Table(title="t", columns=[NAME, speed], body=[kept])
+    without = Table(title="t", columns=[NAME], body=[kept])
     header, value = ("how fast", "1.25") if view in TEXT else ("speed", "1.25")
     assert header in VIEWS[view](with_it)
     assert value in VIEWS[view](with_it)
@@ -83,7 +81,7 @@ def test_a_column_that_is_declared_once_is_in_every_view(view: str) -> None:
 def test_a_column_is_in_the_views_that_it_names(view: str) -> None:
     for hidden in VIEWS:
         once = Column(key="thing", views=(TEXT | DATA) - {hidden})
-        body = frame([{"thing": "there it is"}])
+        body = [{"thing": "there it is"}]
         text = VIEWS[view](Table(title="t", columns=[NAME, once], body=body))
         assert ("there it is" in text) is (hidden != view)
 
@@ -126,7 +124,7 @@ def test_nothing_to_show_is_no_error() -> None:
     assert flat_rows(empty) == []
     assert to_json(empty) == "[]\n"
     assert to_csv(empty).strip() == ""
-    nothing = Table(title="t", columns=[NAME], body=frame([]))
+    nothing = Table(title="t", columns=[NAME], body=[])
     assert drawn(nothing).body == []
     for view in TEXT:
         assert "t" in VIEWS[view](nothing)
@@ -141,7 +139,7 @@ def test_no_cell_is_markup(view: str, text: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("COLUMNS", "80")
     table = Table(
         title=text, columns=[NAME, Column(key="k", header=text)],
-        body=frame([{"name": "n", "k": text}]), notes=[text],
+        body=[{"name": "n", "k": text}], notes=[text],
     )  # fmt: skip
     shown = VIEWS[view](table)
     if view == "console":
@@ -162,7 +160,7 @@ def test_the_console_folds_words_and_keeps_every_line_of_a_cell(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     body = [{"name": f"line-{i}", "k": "some words " * (i % 3), "v": "1.0 ± 0.5"} for i in range(9)]
-    table = Table(title="t", columns=[NAME, Column(key="k"), Column(key="v")], body=frame(body))
+    table = Table(title="t", columns=[NAME, Column(key="k"), Column(key="v")], body=body)
     shown = to_console(place(table))
     assert shown.count("1.0 ± 0.5") == 9
     assert shown.count("words") == sum(i % 3 for i in range(9))
@@ -173,7 +171,7 @@ def test_the_console_folds_words_and_keeps_every_line_of_a_cell(
 @pytest.mark.parametrize("strange", ["漢字漢字", "a\tb", "1\n2", "é" * 9, "\x1b[31mred"])
 def test_lines_stay_beside_each_other_whatever_a_cell_holds(strange: str) -> None:
     body = [{"name": f"line-{i}", "k": strange if i == 2 else "word", "v": i} for i in range(5)]
-    table = Table(title="t", columns=[NAME, Column(key="k"), Column(key="v")], body=frame(body))
+    table = Table(title="t", columns=[NAME, Column(key="k"), Column(key="v")], body=body)
     lines = [line for line in to_console(place(table)).splitlines() if line.startswith("line-")]
     assert [line.split()[0] for line in lines] == [f"line-{i}" for i in range(5)]
     assert [line.split()[-1] for line in lines] == [str(i) for i in range(5)]
@@ -202,7 +200,7 @@ def test_the_page_sorts_by_values_and_latex_sets_the_highest_in_bold() -> None:
             {"name": "c", "score": None, "flags": []}]  # fmt: skip
     assert [score.sort_value(row) for row in rows] == [9.04, 10.0, None]
     assert [count.sort_value(row) for row in rows] == [0, 1, 0]
-    text = to_latex(place(Table(title="t", columns=[NAME, score], body=frame(rows))))
+    text = to_latex(place(Table(title="t", columns=[NAME, score], body=rows)))
     assert text.count(r"\textbf") == 1
     assert r"\textbf{10.0}" in text
 

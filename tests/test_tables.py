@@ -387,8 +387,8 @@ def test_the_meaning_of_scores_is_two_sentences(whole: Report) -> None:
     said = tables.meaning(whole)
     assert said.startswith(
         "Against a tuned attacker, who reaches 84.3 % from the undefended model and 43.5 % from "
-        "fresh weights, klu scores 31.0 ± 4.1 of 100 (provisional; 79.5 % reached) and ice scores "
-        "12.3 ± 4.1 of 100 (79.5 % reached). "
+        "random initialisation, klu scores 31.0 ± 4.1 of 100 (provisional; 79.5 % reached) and ice "
+        "scores 12.3 ± 4.1 of 100 (79.5 % reached). "
     )
     assert said.count(". ") == 1
     assert "\n" not in said
@@ -400,7 +400,7 @@ def test_without_a_score_the_meaning_is_the_envelopes() -> None:
     scores = [score("none"), score("ice", score=None, unscored="no trainability runs")]
     said = tables.meaning(report(rows=found, scores=scores))
     assert "reaches 50.0 % against none (best of 4 trials: finetune) and 50.0 %" in said
-    assert "the 43.5 % of fresh weights" in said
+    assert "the 43.5 % of random initialisation" in said
     failed = [envelope("none", restricted_after=None)]
     nothing = tables.meaning(report(rows=failed))
     assert nothing.startswith("No attack produced a predictor")

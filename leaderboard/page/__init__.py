@@ -1,6 +1,6 @@
 """The page that people come to: submissions as a static site, derived from their records alone.
 
-`data` is what there is to show, `view` what is shown, and this module writes it. Names, titles and
+`view` is what is shown, and this module writes it. Names, titles and
 links are data of strangers. They reach the page through jinja2 with escaping on, a link only if it
 is one of the web, and figures as `vega` says. Of pictures only the pixels do, encoded anew.
 """
@@ -9,45 +9,33 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import jinja2
-
-from sophon_bench.leaderboard import attack_tables, cards, score_tables, vega
-from sophon_bench.leaderboard.page import data, view
-from sophon_bench.leaderboard.page.data import Submission
-from sophon_bench.leaderboard.page.provenance import reproduction
+from sophon_bench.leaderboard import cards, layout, provenance, vega
+from sophon_bench.leaderboard.columns import percent
+from sophon_bench.leaderboard.page import view
+from sophon_bench.leaderboard.page.view import Submission
 from sophon_bench.leaderboard.tables import Gaps
+from sophon_bench.leaderboard.templates import TEMPLATES, rendered
 from sophon_bench.results.files import write_atomic
+from sophon_bench.results.records import SCHEMA
 
-__all__ = ["LIBRARY", "Submission", "reproduction", "site", "write"]
+__all__ = ["LIBRARY", "Submission", "site", "write"]
 
-TEMPLATES = Path(__file__).parent.parent / "site"
 ASSETS = ("style.css", "page.js")
 LIBRARY = "vega.min.js"
 
 
-def write(
-    submissions: Sequence[Submission],
-    out: Path,
-    *,
-    subjects: Iterable[cards.Subject] = (),
-    sheets: Mapping[str, bytes] | None = None,
-    frozen: Gaps = None,
-) -> Path:
+def write(submissions: Sequence[Submission], out: Path, **options: Any) -> Path:
     """Write the site into the directory ``out``, which is made; returns its ``index.html``.
 
-    Args:
-        submissions: At least one; each is scored against its own controls.
-        out: Files of the same names are replaced.
-        subjects: What the code says of defenses; those of other names are left out.
-        sheets: Pictures of scenarios by label, as PNG.
-        frozen: Which budgets and n count, as for `analysis.score.scores`.
+    Arguments are those of `site`. Files of the same names are replaced.
 
     Raises:
         OSError: ``out`` cannot be made or written.
         PictureError: A record has a picture that is none; nothing is written.
     """
-    files = site(submissions, subjects=subjects, sheets=sheets, frozen=frozen)
+    files = site(submissions, **options)
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomic(out.absolute() / name, content)
@@ -63,7 +51,11 @@ def site(
 ) -> dict[str, bytes]:
     """The site's files by name, the page last: the same bytes for the same records.
 
-    Arguments are those of `write`.
+    Args:
+        submissions: At least one; each is scored against its own controls.
+        subjects: What the code says of defenses; those of other names are left out.
+        sheets: Pictures of scenarios by label, as PNG.
+        frozen: Which budgets and n count, as for `analysis.scores`.
     """
     known = {subject.name: subject for subject in subjects}
     pictures = {
@@ -72,31 +64,22 @@ def site(
     }
     sections = [
         view.section(number, key, parts, known, pictures)
-        for number, (key, parts) in enumerate(data.by_place(submissions, frozen), 1)
+        for number, (key, parts) in enumerate(view.by_place(submissions, frozen), 1)
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     utilities = sorted({section.utility for section in sections})
-    html = environment.get_template("index.html").render(
+    versions = {cell.provenance.version for each in submissions for cell in each.cells.cells}
+    html = rendered(
+        "index.html",
+        provenance=provenance,
+        percent=percent,
+        schema=SCHEMA,
         sections=sections,
-        utilities=" or ".join(utilities),
-        plurals=" or ".join(map(score_tables.plural, utilities)),
-        meanings=[
-            (name, attack_tables.MEANINGS[name])
-            for name in utilities
-            if name in attack_tables.MEANINGS
-        ],
+        utilities=utilities,
+        plurals=list(map(layout.plural, utilities)),
+        meanings=layout.MEANINGS,
         labels=sorted({s.label for s in submissions if s.label is not None}),
         themes={name: vega.config(name) for name in vega.THEMES},
-        versions=cards.distinct(
-            cell.provenance.version for submission in submissions for cell in submission.cells.cells
-        ),
+        versions=provenance.distinct(versions),
     )
     return {
         **dict(pictures.values()),

@@ -167,12 +167,14 @@ class Case:
     @property
     def counted(self) -> Bools:
         """(slots,) which of the restricted domain count."""
-        return np.logical_and(self.counts, self.found.restricted[self.setting])
+        restricted: Bools = self.found.restricted[self.setting]
+        return self.counts & restricted
 
     @property
     def benign(self) -> Bools:
         """(slots,) which of benign domains count."""
-        return np.logical_and(self.counts, ~self.found.restricted[self.setting])
+        restricted: Bools = self.found.restricted[self.setting]
+        return self.counts & ~restricted
 
     @cached_property
     def positions(self) -> Positions:

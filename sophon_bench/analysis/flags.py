@@ -16,7 +16,7 @@ import numpy as np
 
 from sophon_bench import protocol
 from sophon_bench.analysis.envelope import CHOICE, Outcomes, multiples, once
-from sophon_bench.analysis.statistics import Floats, Groups, mean
+from sophon_bench.analysis.statistics import Bools, Floats, Groups, mean
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -79,7 +79,8 @@ class Views:
         undefended = found.undefended(place[self.model])
         self._sides = np.stack([self.model, undefended, undefended + 1])
         self.control = control[self.model].astype(bool)
-        self.ran = found.ran.any(axis=2)[self._sides, self.setting]
+        ran: Bools = np.any(found.ran, axis=2)
+        self.ran = ran[self._sides, self.setting]
         each = len(found.settings) + 1
         codes = [self.model * each, self.model * each + self.setting + 1]
         keys, views = np.unique(codes, return_inverse=True)
@@ -102,7 +103,8 @@ class Views:
         """
         found = np.full(self.found.stretches.shape, np.nan)
         found[frame["model"], frame["setting"]] = frame[column]
-        return found[self._sides, self.setting]
+        sides: Floats = found[self._sides, self.setting]
+        return sides
 
     def by_view(self, row: Any = None) -> Groups:
         """What is of each row, by the views that have it; the rows themselves if not given."""

@@ -131,12 +131,12 @@ def plot(source: Path | None, store: str | None, out: Path, formats: list[str]) 
       sophon-bench plot --from out.json --out pictures --format svg
     """
     need_extra("a picture", "vl_convert")
-    from sophon_bench.leaderboard import plots
+    from sophon_bench.leaderboard import figures
     from sophon_bench.leaderboard.frozen import published
 
     cells = read_records(source, store)
     make_directory(out)
-    files = plots.write(cells, out, formats, published())
+    files = figures.write(cells, out, formats, published())
     if not files:
         raise Refused("no record has a score to draw; 'sophon-bench table' shows why")
     for file in files:
