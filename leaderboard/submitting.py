@@ -12,11 +12,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from sophon_bench.analysis.envelope import outcomes
 from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard.columns import records
-from sophon_bench.plugins.selectors import Arsenal, Trial
+from sophon_bench.leaderboard.entries import Entry, EntryError
+from sophon_bench.plugins.registry import attacks
+from sophon_bench.plugins.selectors import Arsenal, Trial, arsenal, load_suite
 from sophon_bench.results import Results
 from sophon_bench.results.records import Cell
 
@@ -32,9 +36,37 @@ class Suite:
     arsenal: Arsenal
 
 
+def installed(selector: str) -> Suite:
+    """The suite that ``@NAME`` stands for."""
+    label = load_suite(selector.removeprefix("@")).label
+    return Suite(label=label, arsenal=arsenal(attacks, [selector]))
+
+
 def chosen(cells: Iterable[Cell], defenses: Collection[str]) -> list[Cell]:
     """The cells of the defenses with these labels, and of the controls; of all if none is named."""
     return [c for c in cells if not defenses or c.defense.control or c.defense.label in defenses]
+
+
+def entry(cells: Sequence[Cell], *, authors: str, **about: str) -> Entry:
+    """An entry of these records, of the day of the last one.
+
+    Args:
+        authors: Names, separated by commas.
+        about: Other fields of the entry: ``name``, ``title``, ``link``.
+
+    Raises:
+        EntryError: If a field is not what it has to be.
+    """
+    fields = {
+        **about,
+        "authors": [author.strip() for author in authors.split(",") if author.strip()],
+        "submitted": max(cell.provenance.finished for cell in cells)[:10],
+        "cells": cells,
+    }
+    try:
+        return msgspec.convert(fields, Entry, from_attributes=True)
+    except msgspec.ValidationError as error:
+        raise EntryError(f"the entry is not well-formed: {error}") from error
 
 
 def faults(cells: Sequence[Cell], suite: Suite, frozen: Sequence[Frozen]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,9 @@ from sophon_bench.leaderboard.names import Legend
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows
 from sophon_bench.leaderboard.score_tables import called_by, footnotes, over, plural
 from sophon_bench.leaderboard.tables import WHERE, heading
+from sophon_bench.plugins import grids
 from sophon_bench.plugins.failures import BadInput
+from sophon_bench.plugins.registry import defenses
 from sophon_bench.results import Results
 from sophon_bench.results.files import write_atomic
 from sophon_bench.results.records import Cell
@@ -79,8 +81,6 @@ def document(
     rows: DataFrame,
     *,
     defense: str,
-    grid: Mapping[str, Sequence[Any]],
-    drawn_with: int,
     command: str,
 ) -> bytes:
     """Everything about one defense's search, as JSON: the same for the same records."""
@@ -93,8 +93,8 @@ def document(
         else {"selector": best["defense"], "parameters": best["parameters"]},
         "criterion": CRITERION,
         "command": command,
-        "grid": grid,
-        "drawn_with": drawn_with,
+        "grid": defenses.get(defense).tuning,
+        "drawn_with": grids.DRAWN_WITH,
         "seeds": sorted({cell.seed for cell in of_defense}),
         "versions": _versions(of_defense),
         "rows": flat_rows(Flat(frames=[rows], columns=columns.CRITERIA)),

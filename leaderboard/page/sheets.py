@@ -1,0 +1,35 @@
+"""Pictures of the scenarios whose records the page shows."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from sophon_bench.data.sheet import contact_sheet
+from sophon_bench.execution.runs import build, find_scenarios
+from sophon_bench.plugins.failures import BadInput
+from sophon_bench.results.records import Cell
+
+
+def sheets(cells: Iterable[Cell]) -> dict[str, bytes]:
+    """PNGs of the scenarios that are here with the same data, by label; warns of the others."""
+    revisions = {cell.scenario.label: cell.scenario.revision for cell in cells}
+    found = {}
+    for label, revision in sorted(revisions.items()):
+        try:
+            found[label] = _sheet(label, revision)
+        except BadInput as error:
+            warnings.warn(f"no images: {error}", stacklevel=2)
+    return found
+
+
+def _sheet(label: str, revision: str) -> bytes:
+    (trial,) = find_scenarios([label], None)
+    data = build(trial, None)
+    if data.revision != revision:
+        raise BadInput(f"{label} has other data here than its records are of ({revision[:8]})")
+    with tempfile.TemporaryDirectory() as folder:
+        contact_sheet(data, Path(folder) / "sheet.png")
+        return (Path(folder) / "sheet.png").read_bytes()
