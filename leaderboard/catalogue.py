@@ -140,6 +140,11 @@ def subject_of(entry: Entry) -> Subject:
     )
 
 
+def subjects() -> list[Subject]:
+    """Every defense that can be run."""
+    return [subject_of(defenses.get(name)) for name in defenses.names()]
+
+
 def presets_of(entry: Entry) -> dict[str, str]:
     """A plugin's presets in words, by name."""
     return {

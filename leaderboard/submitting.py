@@ -42,8 +42,16 @@ def installed(selector: str) -> Suite:
     return Suite(label=label, arsenal=arsenal(attacks, [selector]))
 
 
-def chosen(cells: Iterable[Cell], defenses: Collection[str]) -> list[Cell]:
-    """The cells of the defenses with these labels, and of the controls; of all if none is named."""
+def chosen(cells: Sequence[Cell], defenses: Collection[str]) -> list[Cell]:
+    """The cells of the defenses with these labels, and of the controls; of all if none is named.
+
+    Raises:
+        EntryError: If a defense has no records.
+    """
+    known = {cell.defense.label for cell in cells if not cell.defense.control}
+    for label in defenses:
+        if label not in known:
+            raise EntryError(f"no records of {label!r}; there are {', '.join(sorted(known))}")
     return [c for c in cells if not defenses or c.defense.control or c.defense.label in defenses]
 
 

@@ -26,6 +26,7 @@ from sophon_bench.leaderboard.columns import records
 from sophon_bench.leaderboard.frozen import published
 from sophon_bench.models import weight_files
 from sophon_bench.models.backbones import Backbone, BackboneError
+from sophon_bench.models.weight_names import dotted
 from sophon_bench.plugins.registry import attacks, defenses, load_file, unknown
 from sophon_bench.plugins.selectors import Arsenal, Trial, arsenal, names_of, trials
 from sophon_bench.results import Results
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from pandas import Series
 
 __all__ = ["Report", "Results", "Verdict", "audit", "check", "load_model", "load_results", "run"]
+
+BACKBONE = runs.DEFAULT_BACKBONES["classification"]
 
 Several = str | Sequence[str]
 """One selector, or several."""
@@ -220,14 +223,12 @@ class PlannedAudit:
 
     Attributes:
         job: Attacks on the file's model, the undefended one and random initialisation.
-        sha256: Of the file.
-        label: What tables call its model.
+        title: The file with its SHA-256, and what tables call its model.
         notes: What an auditor has to know of the file.
     """
 
     job: runs.Job
-    sha256: str
-    label: str
+    title: str
     notes: Sequence[str]
 
     def verdict(self, cells: Sequence[Cell]) -> Verdict:
@@ -258,9 +259,9 @@ def planned_audit(
         attack: Selectors of attacks and suites.
         sha256: What the file has to be.
         prefix: Of the model's names in the file, where it holds others too.
-        options: Of `runs.Options`, with one scenario and one backbone.
+        options: Of `runs.Options`, with one scenario and at most one backbone.
     """
-    (scenario,), (backbone,) = options["scenario"], options["backbone"]
+    (scenario,), (backbone,) = options["scenario"], options["backbone"] or [BACKBONE]
     count = len(runs.find_scenarios([scenario], options.get("image_size")))
     if count > 1:
         raise PlanError(f"an audit is of one scenario, and {scenario!r} stands for {count}")
@@ -274,15 +275,17 @@ def planned_audit(
     if not isinstance(architecture, Backbone):
         raise BackboneError(f"an audit is of a timm model, and --backbone {backbone} is none")
     audited = trial(content, architecture, prefix=prefix)
-    job = planned([audited], attack, **options)
+    job = planned([audited], attack, **{**options, "backbone": [backbone]})
     notes = inspect(content, setting_of(job.plan.models[0]), job.device, prefix=prefix)
-    return PlannedAudit(job=job, sha256=content.sha256, label=audited.label, notes=notes)
+    part = "" if prefix is None else f", prefix {dotted(prefix)!r}"
+    title = f"{file}{part}, SHA-256 {content.sha256}, above as {audited.label}"
+    return PlannedAudit(job=job, title=title, notes=notes)
 
 
 def audit(
     model: nn.Module | str | Path,
     *,
-    backbone: str = "test_resnet",
+    backbone: str = BACKBONE,
     scenario: str = "glyphs-digits",
     attack: Several = "@standard",
     seeds: int | Sequence[int] = (0, 1, 2, 3, 4),
@@ -356,7 +359,7 @@ def check(
     plugin: str | Path,
     *,
     name: str | None = None,
-    backbone: str = "test_resnet",
+    backbone: str = BACKBONE,
     show: Callable[[Finding], object] | None = None,
 ) -> Report:
     """Run the plugins of a file through the contract, as ``sophon-bench check``; executes it.

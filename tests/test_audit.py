@@ -27,10 +27,12 @@ from sophon_bench.execution.engine import LocalEngine
 from sophon_bench.execution.plan import Plan, Registries, Request, Setting, make_plan
 from sophon_bench.harness import stages
 from sophon_bench.leaderboard import audits
+from sophon_bench.library import Verdict
 from sophon_bench.models import weight_files
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.weight_files import CheckpointError
 from sophon_bench.plugins.selectors import arsenal
+from sophon_bench.results import Results
 from sophon_bench.results.records import Cell
 from sophon_bench.results.store import Store, read_cells
 
@@ -540,7 +542,11 @@ def test_the_verdict_goes_by_the_interval(
 def test_a_requirement_goes_by_the_lower_end(
     told: dict[str, Any], required: float, met: bool
 ) -> None:
-    assert audits.meets(told, required) is met
+    verdict = Verdict(
+        kept=audits.kept(told), words="", resistance=told["resistance"],
+        interval=audits.bounds(told), results=Results.of([]),
+    )  # fmt: skip
+    assert verdict.meets(required) is met
 
 
 def test_a_plugin_that_is_made_of_a_file_is_in_no_list() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sophon_bench.data.sheet import contact_sheet
@@ -13,15 +12,15 @@ from sophon_bench.plugins.failures import BadInput
 from sophon_bench.results.records import Cell
 
 
-def sheets(cells: Iterable[Cell]) -> dict[str, bytes]:
-    """PNGs of the scenarios that are here with the same data, by label; warns of the others."""
+def sheets(cells: Iterable[Cell], tell: Callable[[str], object]) -> dict[str, bytes]:
+    """PNGs of the scenarios that are here with the same data, by label; ``tell`` of the others."""
     revisions = {cell.scenario.label: cell.scenario.revision for cell in cells}
     found = {}
     for label, revision in sorted(revisions.items()):
         try:
             found[label] = _sheet(label, revision)
         except BadInput as error:
-            warnings.warn(f"no images: {error}", stacklevel=2)
+            tell(f"no images: {error}")
     return found
 
 

@@ -35,7 +35,7 @@ TAKEN = {
 @options.form
 @options.output("--plot plot_file", "Draw records, or growth; PNG or SVG.", type=options.Picture())
 @options.selectors("--defense", "Defense whose growth is measured; few inner steps are quick.")
-@options.count("--updates", "Timed, after as many to warm up: whole cycles, best.", default=15)
+@options.count("--updates", "Updates that are timed; best, whole cycles of it.", default=15)
 @options.selectors("--attack", "Attack or @suite whose loops are measured.", "@smoke")
 @options.backbone(f"{options.BY_DEFAULT} For growth, {', '.join(GROWN)}.", multiple=True)
 @options.scenario
@@ -63,7 +63,6 @@ def overhead(roofline: bool, growth: bool, **options: Any) -> None:
       sophon-bench overhead --from out.json --format md --plot overhead.svg
       sophon-bench overhead --growth --defense 'sophon-ice[inner_steps=5]' --plot growth.png
       sophon-bench overhead --roofline --backbone resnet18 --image-size 64 --rounds 20
-      sophon-bench overhead --roofline --device cuda --precision bf16 --batch-size 256
     """
     if roofline and growth:
         raise Refused("--roofline and --growth are two measurements; give one")
@@ -75,8 +74,7 @@ def overhead(roofline: bool, growth: bool, **options: Any) -> None:
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
         if given and views and view not in views:
             raise Refused(_misplaced(parameter.opts[0], view, views))
-    shown: dict[str, Callable[..., None]] = {"growth": _growth, "roofline": _roofline}
-    show = shown.get(view, _records)
+    show: Callable[..., None] = _roofline if roofline else _growth if growth else _records
     show(**{name: value for name, value in options.items() if name in TAKEN[view]})
 
 

@@ -40,7 +40,7 @@ def list_(kind: str, pattern: str | None) -> None:
 
 @click.command()
 @click.argument("name")
-@options.path("--images", "Draw samples of a scenario's domains: FILE.png.", type=options.FILE)
+@options.path("--images", "Draw samples of a scenario's domains, as PNG.", type=options.FILE)
 @options.image_size
 @options.plugins()
 @options.store

@@ -12,7 +12,6 @@ from click.core import ParameterSource
 
 from sophon_bench.cli import options
 from sophon_bench.cli.common import Refused, make_directory, need_extra
-from sophon_bench.cli.options import DEFAULT_BACKBONE
 
 if TYPE_CHECKING:
     from sophon_bench.execution.runs import Job
@@ -63,12 +62,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 
 @click.command()
 @options.option(
-    "--config",
-    "YAML or TOML whose keys are these flags; flags that are given win.",
-    callback=_config,
-    is_eager=True,
-    expose_value=False,
-    metavar="FILE",
+    "--config", "YAML or TOML of flags; those given win.", callback=_config, expose_value=False
 )
 @options.selectors("--defense", f"Defense, with parameters in brackets, or @all; {NAMED}")
 @options.selectors("--attack", f"Attack or @suite; a list of values is a grid; {NAMED}", "@smoke")
@@ -90,7 +84,6 @@ def run(
       sophon-bench run --defense 'sophon-klu[preset=paper]' --attack 'finetune[lr=[1e-3,1e-2]]'
       sophon-bench run --defense @all --attack @standard --seeds 0-2 --workers 2
       sophon-bench run --defense none --attack @paper --samples 50,200 --seeds 0-2 --json out.json
-      sophon-bench run --backbone 'vit_tiny_patch16_224[img_size=32,patch_size=4]' --dry-run
       sophon-bench run --plugin my_attack.py --attack my-attack --defense sophon-ice
       sophon-bench run --config run.yaml
     """
@@ -107,8 +100,7 @@ def print_plan(job: Job) -> int:
     """Say what is to be done, and what it costs; the exit code."""
     from sophon_bench.execution.description import forecast
 
-    for line in forecast(job):
-        click.echo(line)
+    click.echo("\n".join(forecast(job)))
     return 0
 
 
@@ -183,15 +175,13 @@ def study(
     """Run a named experiment: how one hyperparameter of a defense changes what it is worth.
 
     NAME is one of 'sophon-bench list studies', or a YAML file like them. Writes NAME.md, NAME.json
-    and NAME.png. What the store has is not done again: interrupt at any moment and give the same
-    command.
+    and NAME.png. What the store has is not done again.
 
     \b
     Examples:
       sophon-bench list studies
       sophon-bench study horizon --out studies
       sophon-bench study horizon --attack @standard --seeds 0-4 --workers 2 --out studies
-      sophon-bench study my_study.yaml --out studies --dry-run
     """
     from sophon_bench import library
     from sophon_bench.leaderboard import studies
@@ -231,13 +221,12 @@ def tune(
 
     Tries configurations of the grid that the defense declares ('sophon-bench show DEFENSE') under
     @tuning, and chooses by resistance and intactness on validation data alone. What the store has
-    is not done again: interrupt at any moment and give the same command.
+    is not done again.
 
     \b
     Examples:
       sophon-bench tune sophon-ice --out leaderboard/tuning
       sophon-bench tune sophon-ice sophon-klu --configurations 20 --workers 2 --out tuning
-      sophon-bench tune sophon-ice --out tuning --dry-run
     """
     from sophon_bench import library
     from sophon_bench.leaderboard import tuning
@@ -278,16 +267,13 @@ def tune(
 @options.selectors("--attack", "Attack or @suite. The control is always run too.", "@standard")
 @options.numbers("--seeds", "Of attacks and controls; the file is the same.", default="0-4")
 @options.option("--sha256", "What the file has to be; another one is refused.", metavar="HEX")
-@options.option("--prefix", "Of the model's names, if others are in the file; '' for none.")
+@options.option("--prefix", "What the model's names begin with, where there are others too.")
 @options.option("--require", "Resistance that has to be shown.", type=click.FloatRange(0, 1))
 @options.job
 @options.json_file("Write the audit's records and summary there.")
 def audit(
     file: Path,
     attack: Sequence[str],
-    backbone: list[str],
-    sha256: str | None,
-    prefix: str | None,
     require: float | None,
     json_file: Path | None,
     dry_run: bool,
@@ -296,9 +282,9 @@ def audit(
     """Put a released model through a suite: does it keep its word?
 
     The file holds the state dict of a timm model with its head for the scenario's original domain,
-    under timm's names or this benchmark's own, behind any wrappers (module., _orig_mod., …).
-    Pickles are never opened. It is attacked beside the scenario's own undefended model and fresh
-    weights; what the store has is not done again.
+    under timm's names or this benchmark's own, behind any wrappers (module., _orig_mod., …);
+    --prefix '' takes names as they stand. Pickles are never opened. It is attacked beside the
+    scenario's own undefended model and random initialisation; what the store has is not done again.
 
     \b
     Examples:
@@ -313,17 +299,8 @@ def audit(
     """
     from sophon_bench import library
     from sophon_bench.leaderboard.audits import CAVEATS
-    from sophon_bench.models.weight_names import dotted
 
-    planned = library.planned_audit(
-        file,
-        attack,
-        sha256=sha256,
-        prefix=prefix,
-        backbone=backbone or [DEFAULT_BACKBONE],
-        command=command_of(str(file)),
-        **options,
-    )
+    planned = library.planned_audit(file, attack, command=command_of(str(file)), **options)
     told = [f"{file}: {words}" for words in planned.notes]
     for words in told:
         click.echo(f"warning: {words}", err=True)
@@ -332,9 +309,7 @@ def audit(
     cells = planned.job.run()
     report = print_report(planned.job, cells)
     verdict = planned.verdict(cells)
-    part = "" if prefix is None else f", prefix {dotted(prefix)!r}"
-    click.echo(f"\nAudit of {file}{part}, SHA-256 {planned.sha256}, above as {planned.label}.")
-    click.echo("\n".join([*CAVEATS, *told, verdict.words]))
+    click.echo("\n".join([f"\nAudit of {planned.title}.", *CAVEATS, *told, verdict.words]))
     code = conclude(planned.job, cells, report, json_file)
     if require is not None and not verdict.meets(require):
         click.echo(f"failed: resistance is not shown to be at least {require:g}", err=True)

@@ -48,17 +48,13 @@ def submit(
     """
     from sophon_bench.leaderboard import entries, submitting
 
-    records = read_records(source, store)
-    known = {cell.defense.label for cell in records if not cell.defense.control}
-    for label in defense:
-        if label not in known:
-            raise Refused(f"no records of {label!r}; there are {', '.join(sorted(known))}")
-    cells = submitting.chosen(records, defense)
+    cells = submitting.chosen(read_records(source, store), defense)
     _check_complete(cells, suite)
     entry = submitting.entry(cells, **about)
     make_directory(out)
     file = entries.write(entry, out)
-    click.echo(f"{file}: {len(cells)} records of {', '.join(sorted(defense or known))}")
+    labels = sorted({cell.defense.label for cell in cells if not cell.defense.control})
+    click.echo(f"{file}: {len(cells)} records of {', '.join(labels)}")
     click.echo(f"next: sophon-bench verify {file}")
 
 
@@ -76,7 +72,7 @@ def _check_complete(cells: Sequence[Any], suite: str) -> None:
 
 @click.command()
 @click.argument("file", metavar="ENTRY.json", type=options.PATH)
-@options.count("--cells", "Records to make again; 0: the file is checked.", least=0, default=3)
+@options.count("--cells", "Records to make again; 0 checks the file alone.", least=0, default=3)
 @options.option("--suite", "Check that nothing of it is left out, as submit does.")
 @options.option("--draw", "Seed of the draw, to repeat one; by default a new one.", type=int)
 @options.flag("--dry-run", "Check the file, say what would be run, and stop.")

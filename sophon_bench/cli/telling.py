@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 from collections.abc import Sequence
@@ -212,14 +213,14 @@ def freeze(source: Path | None, store: Path | None, out: Path) -> None:
     metavar="METRIC:±N",
 )
 @options.path("--accept", "YAML or JSON of regressions that are wanted.", type=options.READABLE)
-@options.choice("--format form", "github: a job's summary too.", "text", "md", "github", "json")
+@options.choice("--format form", "github: job summary too.", "text", "md", "github", "json")
 def compare(base: Path, new: Path, limits: Sequence[str], accept: Path | None, form: str) -> int:
     """Fail if the records of NEW are worse than those of BASE, both files of 'run --json'.
 
     Compares every trial with every defense, and the tuned envelope, on the seeds that both have. A
     threshold fails where the mean change is beyond it and the seed-paired 95 % interval excludes
-    zero; with one seed the threshold decides alone, marked ~. A cell that vanished or newly fails
-    is a regression; a plugin whose source changed is compared with what it was.
+    zero; with one seed it decides alone, marked ~. A cell that vanished or newly fails is a
+    regression; a plugin whose source changed is compared with what it was.
 
     Metrics: restricted, seconds and peak_memory per trial; original, protect_cost,
     protect_seconds, protect_peak_memory, resistance, trainability and score per defense.
@@ -230,7 +231,11 @@ def compare(base: Path, new: Path, limits: Sequence[str], accept: Path | None, f
       sophon-bench compare base.json new.json --fail-on 'seconds:+20%@same-machine' --format md
       sophon-bench compare base.json new.json --fail-on 'score:-5pt' --accept accepted.yaml
 
-    A file of --accept: 'accepted: [{defense: ntl, metric: original, reason: a stronger defense}]'.
+    \b
+    A file of --accept:
+      accepted:
+        - {defense: sophon-ice, metric: original, reason: a stronger defense costs that}
+        - {attack: 'finetune[optimizer=sgd]', metric: status, reason: taken out of the suite}
 
     Exit codes: 0 fine, 1 a regression, 2 bad input, or records that cannot be compared: protocol,
     data, suite, precision or budget differ, a record is damaged, nothing is in common.
@@ -285,10 +290,9 @@ def page(sources: Sequence[Path], store: Path | None, out: Path) -> None:
     """
     need_extra("a page", "jinja2", "vl_convert")
     from sophon_bench.leaderboard import entries, page
-    from sophon_bench.leaderboard.catalogue import subject_of
+    from sophon_bench.leaderboard.catalogue import subjects
     from sophon_bench.leaderboard.frozen import published
     from sophon_bench.leaderboard.page.sheets import sheets
-    from sophon_bench.plugins.registry import defenses
 
     found = [page.Submission(cells=read_records(source)) for source in sources]
     if store is not None:
@@ -301,11 +305,6 @@ def page(sources: Sequence[Path], store: Path | None, out: Path) -> None:
     if not found:
         raise Refused("nothing is published yet; give --from FILE or --store DIR")
     make_directory(out)
-    index = page.write(
-        found,
-        out,
-        subjects=[subject_of(defenses.get(name)) for name in defenses.names()],
-        sheets=sheets(cell for submission in found for cell in submission.cells),
-        frozen=published(),
-    )
-    click.echo(index)
+    cells = (cell for submission in found for cell in submission.cells)
+    pictures = sheets(cells, functools.partial(click.echo, err=True))
+    click.echo(page.write(found, out, subjects=subjects(), sheets=pictures, frozen=published()))
