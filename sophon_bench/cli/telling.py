@@ -303,7 +303,7 @@ def page(sources: Sequence[Path], store: Path | None, out: Path) -> None:
         for entry in entries.published():
             found.append(page.Submission(**{field: getattr(entry, field) for field in fields}))
     if not found:
-        raise Refused("nothing is published yet; give --from FILE or --store DIR")
+        raise Refused("nothing is published; say what the page is of: --from FILE or --store DIR")
     make_directory(out)
     cells = (cell for submission in found for cell in submission.cells)
     pictures = sheets(cells, functools.partial(click.echo, err=True))
