@@ -8,7 +8,11 @@ from typing import Any
 from sophon_bench.analysis.images import Made
 from sophon_bench.leaderboard import vega
 from sophon_bench.leaderboard.vega import Figure
+from sophon_bench.plugins.failures import BadInput
+from sophon_bench.plugins.registry import unknown
+from sophon_bench.plugins.selectors import parse, scalar
 from sophon_bench.results.pictures import data_uri, pixels_of
+from sophon_bench.results.records import Records
 
 STEPS = ("released", "attacked", "scratch")
 STRIP, CAPTION, LINE = 430, 270, 13
@@ -89,3 +93,31 @@ def _row(made: Made) -> Figure:
             layer(picture, CAPTION, tall / 2, "url", "picture"),
         ],
     }
+
+
+def fitting(selector: str, cells: Records) -> set[str]:
+    """Keys of the records whose attack a selector fits.
+
+    Raises:
+        BadInput: If no record has one.
+    """
+    wanted = parse(selector)
+    tried = [cell for cell in cells.cells if not cell.attack.control]
+    found = {
+        cell.key
+        for cell in tried
+        if cell.attack.name == wanted.name
+        and wanted.parameters.keys() <= cell.attack.parameters.keys()
+        and all(_equal(cell.attack.parameters[k], v) for k, v in wanted.parameters.items())
+    }
+    if not found:
+        raise BadInput(unknown("attack", selector, {cell.attack.label for cell in tried}))
+    return found
+
+
+def _equal(value: Any, text: Any) -> bool:
+    """Whether a hyperparameter is what a selector says; numbers may be written in any way."""
+    try:
+        return float(value) == float(text)
+    except (TypeError, ValueError):
+        return bool(value == scalar(text))

@@ -7,16 +7,20 @@ search and its recipes for benign domains, on the same seeds as the controls.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from sophon_bench.analysis.envelope import outcomes
 from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard.columns import records
+from sophon_bench.leaderboard.entries import Entry, EntryError
+from sophon_bench.plugins.registry import attacks
 from sophon_bench.plugins.selectors import Trial
-from sophon_bench.plugins.suites import Arsenal
+from sophon_bench.plugins.suites import Arsenal, arsenal, load_suite
 from sophon_bench.results import Results
 from sophon_bench.results.records import OR, Records
 
@@ -33,6 +37,46 @@ class Suite:
 
     label: str
     arsenal: Arsenal
+
+
+def installed(selector: str) -> Suite:
+    """The suite that ``@NAME`` stands for."""
+    label = load_suite(selector.removeprefix("@")).label
+    return Suite(label=label, arsenal=arsenal(attacks, [selector]))
+
+
+def chosen(cells: Records, defenses: Collection[str]) -> Records:
+    """The cells of the defenses with these labels, and of the controls; of all if none is named.
+
+    Raises:
+        EntryError: If a defense has no records.
+    """
+    known = cells.defended
+    for label in defenses:
+        if label not in known:
+            raise EntryError(f"no records of {label!r}; there are {', '.join(known)}")
+    return cells.of_defenses(lambda made: not defenses or made.label in defenses)
+
+
+def entry(cells: Records, *, authors: str, **head: str) -> Entry:
+    """An entry of these records, of the day of the last one.
+
+    Args:
+        authors: Names, separated by commas.
+        head: Other fields of `entries.Head`: ``name``, ``title``, ``link``.
+
+    Raises:
+        EntryError: If a field is not what it has to be.
+    """
+    whole = {
+        **head,
+        "authors": [author.strip() for author in authors.split(",") if author.strip()],
+        "submitted": max(cell.provenance.finished for cell in cells.cells)[:10],
+    }
+    try:
+        return Entry.of(whole, cells)
+    except msgspec.ValidationError as error:
+        raise EntryError(f"the entry is not well-formed: {error}") from error
 
 
 def faults(cells: Records, suite: Suite, frozen: Sequence[Frozen]) -> list[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sophon_bench.analysis.tuning import chosen as chosen
 from sophon_bench.leaderboard import answers as analysis
@@ -13,7 +13,9 @@ from sophon_bench.leaderboard import columns, layout
 from sophon_bench.leaderboard.columns import Row, records
 from sophon_bench.leaderboard.names import Legend
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows
+from sophon_bench.plugins import grids
 from sophon_bench.plugins.failures import BadInput
+from sophon_bench.plugins.registry import defenses
 from sophon_bench.results import Results
 from sophon_bench.results.files import write_atomic
 from sophon_bench.results.frames import PLACE, PROVENANCE
@@ -75,8 +77,6 @@ def document(
     rows: DataFrame,
     *,
     defense: str,
-    grid: Mapping[str, Sequence[Any]],
-    drawn_with: int,
     command: str,
 ) -> bytes:
     """Everything about one defense's search, as JSON: the same for the same records."""
@@ -91,8 +91,8 @@ def document(
         else {"selector": best["defense"], "parameters": best["parameters"]},
         "criterion": CRITERION,
         "command": command,
-        "grid": grid,
-        "drawn_with": drawn_with,
+        "grid": defenses.get(defense).declared.tuning,
+        "drawn_with": grids.DRAWN_WITH,
         "seeds": sorted(set(own["seed"].tolist())),
         "versions": _versions(own, results.models.loc[[*own["pretrained"], *own["released"]]]),
         "rows": flat_rows(Flat(frames=[rows], columns=columns.CRITERIA)),

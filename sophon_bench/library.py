@@ -1,14 +1,14 @@
 """What the command line does, as functions: names, selectors and semantics are its own.
 
-Bad input raises what the command line says in one line and ends with exit code 2 for
-(`SelectorError`, `UnknownName`, `PlanError`, `ScenarioError`, `BackboneError`, `StoreError` and
-their like), before any work starts. What is finished is in the store, and a second call goes on.
+Bad input raises `BadInput`, before any work starts; the command line prints its message in one line
+and ends with exit code 2. What is finished is in the store, and a second call goes on.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from sophon_bench.leaderboard.frozen import published
 from sophon_bench.models import weight_files
 from sophon_bench.models.architecture import BackboneError
 from sophon_bench.models.backbones import Backbone
+from sophon_bench.models.weight_names import dotted
 from sophon_bench.plugins.registry import attacks, defenses, load_file, unknown
 from sophon_bench.plugins.selectors import Trial, names_of
 from sophon_bench.plugins.suites import Arsenal, arsenal, trials
@@ -35,11 +36,14 @@ from sophon_bench.results.documents import read_file
 from sophon_bench.results.files import is_url
 from sophon_bench.results.records import Records
 from sophon_bench.results.store import Store, StoreError
+from sophon_bench.testing import Finding
 
 if TYPE_CHECKING:
     from pandas import Series
 
 __all__ = ["Report", "Results", "Verdict", "audit", "check", "load_model", "load_results", "run"]
+
+BACKBONE = runs.DEFAULT_BACKBONES["classification"]
 
 Several = str | Sequence[str]
 """One selector, or several."""
@@ -72,30 +76,44 @@ def run(
     Returns:
         The records of this run; a cell that failed has the status ``failed`` and its ``reason``.
     """
-    files = [Path(file) for file in plugin]
-    for file in files:
-        load_file(file)
-    chosen = runs.Options(
-        scenario=_several(scenario),
-        backbone=_several(backbone),
-        seeds=[seeds] if isinstance(seeds, int) else list(seeds),
-        plugin=files,
-        store=store,
-        **options,
-    )
-    job = planned(chosen, _several(defense), _several(attack))
+    chosen = _options(plugin, scenario, backbone, seeds, store)
+    job = planned(_several(defense), _several(attack), **chosen, **options)
     return Results.of(job.run(), store=job.store.root)
 
 
-def planned(
-    options: runs.Options, defense: Sequence[str | Trial], attack: Sequence[str]
-) -> runs.Job:
-    """What a run would do, its selectors read and its data built; nothing is trained yet."""
+def _options(
+    plugin: Sequence[str | Path],
+    scenario: Several,
+    backbone: Several,
+    seeds: int | Sequence[int],
+    store: str | Path | None,
+) -> dict[str, Any]:
+    """Options in the types of `runs.Options`; files of plugins are loaded."""
+    files = [Path(file) for file in plugin]
+    for file in files:
+        load_file(file)
+    return {
+        "scenario": _several(scenario),
+        "backbone": _several(backbone),
+        "seeds": [seeds] if isinstance(seeds, int) else list(seeds),
+        "plugin": files,
+        "store": store,
+    }
+
+
+def planned(defense: Sequence[str | Trial], attack: Sequence[str], **options: Any) -> runs.Job:
+    """What a run would do, its selectors read and its data built; nothing is trained yet.
+
+    Args:
+        defense: Selectors, or what they stand for.
+        attack: Selectors of attacks and suites.
+        options: Of `runs.Options`.
+    """
     protecting = [t for t in defense if isinstance(t, Trial)]
     protecting += trials(defenses, [text for text in defense if isinstance(text, str)])
     attacking: Arsenal = arsenal(attacks, attack)
     names_of([*protecting, *attacking.trials])  # says so if a name is given twice
-    return runs.prepare(options, defenses=protecting, attacks=attacking)
+    return runs.prepare(runs.Options(**options), defenses=protecting, attacks=attacking)
 
 
 def load_results(source: str | Path) -> Results:
@@ -195,19 +213,97 @@ class Verdict:
     interval: tuple[float, float] | None
     results: Results
 
+    def meets(self, required: float) -> bool:
+        """Whether resistance is at least ``required``, by the lower end of its interval.
+
+        For one seed, which has no interval, by the value alone; never without a resistance.
+        """
+        low = self.resistance if self.interval is None else self.interval[0]
+        return low is not None and low >= required
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlannedAudit:
+    """An audit of a file that was looked at; nothing is trained yet.
+
+    Attributes:
+        job: Attacks on the file's model, the undefended one and random initialisation.
+        title: The file with its SHA-256, and what tables call its model.
+        notes: What an auditor has to know of the file.
+    """
+
+    job: runs.Job
+    title: str
+    notes: Sequence[str]
+
+    def verdict(self, cells: Records) -> Verdict:
+        """What the records of the job say of the model."""
+        results = Results.of(cells, store=self.job.store.root)
+        (row,) = (r for r in records(answers.scores(results, published())) if not r["control"])
+        return Verdict(
+            kept=audits.kept(row),
+            words=audits.verdict(row),
+            resistance=row["resistance"],
+            interval=audits.bounds(row),
+            results=results,
+        )
+
+
+def planned_audit(
+    file: Path,
+    attack: Sequence[str],
+    *,
+    sha256: str | None = None,
+    prefix: str | None = None,
+    **options: Any,
+) -> PlannedAudit:
+    """What an audit would do, with its file checked against the scenario and the backbone.
+
+    Args:
+        file: A safetensors file of a classifier's state dict.
+        attack: Selectors of attacks and suites.
+        sha256: What the file has to be.
+        prefix: Of the model's names in the file, where it holds others too.
+        options: Of `runs.Options`, with one scenario and at most one backbone.
+    """
+    (scenario,), (backbone,) = options["scenario"], options["backbone"] or [BACKBONE]
+    count = len(runs.find_scenarios([scenario], options.get("image_size")))
+    if count > 1:
+        raise PlanError(f"an audit is of one scenario, and {scenario!r} stands for {count}")
+    if all(trial.entry.control for trial in arsenal(attacks, attack).trials):
+        raise PlanError(
+            f"--attack {' '.join(attack)} is a control, which attacks no released model; name an "
+            f"attack, or a suite such as @standard"
+        )
+    content = weight_files.read(file, sha256=sha256)
+    architecture = runs.find_backbone(backbone)
+    if not isinstance(architecture, Backbone):
+        raise BackboneError(f"an audit is of a timm model, and --backbone {backbone} is none")
+    audited = trial(content, architecture, prefix=prefix)
+    job = planned([audited], attack, **{**options, "backbone": [backbone]})
+    notes = inspect(content, setting_of(job.plan.models[0]), job.device, prefix=prefix)
+    part = "" if prefix is None else f", prefix {dotted(prefix)!r}"
+    title = f"{file}{part}, SHA-256 {content.sha256}, above as {audited.label}"
+    return PlannedAudit(job=job, title=title, notes=notes)
+
 
 def audit(
     model: nn.Module | str | Path,
     *,
-    backbone: str = "test_resnet",
+    backbone: str = BACKBONE,
     scenario: str = "glyphs-digits",
     attack: Several = "@standard",
     seeds: int | Sequence[int] = (0, 1, 2, 3, 4),
+    sha256: str | None = None,
     prefix: str | None = None,
+    plugin: Sequence[str | Path] = (),
     store: str | Path | None = None,
     **options: Any,
 ) -> Verdict:
     """Put a released model through a suite, as ``sophon-bench audit``.
+
+    What there is to say of the file, such as an original accuracy no better than guessing, is
+    warned of.
 
     Args:
         model: A classifier of the backbone with its head for the scenario's original domain, or a
@@ -216,35 +312,18 @@ def audit(
         scenario: A selector.
         attack: Selectors of attacks and suites.
         seeds: Of the attacks and controls.
+        sha256: What the file has to be.
         prefix: Of the model's names in the file, where it holds others too.
+        plugin: As of `run`.
         store: As of `run`.
         options: As of `run`.
     """
-    architecture = runs.find_backbone(backbone)
-    if not isinstance(architecture, Backbone):
-        raise BackboneError(f"an audit is of a timm model, and {backbone!r} is none")
+    chosen = {**_options(plugin, scenario, backbone, seeds, store), **options}
     with _as_file(model) as file:
-        content = weight_files.read(file)
-        chosen = runs.Options(
-            scenario=[scenario],
-            backbone=[backbone],
-            seeds=[seeds] if isinstance(seeds, int) else list(seeds),
-            store=store,
-            **options,
-        )
-        job = planned(chosen, [trial(content, architecture, prefix=prefix)], _several(attack))
-        if all(search.trials[0].entry.control for search in job.plan.searches):
-            raise PlanError("a control attacks no released model; name an attack or a suite")
-        inspect(content, setting_of(job.plan.models[0]), job.device, prefix=prefix)
-        results = Results.of(job.run(), store=job.store.root)
-    (row,) = (r for r in records(answers.scores(results, published())) if not r["control"])
-    return Verdict(
-        kept=audits.kept(row),
-        words=audits.verdict(row),
-        resistance=row["resistance"],
-        interval=audits.bounds(row),
-        results=results,
-    )
+        found = planned_audit(file, _several(attack), sha256=sha256, prefix=prefix, **chosen)
+        for words in found.notes:
+            warnings.warn(words, stacklevel=2)
+        return found.verdict(found.job.run())
 
 
 @contextmanager
@@ -270,7 +349,7 @@ class Report:
         findings: One per check of each plugin.
     """
 
-    findings: Sequence[testing.Finding]
+    findings: Sequence[Finding]
 
     @property
     def passed(self) -> bool:
@@ -281,9 +360,28 @@ class Report:
         return "\n".join(map(str, self.findings))
 
 
-def check(plugin: str | Path, *, name: str | None = None) -> Report:
-    """Run the plugins of a file through the contract, as ``sophon-bench check``; executes it."""
-    return Report(list(testing.check_file(Path(plugin), name=name)))
+def check(
+    plugin: str | Path,
+    *,
+    name: str | None = None,
+    backbone: str = BACKBONE,
+    show: Callable[[Finding], object] | None = None,
+) -> Report:
+    """Run the plugins of a file through the contract, as ``sophon-bench check``; executes it.
+
+    Args:
+        plugin: A Python file.
+        name: Only this one of the file's plugins.
+        backbone: A selector of the timm model to check with.
+        show: Called with each finding as it comes.
+    """
+    architecture = runs.find_backbone(backbone)
+    findings = []
+    for finding in testing.check_file(Path(plugin), name=name, backbone=architecture):
+        findings.append(finding)
+        if show is not None:
+            show(finding)
+    return Report(findings)
 
 
 def _several(selectors: Several) -> list[str]:

@@ -29,10 +29,12 @@ from sophon_bench.harness import loop
 from sophon_bench.harness.bench import Bench
 from sophon_bench.harness.loop import Made
 from sophon_bench.leaderboard import audits
+from sophon_bench.library import Verdict
 from sophon_bench.models import weight_files
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.weight_files import CheckpointError
 from sophon_bench.plugins.suites import arsenal
+from sophon_bench.results import Results
 from sophon_bench.results.store import Store
 
 __all__ = ["setting"]  # a fixture
@@ -542,7 +544,11 @@ def test_the_verdict_goes_by_the_interval(
 def test_a_requirement_goes_by_the_lower_end(
     told: dict[str, Any], required: float, met: bool
 ) -> None:
-    assert audits.meets(told, required) is met
+    verdict = Verdict(
+        kept=audits.kept(told), words="", resistance=told["resistance"],
+        interval=audits.bounds(told), results=Results.of([]),
+    )  # fmt: skip
+    assert verdict.meets(required) is met
 
 
 def test_a_plugin_that_is_made_of_a_file_is_in_no_list() -> None:

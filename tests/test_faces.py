@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sophon_bench import testing
-from sophon_bench.cli import main, paging
+from sophon_bench.cli import main
 from sophon_bench.data.scenario import ScenarioError
 from sophon_bench.data.scenarios import faces
 from sophon_bench.data.tasks.denoising import Denoising
 from sophon_bench.harness import generation
 from sophon_bench.harness.bench import Bench
+from sophon_bench.leaderboard.page.sheets import sheets
 from sophon_bench.models.unets import UNet
 from sophon_bench.plugins import registry
 from sophon_bench.plugins.selectors import construct
@@ -392,12 +393,11 @@ def test_without_the_sets_a_command_is_refused_in_one_line(
     assert "https://www.cs.toronto.edu/~kriz/cifar.html" in line
 
 
-def test_a_page_goes_without_pictures_of_sets_that_are_not_here(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    cell = SimpleNamespace(scenario=SimpleNamespace(label="cifar100-ffhq", revision="r"))
-    assert paging._sheets([cell]) == {}
-    assert "no images: the environment variable SOPHON_BENCH_DATA" in capsys.readouterr().err
+def test_a_page_goes_without_pictures_of_sets_that_are_not_here() -> None:
+    cell: Any = SimpleNamespace(scenario=SimpleNamespace(label="cifar100-ffhq", revision="r"))
+    told: list[str] = []
+    assert sheets([cell], told.append) == {}
+    assert "no images: the environment variable SOPHON_BENCH_DATA" in told[0]
 
 
 @pytest.mark.parametrize(("name", "classes"), [(NAMES[0], 4), (NAMES[1], 16)])

@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import builtins
 import io
+import sys
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
+
+import pytest
+import rich.jupyter
 
 from sophon_bench.execution.progress import Bars, Lines, reporter
 
@@ -63,3 +70,42 @@ def test_bars_are_for_terminals() -> None:
     assert "one: finished" in shown
     assert "two: finished" not in shown
     assert "3/3" in shown
+
+
+class Widget:
+    """A widget of a notebook that prints into nothing."""
+
+    def __enter__(self) -> Widget:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def clear_output(self, *, wait: bool) -> None:
+        assert wait
+
+
+@pytest.mark.parametrize("widgets", [True, False])
+def test_bars_are_for_notebooks_that_can_draw_them(
+    monkeypatch: pytest.MonkeyPatch, widgets: bool
+) -> None:
+    shown: list[object] = []
+    display = ModuleType("IPython.display")
+    display.display = shown.append  # type: ignore[attr-defined]
+    ipywidgets = ModuleType("ipywidgets")
+    ipywidgets.Output = Widget  # type: ignore[attr-defined]
+    ipywidgets.__spec__ = ModuleSpec("ipywidgets", None)
+    shell = type("ZMQInteractiveShell", (), {})()
+    monkeypatch.setattr(builtins, "get_ipython", lambda: shell, raising=False)
+    monkeypatch.setattr(rich.jupyter, "display", lambda *_: None)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    for module in (ModuleType("IPython"), display):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(sys.modules, "ipywidgets", ipywidgets if widgets else None)
+    with reporter(STAGES) as bars:
+        bars.begin(STAGES[0])
+        bars.end(STAGES[0], "finished", reused=False)
+    assert isinstance(bars, Bars if widgets else Lines)
+    assert [type(widget) for widget in shown] == [Widget] * widgets
+    assert ("one: finished" in sys.stderr.getvalue()) is not widgets  # type: ignore[attr-defined]
+    assert isinstance(reporter(STAGES, io.StringIO()), Lines)

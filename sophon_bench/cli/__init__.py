@@ -1,4 +1,8 @@
-"""The command line: words -> objects. Heavy imports wait until a command needs them."""
+"""The command line: words -> calls of the library. Heavy imports wait until a command needs them.
+
+A command returns its exit code, or nothing for 0. What a user can mend is a `Failure` and ends it
+in one line.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +15,10 @@ from typing import Any
 import click
 
 from sophon_bench import __version__
-from sophon_bench.cli import (
-    auditing,
-    authoring,
-    comparing,
-    costs,
-    looking,
-    paging,
-    running,
-    submitting,
-    telling,
-)
+from sophon_bench.cli import costs, looking, running, submitting, telling
 from sophon_bench.cli.common import Refused
 from sophon_bench.plugins.failures import Failure
+from sophon_bench.results.files import remedy
 
 
 class Group(click.Group):
@@ -45,33 +40,16 @@ class Group(click.Group):
     def invoke(self, context: click.Context) -> Any:
         warnings.showwarning = _warn
         try:
-            return super().invoke(context)
+            context.exit(super().invoke(context) or 0)
         except click.UsageError as error:
             raise _refused(error) from error
         except Failure as error:
-            told = Refused if error.exit_code == Refused.exit_code else click.ClickException
-            raise told(str(error)) from error
+            kind = Refused if error.exit_code == Refused.exit_code else click.ClickException
+            raise kind(str(error)) from error
         except OSError as error:
             if error.errno in (None, errno.EPIPE):
                 raise
-            raise click.ClickException(_disk(error)) from error
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What the system says where there is no room for a file."""
-
-
-def _disk(error: OSError) -> str:
-    """What the system refused, in one line, and how to go on."""
-    from sophon_bench.results.files import WriteError
-
-    place = "standard output" if error.filename is None else repr(str(error.filename))
-    verb = " cannot be written" if isinstance(error, WriteError) else ""
-    remedy = "make room" if error.errno in FULL else "make it writable"
-    return (
-        f"{place}{verb}: {error.strerror}. Everything finished is kept: {remedy}, and the same "
-        f"command does the rest"
-    )
+            raise click.ClickException(remedy(error)) from error
 
 
 def _leave(code: object) -> None:
@@ -96,7 +74,10 @@ def _warn(message: Warning | str, *_rest: Any, **_named: Any) -> None:
     click.echo(f"warning: {message}", err=True)
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
+
+
+@click.group(cls=Group, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="sophon-bench")
 def main() -> None:
     """Does a model that claims to be non-fine-tunable keep its word?
@@ -113,9 +94,9 @@ def main() -> None:
 
 
 for command in (
-    running.run, running.study, running.tune, auditing.audit,
+    running.run, running.study, running.tune, running.audit,
     telling.table, telling.plot, telling.pictures, telling.cards, telling.freeze,
-    comparing.compare, paging.page, submitting.submit, submitting.verify,
-    costs.overhead, looking.list_, looking.show, authoring.check, authoring.new,
+    telling.compare, telling.page, submitting.submit, submitting.verify,
+    costs.overhead, looking.list_, looking.show, looking.check, looking.new,
 ):  # fmt: skip
     main.add_command(command)

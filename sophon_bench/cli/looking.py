@@ -1,32 +1,26 @@
-"""Commands that show what there is: list, show."""
+"""Commands about plugins: list, show, check, new."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from sophon_bench.cli import options
+from sophon_bench.cli.common import Refused
+
 if TYPE_CHECKING:
-    from sophon_bench.plugins.registry import Registry
-from sophon_bench.cli.common import (
-    KINDS,
-    Refused,
-    image_size_option,
-    load_plugins,
-    plugin_option,
-    presets_of,
-    store_option,
-)
+    from sophon_bench.testing import Finding
+
+KINDS = ("attacks", "defenses", "scenarios", "backbones", "suites", "studies")
 
 
 @click.command("list")
 @click.argument("kind", type=click.Choice(KINDS))
 @click.argument("pattern", required=False)
-@plugin_option
-def list_(kind: str, pattern: str | None, plugin: Sequence[Path]) -> None:
+@options.plugins()
+def list_(kind: str, pattern: str | None) -> None:
     """List what can be run; PATTERN keeps names that contain it.
 
     \b
@@ -34,8 +28,9 @@ def list_(kind: str, pattern: str | None, plugin: Sequence[Path]) -> None:
       sophon-bench list attacks
       sophon-bench list backbones resnet
     """
-    load_plugins(plugin)
-    lines = [(n, s) for n, s in _listing(kind) if pattern is None or pattern in n]
+    from sophon_bench.leaderboard.catalogue import listing
+
+    lines = [(n, s) for n, s in listing(kind) if pattern is None or pattern in n]
     if not lines:
         raise Refused(f"no {kind} with {pattern!r} in the name; try 'sophon-bench list {kind}'")
     width = max(len(name) for name, _ in lines)
@@ -43,52 +38,13 @@ def list_(kind: str, pattern: str | None, plugin: Sequence[Path]) -> None:
         click.echo(f"{name:{width}}  {summary}".rstrip())
 
 
-def _listing(kind: str) -> list[tuple[str, str]]:
-    if kind == "backbones":
-        from sophon_bench.execution.runs import list_backbones
-
-        return [(name, "") for name in list_backbones()]
-    if kind == "suites":
-        from sophon_bench.plugins.suites import load_suite, suite_files
-
-        suites = [load_suite(name) for name in sorted(suite_files())]
-        return [(f"@{s.name}", f"v{s.version}: {s.description}") for s in suites]
-    if kind == "studies":
-        from sophon_bench.leaderboard.studies import load_study, study_files
-
-        studies = [load_study(name) for name in study_files()]
-        return [(study.name, f"v{study.version}: {study.question}") for study in studies]
-    registry = _registries()[kind]
-    entries = [registry.get(name) for name in registry.names()]
-    return [
-        (e.name, e.summary.replace("``", "") + (" (control)" if e.control else "")) for e in entries
-    ]
-
-
-def _registries() -> dict[str, Registry]:
-    from sophon_bench.plugins.registry import attacks, defenses, scenarios
-
-    return {"attacks": attacks, "defenses": defenses, "scenarios": scenarios}
-
-
 @click.command()
 @click.argument("name")
-@click.option(
-    "--images",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE.png",
-    help="Draw samples of a scenario's domains.",
-)
-@image_size_option
-@plugin_option
-@store_option
-def show(
-    name: str,
-    images: Path | None,
-    image_size: int | None,
-    plugin: Sequence[Path],
-    store: str | None,
-) -> None:
+@options.path("--images", "Draw samples of a scenario's domains, as PNG.", type=options.FILE)
+@options.image_size
+@options.plugins()
+@options.store
+def show(name: str, images: Path | None, image_size: int | None, store: str | None) -> None:
     """Show an attack, a defense, a scenario, a @suite or a backbone.
 
     \b
@@ -98,88 +54,67 @@ def show(
       sophon-bench show glyphs-digits --images glyphs.png
       sophon-bench show resnet18
     """
-    from sophon_bench.plugins import registry
-    from sophon_bench.plugins.selectors import parse
-    from sophon_bench.plugins.suites import load_suite, suite_files
+    from sophon_bench.leaderboard.catalogue import explained
 
-    load_plugins(plugin)
-    if name.startswith("@"):
-        suite = load_suite(name[1:])
-        click.echo(f"@{suite.name}, version {suite.version}: {suite.description}")
-        click.echo("\n".join(f"  {trial}" for trial in suite.trials))
-        return
-    bare = parse(name).name
-    holders = {kind: r for kind, r in _registries().items() if bare in r.names()}
-    if images is not None and "scenarios" not in holders:
-        raise Refused(f"--images draws scenarios; {name!r} is none (see 'list scenarios')")
-    for kind, holder in holders.items():
-        _show_plugin(holder.get(bare))
-        if kind == "scenarios":
-            _show_scenario(name, image_size, images, store)
-    if not holders:
-        from sophon_bench.execution.runs import list_backbones
-
-        known = {*list_backbones(), *(n for r in _registries().values() for n in r.names())}
-        if bare.split(".")[0] not in known:
-            suites = [f"@{suite}" for suite in suite_files()]
-            hint = "'sophon-bench list KIND' shows what there is"
-            raise Refused(registry.unknown("name", bare, {*known, *suites}, otherwise=hint))
-        _show_backbone(name)
+    for line in explained(name, image_size, images, store):
+        click.echo(line)
 
 
-def _show_plugin(entry: Any) -> None:
-    import inspect
+@click.command()
+@click.argument("file", metavar="PLUGIN.py", type=options.PATH)
+@options.option("--name", "Only this one of the file's plugins.", metavar="NAME")
+@options.option("--backbone", "timm model to check with.", default=options.DEFAULT_BACKBONE)
+def check(file: Path, name: str | None, backbone: str) -> int:
+    """Check that the plugins of a file keep the contract, in seconds.
 
-    from sophon_bench.plugins.selectors import accepted
+    Runs every attack, defense and scenario of the file with its defaults on a small bench. A
+    backbone with dropout hides draws from the global generator.
 
-    click.echo(f"{entry.kind} {entry.name}" + (" (control)" if entry.control else ""))
-    click.echo(f"from {entry.distribution}, source {entry.source[:12]}\n")
-    for cls in entry.cls.__mro__:
-        if dataclasses.is_dataclass(cls):
-            click.echo(inspect.cleandoc(cls.__doc__ or "") + "\n")
-    for field in dataclasses.fields(entry.cls):
-        click.echo(f"  {field.name} = {field.default!r}  ({accepted(entry.cls, field.name)})")
-    for preset, text in presets_of(entry).items():
-        click.echo(f"  preset={preset}: {text}")
-    for field, grid in entry.declared.tuning.items():
-        click.echo(f"  tuning {field}: {', '.join(map(str, grid))}")
+    \b
+    Examples:
+      sophon-bench check my_attack.py
+      sophon-bench check my_attack.py --backbone test_vit
 
+    Exit codes: 0 all checks passed, 1 some failed, 2 bad input.
+    """
+    from sophon_bench import library
 
-def _show_scenario(
-    name: str, image_size: int | None, images: Path | None, store: str | None
-) -> None:
-    from sophon_bench.execution.runs import build, find_scenarios
-    from sophon_bench.results.store import Store, default_root
+    plugin = ""
 
-    (trial,) = find_scenarios([name], image_size)
-    data = build(trial, Store(store or default_root()).data)
-    click.echo(f"\ndata revision {data.revision}, {data.image_size}x{data.image_size} pixels")
-    for domain in data.domains:
-        splits = ", ".join(f"{split} {len(i)}" for split, i in domain.splits.items())
-        click.echo(f"  {domain.name}: {len(domain.classes)} classes; {splits}")
-    if images is not None:
-        from sophon_bench.data.sheet import contact_sheet
+    def show(finding: Finding) -> None:
+        nonlocal plugin
+        if finding.plugin != plugin:
+            plugin = finding.plugin
+            click.echo(plugin)
+        click.echo(f"  {finding.outcome:8} {finding.check:14} {finding.words}".rstrip())
 
-        try:
-            contact_sheet(data, images)
-        except (OSError, ValueError) as error:
-            raise Refused(f"--images {str(images)!r} cannot be written: {error}") from error
-        click.echo(f"samples drawn to {images}")
+    report = library.check(file, name=name, backbone=backbone, show=show)
+    outcomes = [finding.outcome for finding in report.findings]
+    known = [kind for kind in ("passed", "FAILED", "warning", "skipped") if kind in outcomes]
+    click.echo(", ".join(f"{outcomes.count(kind)} {kind}" for kind in known))
+    return 0 if report.passed else 1
 
 
-def _show_backbone(name: str) -> None:
-    import torch
+@click.command()
+@click.argument("kind", type=click.Choice(["attack", "defense"]))
+@click.argument("name")
+@options.path("--dir folder", "Where to write; by default here.", default=".")
+def new(kind: Any, name: str, folder: Path) -> None:
+    """Write a plugin that works as it is, and a test of it, to start from.
 
-    from sophon_bench.execution.runs import find_backbone
+    \b
+    Examples:
+      sophon-bench new attack my-attack
+      sophon-bench new defense my-defense --dir plugins
+    """
+    from sophon_bench.plugins.authoring import write_plugin
 
-    backbone = find_backbone(name)
-    outputs = 10 if backbone.task == "classification" else 3
-    model = backbone.build(outputs, torch.Generator(), fresh=True)
-    count = sum(p.numel() for p in model.parameters())
+    file, *tests = write_plugin(kind, name, folder)
+    plugin = f"--plugin {file} " if tests else ""
+    place = f"move {file.name} into {kind}s/ of the repository" if tests else f"commit {file.name}"
     click.echo(
-        f"backbone {name}, for {backbone.task}: {count / 1e6:.2f} M parameters with {outputs} "
-        f"outputs"
+        f"wrote {' and '.join(map(str, [file, *tests]))}; next:\n"
+        f"  sophon-bench check {file}\n"
+        f"  sophon-bench run {plugin}--{kind} {name}\n"
+        f"  {place} and open a pull request"
     )
-    for path, block in model.blocks():
-        size = sum(p.numel() for p in block.parameters())
-        click.echo(f"  {path}: {type(block).__name__}, {size / 1e6:.3f} M")

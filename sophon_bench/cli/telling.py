@@ -1,53 +1,31 @@
-"""Commands that say what records mean: table, plot, pictures, cards, freeze."""
+"""Commands that say what records mean: table, plot, pictures, cards, freeze, compare, page."""
 
 from __future__ import annotations
 
+import functools
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
-if TYPE_CHECKING:
-    from sophon_bench.results.records import PluginId, Records
-
+from sophon_bench.cli import options
 from sophon_bench.cli.common import (
     Refused,
-    check_picture,
-    check_writable,
-    complete,
-    load_plugins,
     make_directory,
     need_extra,
-    no_collector,
     open_store,
-    plugin_option,
     read_records,
-    source_option,
-    store_option,
-    subject_of,
+    without_collector,
 )
 
 
 @click.command()
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["console", "md", "latex", "csv", "json"]),
-    default="console",
-    show_default=True,
-    help="How to print; csv and json are flat rows with stable keys.",
-)
-@source_option
-@click.option("--published", is_flag=True, help="Of the entries that come with the package.")
-@click.option(
-    "--against",
-    metavar="SELECTOR",
-    shell_complete=complete("defense"),
-    help="Print how much more every defense has than this one, paired by seed, and nothing else.",
-)
-@store_option
+@options.form
+@options.flag("--published", "Of the entries that come with the package.")
+@options.selector("--against", "Print what each defense has more than this.", kind="defense")
+@options.records
 def table(
     form: str, source: Path | None, published: bool, against: str | None, store: str | None
 ) -> None:
@@ -61,64 +39,37 @@ def table(
       sophon-bench table --published --format latex
       sophon-bench table --from out.json --against sophon-ice
     """
-    from sophon_bench.leaderboard import answers as analysis
-    from sophon_bench.leaderboard import entries, frozen, tables
-    from sophon_bench.leaderboard.columns import DIFFERENCES
-    from sophon_bench.leaderboard.render import Flat, printed
-    from sophon_bench.plugins.registry import unknown
-    from sophon_bench.results import Results
+    from sophon_bench.leaderboard import differences, entries, frozen, tables
 
     if published and (source or store):
         raise Refused("--published is of entries that come with the package; give no other records")
     if published and against is not None:
         raise Refused("--against pairs seeds of one run's records; give --from FILE or --store DIR")
-    with no_collector():
-        if against is not None:
-            cells = read_records(source, store)
-            found = analysis.differences(Results.of(cells), against, frozen.published())
-            if against not in (known := {cells.defense(cell).label for cell in cells.cells}):
-                raise Refused(unknown("defense", against, known))
-            if found.empty:
-                raise Refused(f"no other defense was attacked beside {against!r}")
-            flat = Flat(frames=[found], columns=DIFFERENCES)
-            click.echo(printed(form, lambda: tables.differences(found), flat), nl=False)
-            return
-        if published:
-            report = entries.report(entries.published(), frozen.published())
-        else:
-            names = {} if source is not None else open_store(store).names()
-            report = tables.report(read_records(source, store), frozen.published(), names)
-        click.echo(tables.show(form, report), nl=False)
+    if against is not None:
+        records = read_records(source, store)
+        text = differences.show(form, records, against, frozen.published())
+    elif published:
+        without_collector()
+        text = tables.show(form, entries.report(entries.published(), frozen.published()))
+    else:
+        names = {} if source is not None else open_store(store).names()
+        report = tables.report(read_records(source, store), frozen.published(), names)
+        text = tables.show(form, report)
+    click.echo(text, nl=False)
 
 
 def _formats(_context: click.Context, _parameter: click.Parameter, text: str) -> list[str]:
     """``png,svg``: distinct, in order."""
-    known = ("png", "svg")
     found = list(dict.fromkeys(part.strip() for part in text.split(",")))
-    for form in found:
-        if form not in known:
-            raise Refused(f"--format takes {' and '.join(known)}, or one of them; got {text!r}")
+    if not {*found} <= {"png", "svg"}:
+        raise Refused(f"--format takes png and svg, or one of them; got {text!r}")
     return found
 
 
 @click.command()
-@source_option
-@store_option
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    metavar="DIR",
-    help="Where the pictures go; made if need be.",
-)
-@click.option(
-    "--format",
-    "formats",
-    callback=_formats,
-    default="png,svg",
-    show_default=True,
-    help="png, svg or both.",
-)
+@options.records
+@options.directory("Where the pictures go; made if need be.")
+@options.option("--format formats", "png, svg or both.", callback=_formats, default="png,svg")
 def plot(source: Path | None, store: str | None, out: Path, formats: list[str]) -> None:
     """Draw envelopes and resistance by budget, and utility by learning rate.
 
@@ -139,37 +90,21 @@ def plot(source: Path | None, store: str | None, out: Path, formats: list[str]) 
     files = figures.write(cells, out, formats, published())
     if not files:
         raise Refused("no record has a score to draw; 'sophon-bench table' shows why")
-    for file in files:
-        click.echo(file)
+    click.echo("\n".join(map(str, files)))
 
 
 @click.command()
-@source_option
-@store_option
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    required=True,
-    metavar="FILE.png",
-    help="The picture to write, PNG or SVG by its name.",
-)
-@click.option(
-    "--seed", type=int, metavar="N", help="Models of this seed; by default the lowest one."
-)
-@click.option(
-    "--attack",
-    metavar="SELECTOR",
-    shell_complete=complete("attack"),
-    help="After this attack, or the best of those that it fits; by default the best of all.",
-)
+@options.records
+@options.output("--out", "PNG or SVG by its name.", type=options.Picture(), required=True)
+@options.option("--seed", "Models of this seed; by default the lowest one.", type=int)
+@options.selector("--attack", "After the best of the attacks that it fits; by default of all.")
 def pictures(
     source: Path | None, store: str | None, out: Path, seed: int | None, attack: str | None
 ) -> None:
     """Draw the images that models made from noise, where they make images.
 
-    A line each for the undefended model and every defense's, before any attack (of the original
-    domain) and after the attack that selection picks (of the restricted one), and for fresh
-    weights.
+    A line each for the undefended model and every defense's, before any attack and after the one
+    that selection picks, and for random initialisation.
 
     \b
     Examples:
@@ -180,9 +115,8 @@ def pictures(
     from sophon_bench.leaderboard import gallery, vega
     from sophon_bench.results import Results
 
-    check_picture("--out", out)
     cells = read_records(source, store)
-    found = makers(Results.of(cells), None if attack is None else _fitting(attack, cells))
+    found = makers(Results.of(cells), None if attack is None else gallery.fitting(attack, cells))
     if not found:
         raise Refused("no record has images; models of generation scenarios make some")
     if seed not in (seeds := sorted({made.seed for made in found})) and seed is not None:
@@ -191,65 +125,19 @@ def pictures(
     click.echo(out)
 
 
-def _fitting(selector: str, cells: Records) -> set[str]:
-    """Keys of the records whose attack a selector fits; refused if no record has one."""
-    from sophon_bench.plugins.registry import unknown
-    from sophon_bench.plugins.selectors import parse
-
-    wanted = parse(selector)
-
-    def fits(attack: PluginId) -> bool:
-        has = attack.parameters
-        return attack.name == wanted.name and all(
-            key in has and _equal(has[key], value) for key, value in wanted.parameters.items()
-        )
-
-    tried = [cell for cell in cells.cells if not cell.attack.control]
-    found = {cell.key for cell in tried if fits(cell.attack)}
-    if not found:
-        raise Refused(unknown("attack", selector, {cell.attack.label for cell in tried}))
-    return found
-
-
-def _equal(value: Any, text: Any) -> bool:
-    """Whether a hyperparameter is what a selector says; numbers may be written in any way."""
-    from sophon_bench.plugins.selectors import scalar
-
-    try:
-        return float(value) == float(text)
-    except (TypeError, ValueError):
-        return bool(value == scalar(text))
-
-
 @click.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete("defense"))
-@click.option(
-    "--from",
-    "sources",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="A file of 'run --json'. Repeatable: one of @paper and one of @standard, for instance.",
-)
-@store_option
-@plugin_option
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE.md",
-    help="Write the cards there instead of printing them.",
-)
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=options.complete("defense"))
+@options.path("--from sources", "A file of 'run --json'. Repeatable.", multiple=True)
+@options.store
+@options.plugins()
+@options.output("--out", "Write the cards there instead of printing them.", metavar="FILE.md")
 def cards(
-    names: Sequence[str],
-    sources: Sequence[Path],
-    store: str | None,
-    plugin: Sequence[Path],
-    out: Path | None,
+    names: Sequence[str], sources: Sequence[Path], store: str | None, out: Path | None
 ) -> None:
     """Make a fidelity card of each defense, or of those named, in Markdown.
 
-    What a defense minimises, where it comes from, what is different from the original, and what
-    its paper claims, as its source says; and what was measured under the recipe of @paper and
-    under the tuned envelope, of runs' JSON files or of the records in the store, if there is one.
+    What its source says of it, and what was measured under the recipe of @paper and under the
+    tuned envelope, of runs' JSON files or of the records in the store, if there is one.
 
     \b
     Examples:
@@ -257,37 +145,30 @@ def cards(
       sophon-bench cards sophon-ice ntl --from out.json
       sophon-bench cards --from standard.json --from paper.json --out docs/defenses.md
     """
-    from sophon_bench.leaderboard.cards import Recipe, cards
+    from sophon_bench.leaderboard.cards import cards
+    from sophon_bench.leaderboard.catalogue import paper_recipe, subject_of
     from sophon_bench.leaderboard.frozen import published
-    from sophon_bench.plugins.registry import attacks, defenses
-    from sophon_bench.plugins.suites import load_suite, trials
+    from sophon_bench.plugins.registry import defenses
     from sophon_bench.results.files import write_atomic
     from sophon_bench.results.records import Records
     from sophon_bench.results.store import default_root, is_store
 
-    load_plugins(plugin)
     entries = [defenses.get(name) for name in names or defenses.names()]
     for entry in entries:
         if names and entry.control:
             raise Refused(f"{entry.name!r} is a control, and stands in the card of every defense")
-    if out is not None:
-        check_writable("--out", out)
-    recipe = Recipe(
-        name=load_suite("paper").label,
-        trials=[trial.label for trial in trials(attacks, ["@paper"])],
-        controls=[trial.label for trial in trials(attacks, attacks.controls())],
-    )
     some = store is not None or is_store(default_root())
-    with no_collector():
-        files: list[Path | None] = [*sources] or [None] * some
-        records = [read_records(file, store) for file in files]
-        text = cards(
-            [subject_of(entry) for entry in entries if not entry.control],
-            Records.joined(records),
-            recipe=recipe,
-            command=_cards_command(names, sources),
-            frozen=published(),
-        )
+    files: list[Path | None] = [*sources] or [None] * some
+    records = Records.joined(read_records(file, store) for file in files)
+    command = ["sophon-bench", "cards", *names]  # wherever the records are
+    command += [word for source in sources for word in ("--from", source.name)]
+    text = cards(
+        [subject_of(entry) for entry in entries if not entry.control],
+        records,
+        recipe=paper_recipe(),
+        command=shlex.join(command),
+        frozen=published(),
+    )
     if out is None:
         click.echo(text, nl=False)
     else:
@@ -295,22 +176,9 @@ def cards(
         click.echo(out)
 
 
-def _cards_command(names: Sequence[str], sources: Sequence[Path]) -> str:
-    """What makes the page, wherever the records are."""
-    records = [word for source in sources for word in ("--from", source.name)]
-    return shlex.join(["sophon-bench", "cards", *names, *records])
-
-
 @click.command()
-@source_option
-@store_option
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    metavar="DIR",
-    help="Where the document goes; in the repository, leaderboard/frozen.",
-)
+@options.records
+@options.directory("Where the document goes; in the repository, leaderboard/frozen.")
 def freeze(source: Path | None, store: str | None, out: Path) -> None:
     """Write down which budgets and n count for a score, from controls of at least five seeds.
 
@@ -332,3 +200,111 @@ def freeze(source: Path | None, store: str | None, out: Path) -> None:
     file = write(document, out)
     counted = sum(gap.role == "restricted" and gap.gap >= FLOOR for gap in document.gaps)
     click.echo(f"{file}: {counted} cells of budget and n count, over seeds {document.seeds}")
+
+
+@click.command()
+@click.argument("base", type=options.FILE)
+@click.argument("new", type=options.FILE)
+@options.option(
+    "--fail-on limits",
+    "A rise (+) or fall (-) that fails, in pt (1/100) for utilities and scores or % for costs; "
+    "@same-machine: only between equal devices, threads and versions of torch. Repeatable.",
+    multiple=True,
+    required=True,
+    metavar="METRIC:±N",
+)
+@options.path("--accept", "YAML or JSON of regressions that are wanted.", type=options.READABLE)
+@options.choice("--format form", "github: job summary too.", "text", "md", "github", "json")
+def compare(base: Path, new: Path, limits: Sequence[str], accept: Path | None, form: str) -> int:
+    """Fail if the records of NEW are worse than those of BASE, both files of 'run --json'.
+
+    Compares every trial with every defense, and the tuned envelope, on the seeds that both have. A
+    threshold fails where the mean change is beyond it and the seed-paired 95 % interval excludes
+    zero; with one seed it decides alone, marked ~. A cell that vanished or newly fails is a
+    regression; a plugin whose source changed is compared with what it was.
+
+    Metrics: restricted, seconds and peak_memory per trial; original, protect_cost,
+    protect_seconds, protect_peak_memory, resistance, trainability and score per defense.
+
+    \b
+    Examples:
+      sophon-bench compare base.json new.json --fail-on 'restricted:+2pt' --fail-on 'original:-1pt'
+      sophon-bench compare base.json new.json --fail-on 'seconds:+20%@same-machine' --format md
+      sophon-bench compare base.json new.json --fail-on 'score:-5pt' --accept accepted.yaml
+
+    \b
+    A file of --accept:
+      accepted:
+        - {defense: sophon-ice, metric: original, reason: a stronger defense costs that}
+        - {attack: 'finetune[optimizer=sgd]', metric: status, reason: taken out of the suite}
+
+    Exit codes: 0 fine, 1 a regression, 2 bad input, or records that cannot be compared: protocol,
+    data, suite, precision or budget differ, a record is damaged, nothing is in common.
+    """
+    from sophon_bench.analysis.comparison import Incomparable
+    from sophon_bench.analysis.thresholds import threshold
+    from sophon_bench.leaderboard import answers
+    from sophon_bench.leaderboard.compare import FORMATS, comparison, load_accepted, markdown
+    from sophon_bench.leaderboard.frozen import published
+    from sophon_bench.results import Results
+
+    try:
+        thresholds = [threshold(limit) for limit in limits]
+    except ValueError as error:
+        raise Refused(f"--fail-on: {error}") from error
+    accepted = [] if accept is None else load_accepted(accept)
+    before, after = (Results.of(read_records(file)) for file in (base, new))
+    try:
+        changes = answers.compare(before, after, thresholds, published())
+    except Incomparable as error:
+        raise Refused(f"{str(base)!r} and {str(new)!r} cannot be compared: {error}") from error
+    found = comparison(changes, accepted)
+    for each in found.unused:
+        click.echo(f"warning: --accept: nothing to accept in {each.label}", err=True)
+    click.echo(FORMATS[form](found), nl=False)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if form == "github" and summary:
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(markdown(found))
+        except OSError as error:
+            raise Refused(f"$GITHUB_STEP_SUMMARY cannot be written: {error.strerror}") from error
+    return 1 if found.failed else 0
+
+
+@click.command()
+@options.path("--from sources", "A file of 'run --json'. Repeatable.", multiple=True)
+@options.option("--store", "A store, of all whose records the page is made.", metavar="DIR")
+@options.plugins()
+@options.directory("Where the site goes; made if need be.")
+def page(sources: Sequence[Path], store: str | None, out: Path) -> None:
+    """Write a leaderboard as a static site that needs no network.
+
+    Of the published entries, of files of runs (each is scored against its own controls), or of the
+    records in a store. DIR/index.html opens in any browser, from the disk.
+
+    \b
+    Examples:
+      sophon-bench page --out site
+      sophon-bench page --from out.json --out site
+      sophon-bench page --store ~/.cache/sophon-bench --out site
+    """
+    need_extra("a page", "jinja2", "vl_convert")
+    from sophon_bench.leaderboard import entries, page
+    from sophon_bench.leaderboard.catalogue import subjects
+    from sophon_bench.leaderboard.frozen import published
+    from sophon_bench.leaderboard.page.sheets import sheets
+
+    found = [page.Submission(cells=read_records(source)) for source in sources]
+    if store is not None:
+        found.append(page.Submission(cells=read_records(None, store)))
+    if not found:
+        without_collector()
+        published_entries = entries.published()
+        found = [page.Submission(cells=each.records, **each.head) for each in published_entries]
+    if not found:
+        raise Refused("nothing is published; say what the page is of: --from FILE or --store DIR")
+    make_directory(out)
+    models = (model for each in found for model in each.cells.models.values())
+    pictures = sheets(models, functools.partial(click.echo, err=True))
+    click.echo(page.write(found, out, subjects=subjects(), sheets=pictures, frozen=published()))

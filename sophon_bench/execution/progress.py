@@ -1,10 +1,11 @@
-"""How a run shows its progress: bars on a terminal, plain lines elsewhere."""
+"""How a run shows its progress: bars on a terminal and in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -14,9 +15,21 @@ HEARTBEAT_SECONDS = 15.0
 
 
 def reporter(stages: Sequence[Stage], stream: TextIO | None = None) -> Bars | Lines:
-    """Bars if ``stream`` (standard error) is a terminal, lines if not; use it in a ``with``."""
-    stream = sys.stderr if stream is None else stream
-    return Bars(stages, stream) if stream.isatty() else Lines(stages, stream)
+    """Bars if ``stream`` is a terminal, lines if not; use it in a ``with``.
+
+    By default it is standard error, with bars in a notebook as well.
+    """
+    bars = (stream or sys.stderr).isatty() or (stream is None and _in_notebook())
+    return (Bars if bars else Lines)(stages, stream or sys.stderr)
+
+
+def _in_notebook() -> bool:
+    """Whether rich shows live bars here: in a kernel of Jupyter's, by ipywidgets."""
+    if "IPython" not in sys.modules or find_spec("ipywidgets") is None:
+        return False
+    from rich.console import Console
+
+    return Console().is_jupyter
 
 
 class _Work:

@@ -116,6 +116,20 @@ class Roofline:
     rounds: int
     loops: tuple[Loop, ...]
 
+    def __str__(self) -> str:
+        lines = [
+            f"  matmul peak {self.peak / 1e9:.1f} GFLOP/s",
+            f"  {'bare forward + backward':44} {1e3 * self.bare_seconds:8.2f} ms   "
+            f"{'':24} MFU {self.bare_mfu:.2f}",
+        ]
+        for loop in self.loops:
+            middle, low, high = loop.speed
+            lines.append(
+                f"  {loop.attack:44} {1e3 * loop.seconds:8.2f} ms   "
+                f"{middle:.3f} of it ({low:.3f}–{high:.3f}) MFU {loop.mfu:.2f}"
+            )
+        return "\n".join(lines)
+
 
 def roofline(
     bench: Bench,

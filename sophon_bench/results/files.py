@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
 import secrets
@@ -213,3 +214,18 @@ def _sync_directory(path: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says where there is no room for a file."""
+
+
+def remedy(error: OSError) -> str:
+    """What the system refused, in one line, and how to go on."""
+    place = "standard output" if error.filename is None else repr(str(error.filename))
+    verb = " cannot be written" if isinstance(error, WriteError) else ""
+    advice = "make room" if error.errno in FULL else "make it writable"
+    return (
+        f"{place}{verb}: {error.strerror}. Everything finished is kept: {advice}, and the same "
+        f"command does the rest"
+    )

@@ -364,6 +364,12 @@ class Records:
         """Of all models, in order."""
         return sorted({model.seed for model in self.models.values()})
 
+    @property
+    def defended(self) -> list[str]:
+        """Labels of the defenses that are no controls, in order."""
+        made = [model.defense for model in self.models.values() if model.defense is not None]
+        return sorted({defense.label for defense in made if not defense.control})
+
     def model(self, cell: Cell) -> ModelRecord:
         """The released model that was attacked."""
         return self.models[cell.model]

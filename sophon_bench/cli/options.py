@@ -1,0 +1,209 @@
+"""Options of commands: what they are made of, and those that several commands have."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sophon_bench.cli.common import Refused, need_extra, unwritable
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+Decorator = Callable[[Any], Any]
+
+DEFAULT_BACKBONE = "test_resnet"
+BY_DEFAULT = f"By default {DEFAULT_BACKBONE}; for denoising, unet."
+
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
+READABLE = click.Path(path_type=Path, dir_okay=False, exists=True)
+
+
+class Output(click.Path):
+    """A file to write in the end; one that cannot be written is refused before any work."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The path, once something else could be written beside it."""
+        file = Path(str(super().convert(value, param, ctx)))
+        try:
+            with tempfile.TemporaryFile(dir=file.absolute().parent):
+                return file
+        except OSError as error:
+            raise unwritable(param.opts[0], file, error) from error
+
+
+class Picture(Output):
+    """A picture to draw in the end, PNG or SVG by its name."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The path, once a picture of its kind could be drawn."""
+        from sophon_bench.leaderboard.vega import FORMATS
+
+        if Path(value).suffix.removeprefix(".") not in FORMATS:
+            known = " or ".join(f".{form}" for form in FORMATS)
+            raise Refused(f"{param.opts[0]} draws a file that ends in {known}; got {str(value)!r}")
+        need_extra("a picture", "vl_convert")
+        return super().convert(value, param, ctx)
+
+
+def complete(kind: str) -> Callable[..., list[CompletionItem]]:
+    """Complete plugin names by reading source, without importing torch."""
+
+    def names(_c: click.Context, _p: click.Parameter, start: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
+        from sophon_bench.plugins.registry import declared_names
+
+        return [CompletionItem(n) for n in declared_names(kind) if n.startswith(start)]
+
+    return names
+
+
+def _numbers(_context: click.Context, parameter: click.Parameter, text: str | None) -> list[int]:
+    """``50,200`` or ``0-2`` or both: distinct, in order."""
+    name = f"--{parameter.name}"
+    found: list[int] = []
+    for part in [] if text is None else map(str.strip, text.split(",")):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            form = "numbers and ranges such as '0-2' or '50,200'"
+            raise Refused(f"{name} takes {form}; got {text!r}")
+        low, high = int(first), int(last) if dash else int(first)
+        if high < low:
+            raise Refused(f"{name}: the range {part!r} is empty; did you mean {high}-{low}?")
+        found += range(low, high + 1)
+    return list(dict.fromkeys(found))
+
+
+def _one(_context: click.Context, _parameter: click.Parameter, text: str | None) -> list[str]:
+    return [] if text is None else [text]
+
+
+def _load(context: click.Context, _parameter: click.Parameter, files: Iterable[Path]) -> Any:
+    """Register what is in the files of ``--plugin``."""
+    from sophon_bench.plugins.registry import load_file
+
+    for file in () if context.resilient_parsing else files:
+        load_file(file)
+    return files
+
+
+def together(*each: Decorator) -> Decorator:
+    """Several options as one, in this order."""
+    return lambda command: functools.reduce(lambda f, option: option(f), reversed(each), command)
+
+
+def option(names: str, help: str, **more: Any) -> Decorator:
+    """An option; ``names`` is its flag, and the parameter's name where that is another."""
+    return click.option(*names.split(), help=help, **more)
+
+
+def flag(name: str, help: str) -> Decorator:
+    """An option without a value."""
+    return option(name, help, is_flag=True)
+
+
+def choice(names: str, help: str, *values: str) -> Decorator:
+    """An option that takes one of ``values``, by default the first."""
+    return option(names, help, type=click.Choice(values), default=values[0])
+
+
+def numbers(name: str, help: str, **more: Any) -> Decorator:
+    """An option that takes numbers and ranges."""
+    return option(name, help, **{"callback": _numbers, "metavar": "A-B", **more})
+
+
+def count(name: str, help: str, *, least: int = 1, **more: Any) -> Decorator:
+    """An option that takes a number, at least ``least``."""
+    return option(name, help, **{"type": click.IntRange(min=least), "metavar": "N", **more})
+
+
+def selector(name: str, help: str, *, kind: str = "", **more: Any) -> Decorator:
+    """An option that takes the selector of an attack, a defense or a scenario, as it is called."""
+    known = complete(kind or name.removeprefix("--"))
+    return option(name, help, metavar="SELECTOR", shell_complete=known, **more)
+
+
+def selectors(name: str, help: str, *default: str) -> Decorator:
+    """An option that takes a selector each time it is given."""
+    return selector(name, f"{help} Repeatable.", multiple=True, default=default)
+
+
+def backbone(help: str = BY_DEFAULT, **more: Any) -> Decorator:
+    """``--backbone``, with what is taken by default in ``help``."""
+    known = f"timm model, or unet, with keyword arguments in brackets. {help}"
+    return option("--backbone", known, metavar="SELECTOR", **more)
+
+
+def path(names: str, help: str, **more: Any) -> Decorator:
+    """An option that names a file or a directory to read."""
+    return option(names, help, **{"type": PATH, **more})
+
+
+def output(names: str, help: str, **more: Any) -> Decorator:
+    """An option that names a file to write."""
+    return option(names, help, **{"type": Output(), "metavar": "FILE", **more})
+
+
+def json_file(help: str) -> Decorator:
+    """``--json``."""
+    return output("--json json_file", help)
+
+
+def directory(help: str) -> Decorator:
+    """``--out``, a directory that has to be given."""
+    folder = click.Path(path_type=Path, file_okay=False)
+    return option("--out", help, type=folder, required=True, metavar="DIR")
+
+
+def plugins(*, expose: bool = False) -> Decorator:
+    """``--plugin``, which loads the files; a command that hands them on gets the paths as well."""
+    words = "Load an attack, a defense or a scenario from a file. Repeatable."
+    more = {"multiple": True, "metavar": "FILE.py", "callback": _load, "expose_value": expose}
+    return path("--plugin", words, **more)
+
+
+store = option(
+    "--store",
+    "Directory or URL of finished work; by default in the user's cache directory.",
+    metavar="DIR",
+    envvar="SOPHON_BENCH_STORE",
+)
+records = together(path("--from source", "A file of 'run --json'."), store)
+formats = "How to print; csv and json are flat rows with stable keys."
+form = choice("--format form", formats, "console", "md", "latex", "csv", "json")
+scenario = selector("--scenario", "Scenario.", default="glyphs-digits", callback=_one)
+setting = together(scenario, backbone(callback=_one))
+image_size = option("--image-size", "Size of the scenario's images.", type=int, metavar="PIXELS")
+device = option("--device", "Where to run.", default="auto", metavar="auto|cpu|cuda[:i]")
+workers = count("--workers", "Processes that work side by side.", default=1)
+threads = count("--threads", "CPU threads of each process; by default all, shared out.")
+modes = ("off", "default", "reduce-overhead", "max-autotune")
+passes = together(
+    device,
+    choice("--precision", "bf16 runs models under autocast.", "fp32", "bf16"),
+    choice("--compile compiled", "torch.compile's mode; the last two use CUDA graphs.", *modes),
+)
+job = together(
+    numbers("--samples", "The attacker's n; by default the scenario's middle one.", metavar="N,N"),
+    option("--steps", "Budget in updates of 64 examples; by default the scenario's.", type=int),
+    image_size,
+    passes,
+    workers,
+    threads,
+    count("--together", "Trials that train at once at most; by default 32 on a GPU, 1 on the CPU."),
+    plugins(expose=True),
+    store,
+    flag("--retry-failed", "Do cells again that failed."),
+    flag("--dry-run", "Print the plan and its cost, and stop."),
+)
+"""Of commands that make records, whatever they cross."""
