@@ -35,6 +35,7 @@ from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.weight_files import CheckpointError
 from sophon_bench.plugins.suites import arsenal
 from sophon_bench.results import Results
+from sophon_bench.results.records import Records
 from sophon_bench.results.store import Store
 
 __all__ = ["setting"]  # a fixture
@@ -76,7 +77,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Attempt], 
     assert result.exit_code == 0, result.output
     cells = read_cells(out)
     released = next(cell.released for cell in cells if not cell.defense.control)
-    return store, cells, store / "stages" / f"{released.weights}.safetensors"
+    return store, cells, store / "models" / f"{released.weights}.safetensors"
 
 
 def as_timm(weights: Weights) -> Weights:
@@ -374,7 +375,7 @@ def test_a_file_that_is_no_released_model_is_refused_in_one_line_before_any_work
     assert message in result.stderr
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1
-    assert not list(store.glob("stages/*"))
+    assert not list(store.glob("models/*"))
     assert not (tmp_path / "unpickled").exists()
 
 
@@ -470,7 +471,7 @@ def test_a_dry_run_checks_the_file_and_does_nothing(tmp_path: Path) -> None:
     result = audit(file, store, "--seeds", "0-1", "--dry-run")
     assert result.exit_code == 0, result.output
     assert result.stdout.count("to do  protect checkpoint-") == 2
-    assert not list(store.glob("stages/*"))
+    assert not list(store.glob("models/*"))
     assert audit(written(tmp_path, fresh(5)), store, "--dry-run").exit_code == 2
 
 
@@ -546,7 +547,7 @@ def test_a_requirement_goes_by_the_lower_end(
 ) -> None:
     verdict = Verdict(
         kept=audits.kept(told), words="", resistance=told["resistance"],
-        interval=audits.bounds(told), results=Results.of([]),
+        interval=audits.bounds(told), results=Results.of(Records()),
     )  # fmt: skip
     assert verdict.meets(required) is met
 

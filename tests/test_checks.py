@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from conftest import read_cells
 from torch import Tensor, nn
 from toy import fine_tune as train
 
@@ -771,12 +772,10 @@ def test_a_run_with_a_faulty_defense_keeps_the_undefended_cells(
         "--store", tmp_path / "store", "--json", out,
     )  # fmt: skip
     assert result.exit_code == 1, result.output
-    cells = {
-        (c["defense"]["name"], c["attack"]["name"]): c for c in json.loads(out.read_text())["cells"]
-    }
-    assert cells["none", "finetune"]["status"] == "ok"
-    assert cells["falls", "finetune"]["status"] == "failed"
-    assert "OSError: no licence (plugin.py:" in cells["falls", "finetune"]["reason"]
+    cells = {(cell.defense.name, cell.attack.name): cell for cell in read_cells(out)}
+    assert cells["none", "finetune"].status == "ok"
+    assert cells["falls", "finetune"].status == "failed"
+    assert "OSError: no licence (plugin.py:" in cells["falls", "finetune"].reason
     assert "failed: finetune against falls" in result.stderr
 
 

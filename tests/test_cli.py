@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from operator import itemgetter
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_the_json_has_the_records_and_flat_rows_with_stable_keys(
     finished: tuple[Path, Result],
 ) -> None:
     content = json.loads((finished[0] / "out.json").read_text())
-    assert set(content) == {"schema", "cells", "hashes", "summary"}
+    assert set(content) == {"schema", "models", "asked", "cells", "hashes", "summary"}
     assert len(content["cells"]) == 2 * (1 + 2)
     assert {
         "scenario", "backbone", "defense", "attack", "samples", "seeds", "original_before",
@@ -74,7 +75,7 @@ def test_tables_agree_with_the_records_in_every_format(finished: tuple[Path, Res
     store = finished[0]
     cells = json.loads((store / "out.json").read_text())["cells"]
     best = [
-        max(c["curve"], key=lambda point: point["selection"])["test"]
+        max(zip(c["curve"]["selection"], c["curve"]["test"], strict=True), key=itemgetter(0))[1]
         for c in cells
         if c["attack"]["label"] == "scratch"
     ]
@@ -102,7 +103,7 @@ def test_a_dry_run_shows_plan_and_cost_and_does_nothing(tmp_path: Path) -> None:
     assert "TFLOP" in result.stdout
     assert "minutes here" in result.stdout
     assert not list((tmp_path / "cells").iterdir())
-    assert not list((tmp_path / "stages").iterdir())
+    assert not list((tmp_path / "models").iterdir())
 
 
 def test_a_run_whose_cells_fail_says_so_and_exits_with_one(tmp_path: Path) -> None:

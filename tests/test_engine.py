@@ -253,7 +253,7 @@ def command(store: Path, out: Path, workers: int = 1) -> list[str]:
 def finished(store: Path) -> dict[Path, int]:
     return {
         f: f.stat().st_mtime_ns
-        for kind in ("cells", "stages")
+        for kind in ("cells", "models")
         for f in (store / kind).glob("*.json")
     }
 

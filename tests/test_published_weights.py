@@ -591,7 +591,7 @@ def test_commands_say_so_before_any_work(command: list[str], tmp_path: Path) -> 
     assert result.exit_code == 2, result.output
     assert result.stderr.count("\n") == 1
     assert "and HF_HUB_OFFLINE is set; run python -c" in result.stderr
-    assert not [*store.glob("stages/**/*.*"), *store.glob("cells/**/*.*")]
+    assert not [*store.glob("models/**/*.*"), *store.glob("cells/**/*.*")]
     assert not (tmp_path / "out").exists()
 
 

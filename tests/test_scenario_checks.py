@@ -453,7 +453,7 @@ def test_a_damaged_scenario_is_refused_by_every_command_before_any_work(
     chosen = ("--plugin", file, "--store", store)
     line = refused(call("run", "--scenario", "theirs", "--attack", "finetune", *chosen))
     assert line.startswith(f"scenario theirs: {message}")
-    assert not [*store.joinpath("stages").iterdir(), *store.joinpath("cells").iterdir()]
+    assert not [*store.joinpath("models").iterdir(), *store.joinpath("cells").iterdir()]
     assert refused(call("show", "theirs", *chosen)) == line
     checked = call("check", file)
     assert checked.exit_code == 1, checked.output

@@ -85,7 +85,7 @@ def test_a_bad_study_is_one_line_and_exit_code_two_before_any_work(
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
-    assert not list(store.glob("stages/*"))
+    assert not list(store.glob("models/*"))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_an_output_that_cannot_be_made_is_refused_before_any_work(tmp_path: Path
     result = call("study", study(tmp_path), *arguments)
     assert result.exit_code == 2
     assert "cannot be written" in result.stderr
-    assert not list((tmp_path / "s").glob("stages/*"))
+    assert not list((tmp_path / "s").glob("models/*"))
 
 
 @pytest.fixture(scope="module")

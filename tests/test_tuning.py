@@ -89,7 +89,7 @@ def test_all_configurations_are_shown_one_is_chosen_and_all_is_kept(
 
 
 def test_models_are_scored_on_the_original_validation_split(finished: tuple[Path, Result]) -> None:
-    stages = [json.loads(f.read_text()) for f in (finished[0] / "store" / "stages").glob("*.json")]
+    stages = [json.loads(f.read_text()) for f in (finished[0] / "store" / "models").glob("*.json")]
     assert len(stages) == 1 + 1 + 3
     assert all(0 <= stage["original_validation"] <= 1 for stage in stages)
 
@@ -157,7 +157,7 @@ def test_bad_input_is_one_line_and_exit_code_two_before_any_work(
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
-    assert not list((tmp_path / "s").glob("stages/*"))
+    assert not list((tmp_path / "s").glob("models/*"))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}"])
