@@ -273,7 +273,7 @@ def whole(make_cell: MakeCell) -> list[Attempt]:
 
 
 def tables_of(cells: list[Attempt]) -> list[Any]:
-    (place,) = overhead.places(overhead.overhead(cells))
+    (place,) = overhead.places(overhead.overhead(gather(cells)))
     assert place.title.startswith("s (data r), b, fp32, protocol 1, 25 steps")
     return [drawn(table) for table in place.tables]
 
@@ -301,7 +301,7 @@ def test_no_half_says_why(make_cell: MakeCell) -> None:
 
 
 def test_every_format_has_the_same_rows(whole: list[Attempt]) -> None:
-    found = overhead.overhead(whole)
+    found = overhead.overhead(gather(whole))
     rows = json.loads(overhead.show("json", found))
     lines = from_csv(overhead.show("csv", found))
     assert len(rows) == len(lines) == 2 + 6
@@ -316,7 +316,7 @@ def test_every_format_has_the_same_rows(whole: list[Attempt]) -> None:
 
 
 def panels(cells: list[Attempt]) -> list[vega.Figure]:
-    found = overhead.overhead(cells)
+    found = overhead.overhead(gather(cells))
     figure = bars.overhead(found.protection, found.half_costs)
     assert figure is not None
     return [panel for line in figure["vconcat"] for panel in line["hconcat"]]
