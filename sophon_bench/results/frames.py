@@ -6,9 +6,10 @@ of the undefended backbone on one example. Labels are selectors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, repeat
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,9 +102,12 @@ DTYPES: dict[str, Any] = {
 
 def _frame(columns: Mapping[str, Any]) -> DataFrame:
     """A frame of columns by name; what is no number is of objects, None where there is none."""
+    return _as_frame({name: _array(v, DTYPES.get(name, object)) for name, v in columns.items()})
+
+
+def _as_frame(arrays: Mapping[str, NDArray[Any]]) -> DataFrame:
     import pandas as pd
 
-    arrays = {name: _array(values, DTYPES.get(name, object)) for name, values in columns.items()}
     return pd.DataFrame({name: pd.Series(a, dtype=a.dtype) for name, a in arrays.items()})
 
 
@@ -223,18 +227,15 @@ def _models(records: Records, cells: Sequence[Cell]) -> DataFrame:
 def _points(cells: Sequence[Cell]) -> DataFrame:
     import numpy as np
 
-    scored = [len(cell.curve) for cell in cells]
-    begins = np.cumsum([0, *scored[:-1]], dtype=int) if scored else np.array([], dtype=int)
+    curves = [cell.curve for cell in cells]
+    scored = np.array(list(map(len, curves)), dtype="int64")
+    count, ends = int(scored.sum()), np.cumsum(scored)
     columns: dict[str, Any] = {
         "cell": np.repeat(_array([cell.key for cell in cells], object), scored),
-        "number": np.arange(sum(scored)) - np.repeat(begins, scored),
+        "number": np.arange(count) - np.repeat(ends - scored, scored),
     }
-    lists = _columns([cell.curve for cell in cells], _paths(POINT))
-    lists["second_test"] = [
-        [None] * count if own is None else own
-        for own, count in zip(lists["second_test"], scored, strict=True)
-    ]
-    columns |= {name: list(chain.from_iterable(own)) for name, own in lists.items()}
-    frame = _frame(columns)
-    frame["steps"] = frame["steps"].astype("int64")
-    return frame
+    for name in POINT:
+        values = (getattr(curve, name) or repeat(math.nan, len(curve)) for curve in curves)
+        dtype = "int64" if name == "steps" else "float64"
+        columns[name] = np.fromiter(chain.from_iterable(values), dtype, count)
+    return _as_frame(columns)
