@@ -130,10 +130,10 @@ def test_the_restricted_task_is_early_and_the_original_one_is_not(name: str, sma
 
     def spying(which: str) -> Denoising:
         class Spying(Denoising):
-            def _drawn(self, inputs: Tensor) -> Tensor:
-                drawn = super()._drawn(inputs)
+            def _noisy(self, inputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+                noisy, drawn = super()._noisy(inputs, noise)
                 latest[which] = max(latest[which], int(drawn.max()))
-                return drawn
+                return noisy, drawn
 
         return Spying()
 

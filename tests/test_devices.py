@@ -173,4 +173,4 @@ def test_records_say_whether_models_were_compiled(tmp_path: Path) -> None:
     assert (result.exit_code, "'eager' is not one of 'off'" in result.output) == (2, True)
     result = CliRunner().invoke(main, ["run", *fast, "--attack", "scratch"])
     assert result.exit_code == 0, result.output
-    assert '"compiled": "off"' in next((tmp_path / "cells").iterdir()).read_text()
+    assert '"compiled":"off"' in next((tmp_path / "cells").iterdir()).read_text()
