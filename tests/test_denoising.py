@@ -594,13 +594,13 @@ def test_from_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert found.exit_code == 0, found.output
     assert "Noise MSE (lower is better)" in found.stdout
     assert "accuracy" not in found.stdout
-    cells = json.loads(made.read_text())["cells"]
+    content = json.loads(made.read_text())
+    cells, models = content["cells"], content["models"]
+    assert len(models) == 3
     assert {c["status"] for c in cells} == {"ok"}
     assert {c["utility"] for c in cells} == {"denoising skill"}
-    for cell in cells:
-        assert 0.1 < cell["trivial_loss"] < 0.3
-        parts = [cell, cell["pretrained"], cell["released"]]
-        assert all(part["generated"]["count"] == 16 for part in parts)
+    assert all(0.1 < cell["trivial_loss"] < 0.3 for cell in cells)
+    assert all(each["generated"]["count"] == 16 for each in [*cells, *models])
     written = {p: p.stat().st_mtime_ns for p in store.rglob("*.json")}
     assert CliRunner().invoke(main, words).exit_code == 0
     assert {p: p.stat().st_mtime_ns for p in store.rglob("*.json")} == written

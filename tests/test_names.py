@@ -125,12 +125,12 @@ def test_a_run_calls_plugins_by_their_given_names(tmp_path: Path) -> None:
     assert f"fast: {selectors[1]}" in output
     summary = json.loads(file.read_text())["summary"]
     assert {row["name"] for row in summary if row["defense"] == selectors[0]} == {"mine"}
-    keys = set(json.loads(file.read_text())["hashes"])
+    keys = set(json.loads(file.read_text())["hashes"]["cells"])
     plain = ["--defense", selectors[0], "--attack", selectors[1]]
     code, output = run(*plain, *store, "--json", str(file))
     assert code == 0, output
     assert "mine" not in output
-    assert set(json.loads(file.read_text())["hashes"]) == keys
+    assert set(json.loads(file.read_text())["hashes"]["cells"]) == keys
 
 
 @pytest.mark.parametrize(
