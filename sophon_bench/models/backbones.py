@@ -180,6 +180,9 @@ class Backbone:
                 )
         except Exception as error:
             raise BackboneError(self._refusal(error)) from error
+        if pretrained:  # copies of the model need no copies of what it was loaded from
+            config: Any = body.pretrained_cfg
+            config.pop("state_dict", None)
         return body
 
     @property
@@ -234,8 +237,8 @@ class Backbone:
         """
         if self.weights is not None:
             self._body()
-        if self._pretrained:
-            _check_file(self.label, self.name, **self._published())
+        if self._pretrained and "file" in (source := self._published()):
+            _check_file(self.label, self.name, **source)
 
     def timm_state(self, num_outputs: int) -> dict[str, Tensor]:
         """The state dict of timm's own model, under timm's own names; its values mean nothing."""
