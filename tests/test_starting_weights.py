@@ -110,6 +110,13 @@ def test_other_architectures_start_from_files_too(name: str, tmp_path: Path) -> 
     assert all(torch.equal(tensor, state[n]) for n, tensor in body.items())
 
 
+def test_position_embeddings_of_another_size_are_refused(tmp_path: Path) -> None:
+    backbone = Backbone.of("test_vit", {"img_size": 32})
+    backbone = backbone.starting_from(file_of(tmp_path, saved(fresh(name="test_vit"))))
+    with pytest.raises(CheckpointError, match=r"1 of another shape \(pos_embed is \(1, 101, 64\)"):
+        backbone.check(32, OUTPUTS)
+
+
 def test_a_model_of_random_weights_is_built_without_the_file(tmp_path: Path) -> None:
     file = file_of(tmp_path, saved(STATE))
     backbone = BARE.starting_from(file)
