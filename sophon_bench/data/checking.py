@@ -240,8 +240,9 @@ def _is_whole(value: object, least: int, most: float = float("inf")) -> bool:
 
 
 def _is_step_size(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 < value < float("inf")  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value < float("inf")
 
 
 def _listed(values: Iterable[str]) -> str:

