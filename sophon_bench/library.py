@@ -55,6 +55,7 @@ def run(
     attack: Several = "@smoke",
     scenario: Several = "glyphs-digits",
     backbone: Several = (),
+    weights: str | Path | None = None,
     seeds: int | Sequence[int] = 0,
     plugin: Sequence[str | Path] = (),
     store: str | Path | None = None,
@@ -67,6 +68,8 @@ def run(
         attack: Selectors of attacks and suites; random initialisation is always run too.
         scenario: Selectors of scenarios.
         backbone: Selectors of backbones; none: the scenario's own.
+        weights: What models start from: ``timm``, ``random``, or a file of safetensors or
+            torch.save; None: what the backbone says.
         seeds: A seed, or several.
         plugin: Python files with plugins of one's own; they are executed.
         store: Directory or URL of finished work; None: in the user's cache directory.
@@ -76,7 +79,7 @@ def run(
     Returns:
         The records of this run; a cell that failed has the status ``failed`` and its ``reason``.
     """
-    chosen = _options(plugin, scenario, backbone, seeds, store)
+    chosen = {**_options(plugin, scenario, backbone, seeds, store), "weights": weights}
     job = planned(_several(defense), _several(attack), **chosen, **options)
     return Results.of(job.run(), store=job.store.root)
 
@@ -186,8 +189,11 @@ def _model(root: str | Path, row: Series) -> Model:
     import torch
 
     store = Store(root, reading=True)
+    architecture = runs.find_backbone(row["backbone"])
+    if isinstance(architecture, Backbone):  # what it started from is not needed any more
+        architecture = architecture.bare
     setting = runs.find_setting(
-        row["scenario"], row["backbone"], row["precision"], cache=store.data
+        row["scenario"], architecture.label, row["precision"], cache=store.data
     )
     outputs = setting.data.original.task.num_outputs
     model = setting.backbone.build(outputs, torch.Generator(), fresh=True)
@@ -316,7 +322,7 @@ def audit(
         prefix: Of the model's names in the file, where it holds others too.
         plugin: As of `run`.
         store: As of `run`.
-        options: As of `run`.
+        options: As of `run`; ``weights`` are what the undefended model starts from.
     """
     chosen = {**_options(plugin, scenario, backbone, seeds, store), **options}
     with _as_file(model) as file:

@@ -289,6 +289,38 @@ DAMAGED: dict[str, tuple[Damage, str]] = {
         lambda: replace(DATA, pretrain_steps=0),
         "pretrain_steps is 0; a whole number is expected, at least 1",
     ),
+    "no candidate": (
+        lambda: replace(DATA, pretrain_steps=()),
+        "pretrain_steps is (); whole numbers are expected, at least 1",
+    ),
+    "half a candidate": (
+        lambda: replace(DATA, pretrain_steps=[8, 0.5]),
+        "pretrain_steps is (8, 0.5); whole numbers are expected, at least 1",
+    ),
+    "a candidate twice": (
+        lambda: replace(DATA, pretrain_steps=(8, 8)),
+        "pretrain_steps is (8, 8); each candidate is expected once",
+    ),
+    "no step size": (
+        lambda: replace(DATA, pretrain_lrs=()),
+        "pretrain_lrs is (); a tuple of step sizes above 0 is expected",
+    ),
+    "one step size": (
+        lambda: replace(DATA, pretrain_lrs=1e-3),
+        "pretrain_lrs is 0.001; a tuple of step sizes above 0 is expected",
+    ),
+    "a step size of 0": (
+        lambda: replace(DATA, pretrain_lrs=(1e-3, 0.0)),
+        "pretrain_lrs is (0.001, 0.0); a tuple of step sizes above 0 is expected",
+    ),
+    "a step size that is none": (
+        lambda: replace(DATA, pretrain_lrs=(float("nan"),)),
+        "pretrain_lrs is (nan,); a tuple of step sizes above 0 is expected",
+    ),
+    "a step size in words": (
+        lambda: replace(DATA, pretrain_lrs=("1e-3",)),
+        "pretrain_lrs is ('1e-3',); a tuple of step sizes above 0 is expected",
+    ),
     "nothing generated": (
         lambda: replace(DATA, generated=1),
         "generated is 1; a whole number is expected, at least 2: fewer images have no covariance",

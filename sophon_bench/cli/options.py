@@ -183,6 +183,12 @@ formats = "How to print; csv and json are flat rows with stable keys."
 form = choice("--format form", formats, "console", "md", "latex", "csv", "json")
 scenario = selector("--scenario", "Scenario.", default="glyphs-digits", callback=_one)
 setting = together(scenario, backbone(callback=_one))
+weights = option(
+    "--weights",
+    "What models start from: timm's pre-trained weights, random ones, or a file of safetensors or "
+    "torch.save; by default what the backbone says (pretrained=true or random).",
+    metavar="timm|random|FILE",
+)
 image_size = option("--image-size", "Size of the scenario's images.", type=int, metavar="PIXELS")
 device = option("--device", "Where to run.", default="auto", metavar="auto|cpu|cuda[:i]")
 workers = count("--workers", "Processes that work side by side.", default=1)
@@ -194,6 +200,7 @@ passes = together(
     choice("--compile compiled", "torch.compile's mode; the last two use CUDA graphs.", *modes),
 )
 job = together(
+    weights,
     numbers("--samples", "The attacker's n; by default the scenario's middle one.", metavar="N,N"),
     option("--steps", "Budget in updates of 64 examples; by default the scenario's.", type=int),
     image_size,

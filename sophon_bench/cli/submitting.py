@@ -77,6 +77,7 @@ def _check_complete(cells: Records, suite: str) -> None:
 @options.count("--cells", "Records to make again; 0 checks the file alone.", least=0, default=3)
 @options.option("--suite", "Check that nothing of it is left out, as submit does.")
 @options.option("--draw", "Seed of the draw, to repeat one; by default a new one.", type=int)
+@options.option("--weights", "The file that models start from, where they do.", metavar="FILE")
 @options.flag("--dry-run", "Check the file, say what would be run, and stop.")
 @options.device
 @options.workers

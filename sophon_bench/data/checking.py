@@ -193,11 +193,24 @@ def _samples(data: ScenarioData) -> Iterator[str]:
         )
     for name, least, why in (
         ("steps", 1, ""),
-        ("pretrain_steps", 1, ""),
         ("generated", 2, ": fewer images have no covariance"),
     ):
         if not _is_whole(value := getattr(data, name), least):
             yield f"{name} is {_shown(value)}; a whole number is expected, at least {least}{why}"
+
+
+def _recipes(data: ScenarioData) -> Iterator[str]:
+    lengths, sizes = data.pretrain_steps, data.pretrain_lrs
+    whole = [_is_whole(one, 1) for one in (lengths if isinstance(lengths, tuple) else (lengths,))]
+    if not whole or not all(whole):
+        several = "whole numbers are" if isinstance(lengths, tuple) else "a whole number is"
+        yield f"pretrain_steps is {_shown(lengths)}; {several} expected, at least 1"
+    given: object = sizes
+    if not isinstance(given, tuple) or not given or not all(map(_is_step_size, given)):
+        yield f"pretrain_lrs is {_shown(sizes)}; a tuple of step sizes above 0 is expected"
+    for name, listed in (("pretrain_steps", lengths), ("pretrain_lrs", sizes)):
+        if isinstance(listed, tuple) and len(set(listed)) < len(listed):
+            yield f"{name} is {_shown(listed)}; each candidate is expected once"
 
 
 CHECKS: tuple[tuple[str, Callable[[ScenarioData], Iterator[str]]], ...] = (
@@ -206,6 +219,7 @@ CHECKS: tuple[tuple[str, Callable[[ScenarioData], Iterator[str]]], ...] = (
     ("images", _labels),
     ("sources", _sources),
     ("samples", _samples),
+    ("samples", _recipes),
 )
 """What is looked at once the splits are right."""
 
@@ -223,6 +237,12 @@ def _is_line(value: object) -> bool:
 
 def _is_whole(value: object, least: int, most: float = float("inf")) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_step_size(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value < float("inf")
 
 
 def _listed(values: Iterable[str]) -> str:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sophon_bench.api import Task
 from sophon_bench.plugins.failures import BadInput
+from sophon_bench.protocol import PRETRAIN_LR
 from sophon_bench.results.files import write_atomic
 
 
@@ -83,6 +85,13 @@ class DomainData:
         return self.splits["attacker"] if "attacker" in self.splits else self.splits["train"]
 
 
+class Recipe(NamedTuple):
+    """How long pre-training is, in updates, and the largest step size of its schedule."""
+
+    steps: int
+    lr: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScenarioData:
     """A built scenario.
@@ -92,10 +101,13 @@ class ScenarioData:
         benign: Benign domains; the first is also the attacker's auxiliary data.
         samples: The attacker's sample counts n that the protocol asks for.
         steps: Length of the longest budget, in updates of `records.REFERENCE_BATCH` examples.
-        pretrain_steps: Updates of the pre-training recipe.
+        pretrain_steps: Updates of pre-training; several: candidates.
+        pretrain_lrs: Step sizes of pre-training that are candidates; a short list. Pre-trained
+            weights want smaller ones than random weights. Validation utility on the original domain
+            chooses one of each.
         generated: Images that are made of every model, where models make any; at least 2.
 
-    Lists become tuples, and numpy's whole numbers Python's: records take no others.
+    Lists become tuples, and numpy's numbers Python's: records take no others.
     """
 
     image_size: int
@@ -104,13 +116,14 @@ class ScenarioData:
     benign: tuple[DomainData, ...]
     samples: tuple[int, ...]
     steps: int
-    pretrain_steps: int
+    pretrain_steps: int | tuple[int, ...]
+    pretrain_lrs: tuple[float, ...] = (PRETRAIN_LR,)
     generated: int = 200
 
     def __post_init__(self) -> None:
         for name in ("image_size", "steps", "pretrain_steps", "generated"):
             object.__setattr__(self, name, _plain(getattr(self, name)))
-        for name in ("samples", "benign"):
+        for name in ("samples", "benign", "pretrain_lrs", "pretrain_steps"):
             if isinstance(given := getattr(self, name), list | np.ndarray | tuple):
                 object.__setattr__(self, name, tuple(_plain(value) for value in given))
 
@@ -118,6 +131,13 @@ class ScenarioData:
     def domains(self) -> tuple[DomainData, ...]:
         """Original, restricted, then the benign ones."""
         return (self.original, self.restricted, *self.benign)
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """Candidates for pre-training: each length with each step size, in the order given."""
+        steps = self.pretrain_steps
+        lengths = steps if isinstance(steps, tuple) else (steps,)
+        return tuple(itertools.starmap(Recipe, itertools.product(lengths, self.pretrain_lrs)))
 
     def domain(self, name: str) -> DomainData:
         """The domain called ``name``."""
@@ -138,7 +158,7 @@ class ScenarioData:
 
 
 def _plain(value: Any) -> Any:
-    return int(value) if isinstance(value, np.integer) else value
+    return value.item() if isinstance(value, np.integer | np.floating) else value
 
 
 class ScenarioError(BadInput, ValueError):

@@ -28,6 +28,7 @@ from sophon_bench.protocol import (
     ENDED,
     LEAST_SAMPLES,
     PRETRAIN_BATCH,
+    PRETRAIN_LR,
     REFERENCE_BATCH,
     REFINEMENTS,
     ROUNDING,
@@ -74,7 +75,7 @@ class PretrainStage:
     @property
     def units(self) -> float:
         """Planned cost."""
-        return float(self.setting.data.pretrain_steps * PRETRAIN_BATCH)
+        return float(sum(recipe.steps for recipe in self.setting.data.recipes) * PRETRAIN_BATCH)
 
 
 @dataclass(frozen=True, eq=False)
@@ -392,13 +393,21 @@ def _pretrain(setting: Setting, seed: int) -> PretrainStage:
         "scenario": msgspec.to_builtins(setting.data_id),
         "source": setting.scenario.entry.source,
         "tasks": [repr(domain.task) for domain in setting.data.domains],
-        "steps": setting.data.pretrain_steps,
+        **_recipes(setting.data),
         "backbone": setting.backbone.identity(),
         "precision": setting.precision,
         "seed": seed,
         "protocol": [protocol.VERSION, protocol.digest()],
     }
     return PretrainStage(content_key(content), setting, seed)
+
+
+def _recipes(data: ScenarioData) -> dict[str, object]:
+    """How pre-training is done, for keys; the step size is the protocol's unless it says so."""
+    first, *more = data.recipes
+    if not more and first.lr == PRETRAIN_LR:
+        return {"steps": first.steps}
+    return {"recipes": [list(recipe) for recipe in data.recipes]}
 
 
 def _protect(pretrain: PretrainStage, defense: Trial) -> ProtectStage:

@@ -57,6 +57,8 @@ class Options:
     Attributes:
         scenario: Selectors.
         backbone: Selectors; empty: the one of `DEFAULT_BACKBONES`.
+        weights: What models start from: ``timm``, ``random`` or a file; None: what the backbone
+            says, which is random weights unless it has ``pretrained=true``.
         samples: The attacker's n; empty: the middle one of the scenario's.
         seeds: Of data, pre-training, defense and attack.
         steps: Longest budget in updates of 64 examples; None: the scenario's.
@@ -75,6 +77,7 @@ class Options:
 
     scenario: Sequence[str] = ()
     backbone: Sequence[str] = ()
+    weights: str | Path | None = None
     samples: Sequence[int] = ()
     seeds: Sequence[int] = ()
     steps: int | None = None
@@ -133,13 +136,15 @@ def prepare(options: Options, *, defenses: Sequence[Trial], attacks: Arsenal) ->
         UnknownName: For a scenario that is not registered.
         ScenarioError: If `build` refuses a scenario, or Inception's weights are not what they
             should be.
-        BackboneError: For a backbone that there is not, or that does not take the images.
-        StoreError: If the store cannot be used.
+        BackboneError: For a backbone that there is not, or that does not take the images or the
+            weights.
+        StoreError: If the store cannot be used, or the file of weights.
     """
     place, threads, store = _where(options)
     settings = find_settings(
         options.scenario,
         options.backbone,
+        weights=options.weights,
         image_size=options.image_size,
         precision=options.precision,
         cache=store.data,
@@ -167,7 +172,8 @@ def again(records: Records, options: Options) -> Job:
     """Exactly these cells once more, of the plugins and data that are installed.
 
     What decides a cell (scenario, backbone, precision, n, seed, budget) is read from it; those
-    ``options`` are not looked at. Nothing is trained yet; torch's threads are set.
+    ``options`` are not looked at, but for a file of weights where the record has its hash.
+    Nothing is trained yet; torch's threads are set.
 
     Raises:
         PlanError: For a device that is not there, or a cell that the installed version would not
@@ -178,7 +184,9 @@ def again(records: Records, options: Options) -> Job:
         StoreError: If the store cannot be used.
     """
     place, threads, store = _where(options)
-    find = functools.cache(functools.partial(find_setting, cache=store.data))
+    find = functools.cache(
+        functools.partial(find_setting, weights=options.weights, cache=store.data)
+    )
     parts = []
     for cell in records.cells:
         model = records.model(cell)
@@ -196,10 +204,30 @@ def _selector(scenario: DataId) -> str:
     return format_selector(scenario.name, scenario.parameters)
 
 
-def find_setting(scenario: str, backbone: str, precision: str, *, cache: Path) -> Setting:
-    """One scenario under one backbone; raises as `find_settings`."""
+def find_setting(
+    scenario: str,
+    backbone: str,
+    precision: str,
+    *,
+    weights: str | Path | None = None,
+    cache: Path,
+) -> Setting:
+    """One scenario under one backbone of a record; raises as `find_settings`.
+
+    Args:
+        weights: The file that the backbone starts from, where its label says that it is one.
+    """
     bits: Precision = "bf16" if precision == "bf16" else "fp32"
-    (found,) = find_settings([scenario], [backbone], image_size=None, precision=bits, cache=cache)
+    architecture = find_backbone(backbone)
+    from_file = isinstance(architecture, Backbone) and architecture.weights is not None
+    (found,) = find_settings(
+        [scenario],
+        [backbone],
+        weights=weights if from_file else None,
+        image_size=None,
+        precision=bits,
+        cache=cache,
+    )
     return found
 
 
@@ -260,6 +288,7 @@ def find_settings(
     scenarios: Sequence[str],
     backbones: Sequence[str],
     *,
+    weights: str | Path | None = None,
     image_size: int | None,
     precision: Precision,
     cache: Path,
@@ -272,17 +301,18 @@ def find_settings(
         ScenarioError: If `build` refuses a scenario, or Inception's weights are not what they
             should be.
         BackboneError: For a backbone that there is not, that is for another task, or does not take
-            the images.
+            the images or the weights.
+        CheckpointError: For a file of weights that is none of the backbone's.
         WriteError: If ``cache`` cannot be written.
     """
     found = []
     for scenario in find_scenarios(scenarios, image_size):
-        chosen = [find_backbone(text) for text in backbones]
+        chosen = [find_backbone(text, weights) for text in backbones]
         data = build(scenario, cache)
         task = data.original.task.name
         if isinstance(data.restricted.task, Generative):
             inception.weights()
-        for backbone in chosen or [find_backbone(DEFAULT_BACKBONES[task])]:
+        for backbone in chosen or [find_backbone(DEFAULT_BACKBONES[task], weights)]:
             if backbone.task != task:
                 raise BackboneError(
                     f"backbone {backbone.label!r} is for {backbone.task}, and scenario "
@@ -353,15 +383,25 @@ def list_backbones() -> list[str]:
     return [*timm_names(), unets.NAME]
 
 
-def find_backbone(text: str) -> Architecture:
+def find_backbone(text: str, weights: str | Path | None = None) -> Architecture:
     """The backbone that a selector stands for.
+
+    Args:
+        weights: What it starts from: ``timm``, ``random`` or a file; None: what the selector says.
 
     Raises:
         SelectorError: For a malformed selector.
-        BackboneError: If there is none of that name.
+        BackboneError: If there is none of that name, or weights are not for it.
+        CheckpointError: If weights are a file that is not there, or holds none.
     """
     selector = parse(text)
     parameters = {k: scalar(v) for k, v in selector.parameters.items()}
-    if selector.name == unets.NAME:
-        return unets.UNet.of(parameters)
-    return Backbone.of(selector.name, parameters)
+    if selector.name != unets.NAME:
+        backbone = Backbone.of(selector.name, parameters)
+        return backbone if weights is None else backbone.starting_from(weights)
+    if weights not in (None, "random"):
+        raise BackboneError(
+            f"--weights {weights}: backbone {text!r} starts from random weights alone; leave "
+            f"--weights out"
+        )
+    return unets.UNet.of(parameters)

@@ -186,6 +186,7 @@ class Worker:
             gradient_ratios=gradient,
             weights=self.store.put_weights(made.weights),
             contained=made.contained,
+            recipe=made.recipe,
         )
 
     def _place(self, stage: PretrainStage | ProtectStage) -> dict[str, Any]:

@@ -29,13 +29,15 @@ from sophon_bench.api import (
     Predictor,
     Samples,
 )
-from sophon_bench.data.scenario import DomainData
+from sophon_bench.data.scenario import DomainData, Recipe
+from sophon_bench.harness import recipes
 from sophon_bench.harness.bench import Bench, Weights
 from sophon_bench.harness.containment import Containment
 from sophon_bench.harness.honesty import Changes, NoUpdate
 from sophon_bench.harness.judge import Judge
 from sophon_bench.harness.meter import CountedSamples, Meter, PeakMemory, WatchedTask
-from sophon_bench.protocol import PRETRAIN_BATCH, PRETRAIN_LR, ROUNDING, SCORED_AT, STRETCHED_AT
+from sophon_bench.protocol import PRETRAIN_BATCH, ROUNDING, SCORED_AT, STRETCHED_AT
+from sophon_bench.results.recipes import ChosenRecipe
 from sophon_bench.results.records import Cost, Generated, Point, Status
 from sophon_bench.seeding import derive_seed, generator, seeded
 
@@ -48,13 +50,15 @@ Tick = Callable[[float | None, str], None]
 class Made:
     """A model that a stage has made: the weights and how they came about.
 
-    ``contained`` is what the plugin did to the process, in sentences.
+    ``contained`` is what the plugin did to the process, in sentences; ``recipe`` how it was
+    pre-trained, where there was a choice.
     """
 
     weights: Weights
     cost: Cost
     note: str | None = None
     contained: list[str] = field(default_factory=list)
+    recipe: ChosenRecipe | None = None
 
 
 @dataclass(frozen=True)
@@ -74,22 +78,37 @@ class Attacked:
 
 
 def pretrain(bench: Bench, seed: int, tick: Tick) -> Made:
-    """Train the backbone on the original domain."""
+    """Train the backbone on the original domain, by the recipe that does best on validation.
+
+    Where the scenario states several, each is run whole, from the same weights and with the same
+    draws: the step size rises and falls once over a run, so that a short run says little of the
+    best size for a long one, and what is kept is the very model that its recipe alone gives.
+    Utility on the original domain's validation split chooses. The cost is that of all.
+    """
+    train = functools.partial(_pretrain, bench, seed)
+    original = bench.data.original
+
+    def validate(weights: Weights) -> float:
+        return bench.utility(weights, original, "validation")
+
+    return recipes.best(bench.data.recipes, train, validate, tick)
+
+
+def _pretrain(bench: Bench, seed: int, recipe: Recipe, tick: Tick) -> Made:
     original, _ = bench.defender()
     counted = CountedSamples(original.train)
-    steps = bench.data.pretrain_steps
     model = bench.new_model(generator("pretrain-weights", seed), pretrained=True)
     run = training.train(
         model,
         Domain(original.task, counted, original.validation),
-        steps=steps,
+        steps=recipe.steps,
         batch_size=PRETRAIN_BATCH,
-        lr=PRETRAIN_LR,
+        lr=recipe.lr,
         rng=generator("pretrain", seed),
     )
     global_seed = derive_seed("pretrain-global", seed)
     with Containment([]) as stage:
-        return _make(bench, model, stage, lambda: run, steps, global_seed, tick, [counted])
+        return _make(bench, model, stage, lambda: run, recipe.steps, global_seed, tick, [counted])
 
 
 def protect(

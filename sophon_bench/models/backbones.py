@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,6 +20,8 @@ from sophon_bench.models import published_weights
 from sophon_bench.models.architecture import BackboneError, Precision, check_pixels
 from sophon_bench.models.published_weights import WeightsError, in_short
 from sophon_bench.models.timm_models import TimmModel, classifiers
+from sophon_bench.models.weight_files import CheckpointError, Content, few, read
+from sophon_bench.models.weight_names import fitted
 from sophon_bench.plugins.registry import closest, unknown
 from sophon_bench.plugins.selectors import format_selector, plain
 from sophon_bench.seeding import seeded_from
@@ -28,10 +31,11 @@ Value = bool | int | float | str | None | tuple["Value", ...]
 _OURS = {
     "num_classes": "the task sets the number of outputs",
     "in_chans": "images have 3 channels",
-    "checkpoint_path": "weights come from pre-training",
+    "checkpoint_path": "--weights FILE names a file to start from",
     "features_only": "a backbone needs its classifier",
     "pretrained_cfg": "the tag is part of the name, as in 'resnet18.a1_in1k'",
     "pretrained_cfg_overlay": "the tag is part of the name, as in 'resnet18.a1_in1k'",
+    "weights": "--weights FILE names a file, and records its SHA-256",
     "cache_dir": "HF_HUB_CACHE and TORCH_HOME set where pre-trained weights are kept",
 }
 
@@ -42,6 +46,25 @@ def list_backbones() -> list[str]:
 
 
 @dataclass(frozen=True)
+class StartingWeights:
+    """A file that models start from; what it holds is its identity, and not where it is.
+
+    Attributes:
+        sha256: Of the file, in hexadecimal; of one that is known from a label alone, the first
+            twelve digits.
+        file: Where it is on this machine, if that is known.
+    """
+
+    sha256: str
+    file: Path | None = field(default=None, compare=False)
+
+    @property
+    def label(self) -> str:
+        """What selectors and records call it."""
+        return f"sha256:{self.sha256[:12]}"
+
+
+@dataclass(frozen=True)
 class Backbone:
     """A timm architecture with its constructor's parameters.
 
@@ -49,27 +72,74 @@ class Backbone:
         name: A name of timm, with or without a tag (``resnet18.a1_in1k``).
         parameters: Sorted pairs for timm's constructor; `of` makes them from a dict. The parameter
             ``pretrained=True`` starts from timm's weights, which need a network or a cache.
+        weights: A file to start from; of its classifier nothing is taken.
     """
 
     name: str
     parameters: tuple[tuple[str, Value], ...] = ()
+    weights: StartingWeights | None = None
 
     task: ClassVar[str] = "classification"
 
     @classmethod
     def of(cls, name: str, parameters: Mapping[str, Any] | None = None) -> Backbone:
-        """A backbone from a dict of plain values; lists become tuples."""
-        pairs = sorted((parameters or {}).items())
-        return cls(name, tuple((key, _frozen(value)) for key, value in pairs))
+        """A backbone from a dict of plain values; lists become tuples.
+
+        The parameter ``weights=sha256:…`` is what `label` says of a file to start from.
+        """
+        given = dict(parameters or {})
+        digest = re.fullmatch("sha256:([0-9a-f]{12,64})", str(given.get("weights")))
+        weights = StartingWeights(digest[1]) if digest else None
+        pairs = sorted((k, v) for k, v in given.items() if not (digest and k == "weights"))
+        return cls(name, tuple((key, _frozen(value)) for key, value in pairs), weights)
 
     @property
     def label(self) -> str:
         """The selector: ``vit_tiny_patch16_224[img_size=32,patch_size=4]``."""
-        return format_selector(self.name, dict(self.parameters))
+        parameters = dict(self.parameters)
+        if self.weights is not None:
+            parameters["weights"] = self.weights.label
+        return format_selector(self.name, parameters)
 
     def identity(self) -> dict[str, Any]:
         parameters = {key: plain(value) for key, value in self.parameters}
-        return {"name": self.name, "parameters": parameters}
+        found: dict[str, Any] = {"name": self.name, "parameters": parameters}
+        return found if self.weights is None else {**found, "weights": self.weights.sha256}
+
+    @property
+    def bare(self) -> Backbone:
+        """The same architecture, started from random weights."""
+        parameters = tuple(pair for pair in self.parameters if pair[0] != "pretrained")
+        return Backbone(self.name, parameters)
+
+    def starting_from(self, weights: str | Path) -> Backbone:
+        """The same architecture, started from other weights.
+
+        Args:
+            weights: ``timm``, ``random``, or a file of safetensors or torch.save.
+
+        Raises:
+            BackboneError: If the selector asks for others.
+            CheckpointError: If there is no such file, or it holds no weights.
+        """
+        asked = dict(self.parameters).get("pretrained")
+        if weights in ("timm", "random"):
+            wanted = weights == "timm"
+            if self.weights is not None or asked not in (None, wanted):
+                raise BackboneError(_contradiction(weights, self.label))
+            if asked is not None or not wanted:
+                return self
+            return Backbone.of(self.name, {**dict(self.parameters), "pretrained": True})
+        if asked:
+            raise BackboneError(_contradiction(str(weights), self.label))
+        content = _content(weights)
+        found = StartingWeights(content.sha256, content.file.absolute())
+        if self.weights is not None and not found.sha256.startswith(self.weights.sha256):
+            raise BackboneError(
+                f"backbone {self.label!r} starts from another file than {str(weights)!r}, which is "
+                f"{found.label}"
+            )
+        return dataclasses.replace(self.bare, weights=found)
 
     def build(
         self,
@@ -79,6 +149,10 @@ class Backbone:
         precision: Precision = "fp32",
         fresh: bool = False,
     ) -> TimmModel:
+        if self.weights is not None and not fresh:
+            model = self.bare.build(num_outputs, rng, precision=precision)
+            model.load_state_dict({**model.state_dict(), **self._body()})
+            return model
         body = self._create(num_outputs, rng, fresh=fresh)
         if not classifiers(body):
             raise BackboneError(
@@ -106,6 +180,9 @@ class Backbone:
                 )
         except Exception as error:
             raise BackboneError(self._refusal(error)) from error
+        if pretrained:  # copies of the model need no copies of what it was loaded from
+            config: Any = body.pretrained_cfg
+            config.pop("state_dict", None)
         return body
 
     @property
@@ -116,7 +193,30 @@ class Backbone:
             raise BackboneError(
                 f"pretrained of backbone {self.label!r} is true or false; got {plain(value)!r}"
             )
+        if value and self.weights is not None:
+            raise BackboneError(f"backbone {self.label!r}: pretrained=true contradicts its weights")
         return value
+
+    def _body(self) -> dict[str, Tensor]:
+        """The weights to start from, without the file's head.
+
+        Raises:
+            BackboneError: If the file is not known, or has values that are not finite.
+            CheckpointError: If the file is another one by now, or no model of this backbone.
+        """
+        weights = self.weights
+        if weights is None or weights.file is None:
+            raise BackboneError(
+                f"backbone {self.label!r} starts from a file; name it with --weights FILE"
+            )
+        content = read(weights.file, sha256=weights.sha256, pickles=True)
+        state = fitted(content, self.bare, None).weights
+        body = {name: tensor for name, tensor in state.items() if name.startswith("body.")}
+        if broken := [name for name, tensor in body.items() if not tensor.isfinite().all()]:
+            raise CheckpointError(
+                f"{str(weights.file)!r} has values that are not finite, in {few(broken)}"
+            )
+        return body
 
     def _published(self) -> dict[str, Any]:
         """What makes timm read its weights from a file that is on this machine."""
@@ -129,11 +229,16 @@ class Backbone:
     def check_weights(self) -> None:
         """Have timm's weights on this machine and whole, if the backbone starts from them.
 
+        Those of a file are looked at as well.
+
         Raises:
             BackboneError: If they cannot be had, or their file does not hold them.
+            CheckpointError: If a file that was named does not hold a model of the backbone.
         """
-        if self._pretrained:
-            _check_file(self.label, self.name, **self._published())
+        if self.weights is not None:
+            self._body()
+        if self._pretrained and "file" in (source := self._published()):
+            _check_file(self.label, self.name, **source)
 
     def timm_state(self, num_outputs: int) -> dict[str, Tensor]:
         """The state dict of timm's own model, under timm's own names; its values mean nothing."""
@@ -162,7 +267,8 @@ class Backbone:
     def check(self, image_size: int, num_outputs: int) -> None:
         """As `Architecture.check`: build the model once and train it on two images.
 
-        If it starts from timm's weights, they are looked at as well, as by `check_weights`.
+        If it starts from timm's weights or a file, they are looked at as well, as by
+        `check_weights`.
         """
         if image_size < 1:
             raise BackboneError(f"images need at least 1 pixel a side, got {image_size}")
@@ -230,6 +336,21 @@ class Backbone:
             accepted = _accepted(timm.create_model(self.name))
         hint = closest(found[1], accepted, f"it takes: {', '.join(accepted)}")
         return f"backbone {self.name!r} takes no parameter {found[1]!r}; {hint}"
+
+
+def _contradiction(weights: str, label: str) -> str:
+    return f"--weights {weights} contradicts backbone {label!r}; leave one of them out"
+
+
+def _content(weights: str | Path) -> Content:
+    """The file that ``--weights`` names."""
+    file = Path(weights)
+    if file.name == str(weights) and not file.suffix and not file.exists():
+        words = closest(file.name, ["random", "timm"], "there are timm and random")
+        raise BackboneError(
+            f"--weights takes timm, random or a file; there is no file {file.name!r}; {words}"
+        )
+    return read(file, pickles=True)
 
 
 @functools.lru_cache

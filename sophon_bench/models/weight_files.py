@@ -1,18 +1,23 @@
 """A file of weights: read, or refused.
 
-Nothing is ever unpickled. What a stranger's file lacks, or has too much of, is said in one line.
+Released models are safetensors alone. Weights to start from may also be a file of torch.save, which
+is opened as tensors and plain containers and as nothing else. What a stranger's file lacks, or has
+too much of, is said in one line.
 """
 
 from __future__ import annotations
 
 import codecs
 import hashlib
+import io
 import json
+import pickle
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -36,6 +41,9 @@ COUNTER = "num_batches_tracked"
 LONGEST_HEADER = 2**32
 """Bytes; the length at the beginning of any other kind of file is nearly always larger."""
 
+_PICKLE = rb"\x80[\x02-\x05]|PK\x03\x04.{26}[^\x00]{0,300}?data\.pkl"
+"""How a file of torch.save begins."""
+
 _KINDS: tuple[tuple[bytes, str], ...] = (
     (rb"version https://git-lfs", "a Git LFS pointer to it: 'git lfs pull' fetches the file"),
     (
@@ -52,7 +60,7 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
     ),
     (rb"PK\x03\x04.{26}[^\x00]{0,300}?/data/0", "a TorchScript archive, a program"),
     (
-        rb"\x80[\x02-\x05]|PK\x03\x04.{26}[^\x00]{0,300}?data\.pkl",
+        _PICKLE,
         "one of torch.save, a pickle: opening that could run anything, so it is never done here; "
         "whoever trusts it can convert it with "
         "safetensors.torch.save_file(torch.load({file}, weights_only=True), {converted})",
@@ -93,26 +101,31 @@ class Content:
     tensors: Weights
 
 
-def read(file: Path, *, sha256: str | None = None) -> Content:
+def read(file: Path, *, sha256: str | None = None, pickles: bool = False) -> Content:
     """The tensors of a safetensors file.
 
     Args:
         sha256: What the file has to be, in hexadecimal; None: whatever it is.
+        pickles: Whether it may be a file of torch.save too, which is opened with
+            ``weights_only=True``. Names in nested dictionaries are joined by dots; what is no
+            tensor, and what an optimizer keeps under numbers, is left out.
 
     Raises:
-        CheckpointError: If it cannot be read, is no whole safetensors file, or is another one.
+        CheckpointError: If it cannot be read, is no whole file of weights, or is another one.
     """
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise CheckpointError(
             f"a SHA-256 has 64 hexadecimal digits, as 'sha256sum {file}' prints; got {sha256!r}"
         )
+    expected = _expected(pickles)
     try:
         if file.exists() and not file.is_file():
             kind = "a directory" if file.is_dir() else "no regular file"
-            raise CheckpointError(f"{str(file)!r} is {kind}; expected a safetensors file")
+            raise CheckpointError(f"{str(file)!r} is {kind}; expected {expected}")
         content = file.read_bytes()
     except FileNotFoundError as error:
-        known = [other.name for other in file.parent.glob("*.safetensors")]
+        endings = (".safetensors", ".pth", ".pt") if pickles else (".safetensors",)
+        known = [other.name for ending in endings for other in file.parent.glob(f"*{ending}")]
         words = unknown("file", file.name, known)
         raise CheckpointError(f"{words} (in {str(file.absolute().parent)!r})") from error
     except OSError as error:
@@ -123,17 +136,24 @@ def read(file: Path, *, sha256: str | None = None) -> Content:
             f"{str(file)!r} is not the file that was asked for: its SHA-256 is {digest}, and "
             f"should be {sha256.lower()}"
         )
-    return Content(file=file, sha256=digest, tensors=_tensors(file, content))
+    return Content(file=file, sha256=digest, tensors=_tensors(file, content, pickles=pickles))
 
 
-def _tensors(file: Path, content: bytes) -> dict[str, Tensor]:
+def _expected(pickles: bool) -> str:
+    return "a file of safetensors or torch.save" if pickles else "a safetensors file"
+
+
+def _tensors(file: Path, content: bytes, *, pickles: bool) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     if not content:
-        raise CheckpointError(f"{str(file)!r} is empty; expected a safetensors file")
+        raise CheckpointError(f"{str(file)!r} is empty; expected {_expected(pickles)}")
     kind = _kind_of_file(file, content)
+    if kind and pickles and re.match(_PICKLE, content[:4000], re.DOTALL):
+        return _saved_by_torch(file, content)
     if kind:
-        raise CheckpointError(f"{str(file)!r} is no safetensors file but {kind}")
+        what = "file of weights" if pickles else "safetensors file"
+        raise CheckpointError(f"{str(file)!r} is no {what} but {kind}")
     problem = _damage(content)
     if problem is None:
         try:
@@ -143,6 +163,39 @@ def _tensors(file: Path, content: bytes) -> dict[str, Tensor]:
         except Exception as error:  # whatever a file can make the library do
             problem = shown(" ".join(str(error).split()) or type(error).__name__)
     raise CheckpointError(f"{str(file)!r} is no whole safetensors file: {problem}")
+
+
+def _saved_by_torch(file: Path, content: bytes) -> dict[str, Tensor]:
+    """The tensors of a file of torch.save, by names joined by dots."""
+    import torch
+
+    try:
+        found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if isinstance(found, Mapping):
+            return dict(_named(found))
+    except Exception as error:  # whatever a file can make the library do
+        # what torch says of such a pickle is how to open it after all
+        opaque = isinstance(error, pickle.UnpicklingError)
+        words = " ".join(str(error).split()) or type(error).__name__
+        reason = "it is damaged, or holds more than tensors" if opaque else shown(words)
+        raise CheckpointError(
+            f"{str(file)!r} cannot be read as tensors alone ({reason}), and no other pickle is "
+            f"ever opened; save the model's state_dict() by itself"
+        ) from error
+    raise CheckpointError(
+        f"{str(file)!r} holds a {type(found).__name__}; expected tensors by name, as in "
+        f"torch.save(model.state_dict(), {file.name!r})"
+    )
+
+
+def _named(found: Mapping[Any, Any], depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of nested dictionaries under names, `DEEPEST` levels of them at most."""
+    for key, value in found.items():
+        if isinstance(key, str) and isinstance(value, Tensor):
+            yield key, value.detach()
+        elif isinstance(key, str) and isinstance(value, Mapping) and depth < DEEPEST:
+            for name, tensor in _named(value, depth + 1):
+                yield f"{key}.{name}", tensor
 
 
 def _kind_of_file(file: Path, content: bytes) -> str | None:

@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.weight_files import (
     DEEPEST,
     NAMED,
@@ -26,6 +26,9 @@ from sophon_bench.models.weight_files import (
     shown,
 )
 from sophon_bench.models.weight_hints import renaming, resembling
+
+if TYPE_CHECKING:
+    from sophon_bench.models.backbones import Backbone
 
 INNER_WRAPPERS = frozenset(
     {
@@ -45,7 +48,7 @@ class Fitted:
 
 
 def fitted(
-    content: Content, backbone: Backbone, num_outputs: int, *, prefix: str | None = None
+    content: Content, backbone: Backbone, num_outputs: int | None, *, prefix: str | None = None
 ) -> Fitted:
     """The model of the backbone that a file holds.
 
@@ -54,7 +57,7 @@ def fitted(
     are converted; BatchNorm's counters may be missing, or be whole numbers of any type.
 
     Args:
-        num_outputs: Classes of the original domain.
+        num_outputs: Classes of the original domain; None: as many as the head of the file has.
         prefix: What the model's names begin with; tensors outside of it are ignored. ``""`` takes
             names as they stand. None: the one model that there is.
 
@@ -63,6 +66,9 @@ def fitted(
             there is more than one model, or if there is something besides.
         BackboneError: If there is no such backbone.
     """
+    alone = num_outputs is None  # nobody chooses a prefix: the file has to hold the model alone
+    if num_outputs is None:
+        num_outputs = _head_width(content, backbone)
     layouts = _layouts(backbone, num_outputs)
     prefix = prefix and dotted(prefix)
     under = {n: t for n, t in content.tensors.items() if n.startswith(prefix or "")}
@@ -70,11 +76,12 @@ def fitted(
     whole = [c for c in candidates if not c.problems]
     fits = [c for c in whole if c.prefix == prefix] or whole
     elsewhere = [] if fits else [c for c in _candidates(content.tensors, layouts) if not c.problems]
-    file, model = repr(str(content.file)), f"{backbone.label} of {num_outputs} classes"
+    file = repr(str(content.file))
+    model = backbone.label if alone else f"{backbone.label} of {num_outputs} classes"
     if len(fits) > 1:
-        raise CheckpointError(
-            f"{file} holds {len(fits)} models that can be a {model}: choose {_options(fits)}"
-        )
+        places = " or ".join(repr(c.prefix) for c in fits)
+        advice = f"save one of them alone, {places}" if alone else f"choose {_options(fits)}"
+        raise CheckpointError(f"{file} holds {len(fits)} models that can be a {model}: {advice}")
     if prefix and not under:
         known = _options(elsewhere) if elsewhere else _beginnings(content.tensors, prefix)
         raise CheckpointError(f"{file}: no name begins with {prefix!r}; there is {known}")
@@ -83,12 +90,14 @@ def fitted(
         found = {**closest.problems, "unexpected": closest.inside}
         words = "; ".join(f"{len(s)} {kind} ({few(s)})" for kind, s in found.items() if s)
         hints = [_rule(closest), f"{_options(elsewhere)} fits" if elsewhere else ""]
-        hints = hints if any(hints) else [_hint(closest, backbone, num_outputs)]
+        whose = "of any number of classes" if alone else "for the original domain"
+        hints = hints if any(hints) else [_hint(closest, backbone, num_outputs, whose)]
         raise CheckpointError("; ".join([f"{file} is no {model}: {words}", *filter(None, hints)]))
     if closest.unexpected and prefix is None:
+        advice = "save the model alone" if alone else f"{_options(fits)} takes the model alone"
         raise CheckpointError(
             f"{file} holds more than a {model}: {len(closest.unexpected)} unexpected "
-            f"({few(closest.unexpected)}); {_options(fits)} takes the model alone"
+            f"({few(closest.unexpected)}); {advice}"
         )
     weights = closest.weights()
     if not closest.layout.stem:
@@ -347,26 +356,43 @@ def _beginnings(names: Iterable[str], prefix: str) -> str:
     return " or ".join(repr(shortened(word)) for word in close) or "none"
 
 
-def _hint(candidate: _Candidate, backbone: Backbone, num_outputs: int) -> str:
-    """What the file probably is, if that can be told."""
+def _hint(candidate: _Candidate, backbone: Backbone, num_outputs: int, whose: str) -> str:
+    """What the file probably is, if that can be told; ``whose`` is the head that is expected."""
     likely = _resembling(candidate, backbone.name)
     if backbone.name.split(".")[0] not in likely:
         if likely:
             return f"it looks like --backbone {' or '.join(likely)}"
         return "timm's names and this benchmark's own (body.…, head.…) are understood"
+    widths = _widths(candidate, backbone, num_outputs)
+    if widths == {num_outputs}:
+        return ""
+    counts = " or ".join(map(str, sorted(widths)))
+    head = f"its head is for {counts} classes" if widths else "it has no head"
+    return f"{head}: expected the model with its head {whose}"
+
+
+def _widths(candidate: _Candidate, backbone: Backbone, num_outputs: int) -> set[int]:
+    """Numbers of classes that the head of a candidate for so many outputs is for."""
     stem, expected = candidate.layout.stem, candidate.layout.expected
     (wider,) = (x.expected for x in _layouts(backbone, num_outputs + 1) if x.stem == stem)
-    widths = {
+    return {
         len(tensor)
         for name, sources in candidate.sources.items()
         if expected[name].shape != wider[name].shape
         and (tensor := candidate.tensors[sources[0]]).ndim
     }
-    if widths == {num_outputs}:
-        return ""
-    counts = " or ".join(map(str, sorted(widths)))
-    head = f"its head is for {counts} classes" if widths else "it has no head"
-    return f"{head}: expected the model with its head for the original domain"
+
+
+def _head_width(content: Content, backbone: Backbone) -> int:
+    """The number of classes of the model in a file; 1 where it has no head."""
+    candidates = _candidates(content.tensors, _layouts(backbone, 1))
+    widths = {width for one in candidates for width in _widths(one, backbone, 1)}
+    if len(widths) > 1:
+        raise CheckpointError(
+            f"{str(content.file)!r} holds heads of {' and '.join(map(str, sorted(widths)))} "
+            f"classes: save one model alone"
+        )
+    return widths.pop() if widths else 1
 
 
 def _resembling(candidate: _Candidate, name: str) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from sophon_bench import protocol as rules
+from sophon_bench.results.recipes import ChosenRecipe
 
 SCHEMA = 3
 """Version of the layout of records; a store of another version is refused."""
@@ -235,6 +236,9 @@ class ModelRecord(Record, frozen=True, kw_only=True):
         sigma_ratios: Largest singular value of each weight over that of the undefended model.
         gradient_ratios: Gradient norm of each weight, on the restricted task behind the same fresh
             head, over that of the undefended model.
+        recipe: Of a pre-trained model: the step size and length that validation chose, and all that
+            were tried, which ``cost`` includes. Null where the scenario leaves no choice, and in
+            older records.
         note: What the plugin said about it, a roll-back for instance.
         contained: What the plugin did to the process around it and was undone, in sentences.
     """
@@ -262,6 +266,7 @@ class ModelRecord(Record, frozen=True, kw_only=True):
     gradient_ratios: Ratios | None = None
     weights: str | None = None
     contained: list[str] = []
+    recipe: ChosenRecipe | None = None
     provenance: Provenance
 
 
