@@ -1,28 +1,28 @@
-"""What a domain is read from: ``folder:PATH``, the name of a published set, or of drawn images."""
+"""What a domain is read from: ``folder:PATH``, the name of a published set, or of drawn images.
+
+A folder is looked for in the folder of the published sets too: records have no path but a folder's
+name, and can so be verified on any machine.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from sophon_bench.data.folders import Listing, list_folder
-from sophon_bench.data.images import decode, square
-from sophon_bench.data.kept import ImageSet, Part, Unread, read
+from sophon_bench.data.folders import list_folder
+from sophon_bench.data.images import square
+from sophon_bench.data.kept import ImageSet, read
+from sophon_bench.data.published import ROOT, folder_set
 from sophon_bench.data.roles import Role, domain
 from sophon_bench.data.scenario import DomainData, Images, ScenarioError
 from sophon_bench.data.scenarios.glyphs_digits import GlyphsDigits
+from sophon_bench.data.sets import SETS
 from sophon_bench.plugins.registry import closest
 
 FOLDER = "folder:"
-
-ROOT = "SOPHON_BENCH_DATA"
-"""The environment variable that names the folder with published sets; folders are looked for there
-too, so that a record, which has no path but a folder's name, can be verified on any machine."""
 
 DRAWN: dict[str, Role] = {
     "letters": "original",
@@ -34,6 +34,18 @@ DRAWN: dict[str, Role] = {
 
 DRAWN_SIZE = 64
 """Larger ones are enlarged from it: 8x8 rasters have no more detail to show."""
+
+
+def locate(text: str, size: int) -> None:
+    """Nothing, if a domain's files are where they should be; raises as `build_domain`."""
+    if text.startswith(FOLDER):
+        find_folder(text)
+    elif text in SETS:
+        SETS[text].place(size)
+    elif text not in DRAWN:
+        known = sorted([*DRAWN, *SETS])
+        hint = closest(text, known, f"there are: {', '.join(known)}")
+        raise ScenarioError(f"unknown domain {text!r}; {hint}; a folder of images is folder:PATH")
 
 
 def build_domain(
@@ -73,9 +85,10 @@ def _enlarged(images: Images, size: int) -> Images:
 def read_set(text: str, size: int, cache: Path | None) -> ImageSet:
     """All images of a folder or a published set; raises as `build_domain`."""
     if text.startswith(FOLDER):
-        return read(_folder_set(find_folder(text), size), cache)
-    hint = closest(text, sorted(DRAWN), "")
-    raise ScenarioError(f"unknown domain {text!r}; {hint} A folder of images is folder:PATH")
+        folder = find_folder(text)
+        return read(folder_set(folder, list_folder(folder), size, title=folder.name), cache)
+    locate(text, size)
+    return read(SETS[text].unread(size), cache)
 
 
 def default_name(text: str) -> str:
@@ -105,30 +118,3 @@ def find_folder(text: str) -> Path:
         f"folder {str(path)!r} is not there: no {looked}"
         + ("" if path.is_absolute() or root else f", and {ROOT} is not set")
     )
-
-
-def _folder_set(folder: Path, size: int) -> Unread:
-    listing = list_folder(folder)
-    return Unread(folder.name, _fingerprint(folder, listing), size, partial(_parts, listing, size))
-
-
-def _parts(listing: Listing, size: int) -> tuple[tuple[str, ...], Mapping[str, Part]]:
-    return listing.classes, {
-        name: Part(
-            [picture.label for picture in pictures],
-            [picture.source for picture in pictures],
-            [partial(decode, Path(picture.file), size) for picture in pictures],
-        )
-        for name, pictures in listing.parts.items()
-    }
-
-
-def _fingerprint(folder: Path, listing: Listing) -> str:
-    """Where a folder is, and every picture's name, size and time of change."""
-    lines = [os.path.realpath(folder), *listing.classes]
-    for name, pictures in listing.parts.items():
-        lines.append(name)
-        for picture in pictures:
-            found = os.stat(picture.file)  # noqa: PTH116 - a Path for each is slow
-            lines.append(f"{picture.source}\0{found.st_size}\0{found.st_mtime_ns}")
-    return "\n".join(lines)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Interval, MinLen
 
 from sophon_bench.api import scenarios
-from sophon_bench.data.domains import FOLDER, build_domain, default_name
+from sophon_bench.data.domains import FOLDER, build_domain, default_name, locate
 from sophon_bench.data.roles import Role
 from sophon_bench.data.scenario import ScenarioData, ScenarioError
 
@@ -144,7 +144,12 @@ def cross(
     pretrain_steps: int,
     cache: Path | None,
 ) -> ScenarioData:
-    """The scenario of domains: original, restricted, and benign ones; raises as `build_domain`."""
+    """The scenario of domains: original, restricted, and benign ones; raises as `build_domain`.
+
+    What is not there is told before anything is decoded.
+    """
+    for text in texts:
+        locate(text, image_size)
     benign_roles: list[Role] = ["benign"] * (len(texts) - 2)
     roles: list[Role] = ["original", "restricted", *benign_roles]
     original, restricted, *benign = (
