@@ -119,7 +119,7 @@ def _write(unread: Unread, folder: Path) -> None:
     shape = (sum(counts), 3, unread.size, unread.size)
     pixels = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, shape)
     digests: list[bytes] = []
-    for found in _decoded(unread.title, list(parts.values())):
+    for found in decoded(unread.title, list(parts.values())):
         pixels[len(digests) : len(digests) + len(found)] = found
         digests += [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in found]
     pixels.flush()
@@ -143,7 +143,7 @@ def _unique(digests: Sequence[bytes], ranges: Mapping[str, list[int]]) -> NDArra
     return found
 
 
-def _decoded(title: str, parts: Sequence[Part]) -> Iterator[NDArray[np.uint8]]:
+def decoded(title: str, parts: Sequence[Part]) -> Iterator[NDArray[np.uint8]]:
     """Images in order, some at a time; a bar on a terminal."""
     from rich.console import Console
     from rich.progress import Progress
