@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from sophon_bench import __version__
-from sophon_bench.cli import costs, looking, running, submitting, telling
+from sophon_bench.cli import costs, datasets, looking, running, submitting, telling
 from sophon_bench.cli.common import Refused
 from sophon_bench.plugins.failures import Failure
 from sophon_bench.results.files import remedy
@@ -98,5 +98,6 @@ for command in (
     telling.table, telling.plot, telling.pictures, telling.cards, telling.freeze,
     telling.compare, telling.page, submitting.submit, submitting.verify,
     costs.overhead, looking.list_, looking.show, looking.check, looking.new,
+    datasets.data,
 ):  # fmt: skip
     main.add_command(command)

@@ -42,6 +42,7 @@ def list_(kind: str, pattern: str | None) -> None:
 @click.argument("name")
 @options.path("--images", "Draw samples of a scenario's domains, as PNG.", type=options.FILE)
 @options.image_size
+@options.data_folder
 @options.plugins()
 @options.store
 def show(name: str, images: Path | None, image_size: int | None, store: str | None) -> None:

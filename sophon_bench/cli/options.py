@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -97,6 +98,21 @@ def _load(context: click.Context, _parameter: click.Parameter, files: Iterable[P
     return files
 
 
+def _name_sets(context: click.Context, _parameter: click.Parameter, folder: str | None) -> None:
+    """Name the folder to all that reads sets, also in other processes, until the command ends."""
+    if folder is None or context.resilient_parsing:
+        return
+    name = "SOPHON_BENCH_DATA"
+    before = os.environ.get(name)
+
+    def restore() -> None:
+        os.environ.pop(name)
+        os.environ.update({} if before is None else {name: before})
+
+    os.environ[name] = folder
+    context.call_on_close(restore)
+
+
 def together(*each: Decorator) -> Decorator:
     """Several options as one, in this order."""
     return lambda command: functools.reduce(lambda f, option: option(f), reversed(each), command)
@@ -178,6 +194,13 @@ store = option(
     metavar="DIR",
     envvar="SOPHON_BENCH_STORE",
 )
+data_folder = option(
+    "--data",
+    "Folder with published sets of images; SOPHON_BENCH_DATA names it too.",
+    metavar="DIR",
+    callback=_name_sets,
+    expose_value=False,
+)
 records = together(path("--from source", "A file of 'run --json'."), store)
 formats = "How to print; csv and json are flat rows with stable keys."
 form = choice("--format form", formats, "console", "md", "latex", "csv", "json")
@@ -204,6 +227,7 @@ job = together(
     numbers("--samples", "The attacker's n; by default the scenario's middle one.", metavar="N,N"),
     option("--steps", "Budget in updates of 64 examples; by default the scenario's.", type=int),
     image_size,
+    data_folder,
     passes,
     workers,
     threads,

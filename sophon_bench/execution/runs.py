@@ -32,12 +32,20 @@ from sophon_bench.models import inception, unets
 from sophon_bench.models.architecture import Architecture, BackboneError, Compile, Precision
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.backbones import list_backbones as timm_names
+from sophon_bench.plugins.declared import Declared
 from sophon_bench.plugins.failures import first_line, sentence
 from sophon_bench.plugins.registry import Registry
 from sophon_bench.plugins.registry import attacks as all_attacks
 from sophon_bench.plugins.registry import defenses as all_defenses
 from sophon_bench.plugins.registry import scenarios as all_scenarios
-from sophon_bench.plugins.selectors import Trial, construct, format_selector, parse, scalar
+from sophon_bench.plugins.selectors import (
+    Trial,
+    construct,
+    format_selector,
+    parse,
+    scalar,
+    vary,
+)
 from sophon_bench.plugins.suites import Arsenal, trials
 from sophon_bench.results.files import WriteError
 from sophon_bench.results.records import Cell, DataId, ModelRecord, PluginId, Records
@@ -312,6 +320,13 @@ def find_settings(
         task = data.original.task.name
         if isinstance(data.restricted.task, Generative):
             inception.weights()
+        recorded = vary(scenario, Declared.of(scenario.plugin).recorded)
+        identity = DataId(
+            name=scenario.name,
+            label=recorded.label,
+            parameters=recorded.parameters,
+            revision=data.revision,
+        )
         for backbone in chosen or [find_backbone(DEFAULT_BACKBONES[task], weights)]:
             if backbone.task != task:
                 raise BackboneError(
@@ -320,12 +335,6 @@ def find_settings(
                     f"{DEFAULT_BACKBONES[task]!r}"
                 )
             backbone.check(data.image_size, data.original.task.num_outputs)
-            identity = DataId(
-                name=scenario.name,
-                label=scenario.label,
-                parameters=scenario.parameters,
-                revision=data.revision,
-            )
             found.append(Setting(scenario, data, identity, backbone, precision))
     return found
 

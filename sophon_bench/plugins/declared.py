@@ -22,6 +22,8 @@ class Declared:
         planned_units: Forward and backward passes of a whole run, one per example; None: unknown.
         together: Fields in which the trials of one ``run_many`` may differ (`AttackMany`); None:
             the attack has no ``run_many``.
+        recorded: Of a scenario: other values of hyperparameters, under which records are kept; of
+            those that also say where files lie, which is no part of what is in them.
     """
 
     claim: str = ""
@@ -30,6 +32,7 @@ class Declared:
     steps: int | None = None
     planned_units: float | None = None
     together: Sequence[str] | None = None
+    recorded: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plugin: object) -> Declared:

@@ -1,0 +1,168 @@
+"""Any two domains: your own folders of images, or published sets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Interval, MinLen
+
+from sophon_bench.api import scenarios
+from sophon_bench.data.domains import FOLDER, build_domain, default_name, locate
+from sophon_bench.data.roles import Role
+from sophon_bench.data.scenario import ScenarioData, ScenarioError
+
+SAMPLES = (100, 500, 2000)
+"""The attacker's n: few, some, and as many as the split has at most."""
+
+STEPS = 200
+"""Updates of the longest budget: 12800 examples, six passes over the largest n, 25 over the middle
+one. From ImageNet weights 100 updates of Adam took an undefended EfficientNet-Lite0 to 57 % on
+CIFAR-10 at 64 pixels and random initialisation to 21 %; twice as many leave time to small steps,
+and ten times as many, to which the best trials go on, show whether protection only delays."""
+
+PRETRAIN_STEPS = 500
+"""Updates of pre-training: from ImageNet weights on Imagenette at 64 pixels, validation accuracy
+was 69, 78 and 80 % after 100, 200 and 300 updates and rose little from there."""
+
+BENIGN = ("greek", "shapes")
+"""Drawn, so that two folders are all that is needed."""
+
+
+@scenarios.register("pair")
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Any two domains to classify: folders of images, or published sets.
+
+    A domain is ``folder:PATH``, a published set, or drawn images (``letters`` as original,
+    ``digits`` as restricted, ``greek`` and ``shapes`` as benign domain). A folder has
+    ``<class>/<picture>`` or ``{train,val,test}/<class>/<picture>``; a path with spaces, commas,
+    brackets or ``=`` is put in quotes. Pictures are cropped to their central square.
+
+    Original: up to 20000 training, 1000 validation and 2000 test images; restricted: up to 5000 of
+    the defender, 2000 of the attacker, 500 of selection and 1000 of test; benign: up to 2000, 500
+    and 1000. Test images come from the set's own test part; where there is none, a fifth of each
+    class is tested, a tenth held out, and half of the rest is the attacker's. ``second_test`` shows
+    the test's images mirrored. Where the folders are is no part of what records are kept under,
+    what is in them is, and what they are called.
+
+    Args:
+        original: Domain that the model is released for.
+        restricted: Domain that it must not be fine-tuned to.
+        benign: Domains that it must stay trainable on; the first is the attacker's auxiliary data.
+        names: What the domains are called in tables, in this order; by default like the folder.
+        image_size: Height and width of the images in pixels; 64 as in the paper.
+        seed: Seed of which images each split takes.
+        pretrain_steps: Updates of pre-training; 500 where training from ImageNet weights flattens.
+    """
+
+    original: str = ""
+    restricted: str = ""
+    benign: Annotated[tuple[str, ...], MinLen(1)] = BENIGN
+    names: tuple[str, ...] = ()
+    image_size: Annotated[int, Interval(ge=16, le=512)] = 64
+    seed: Annotated[int, Ge(0)] = 0
+    pretrain_steps: Annotated[int, Ge(1)] = PRETRAIN_STEPS
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The parameters as records have them: folders by name, since paths are no identity."""
+        texts, names = self._texts(), self._names()
+        texts = [
+            f"{FOLDER}{name}" if text.startswith(FOLDER) else text
+            for text, name in zip(texts, names, strict=True)
+        ]
+        original, restricted, *benign = texts
+        by_default = names == [text.removeprefix(FOLDER) for text in texts]
+        return {
+            "original": original,
+            "restricted": restricted,
+            "benign": tuple(benign),
+            "names": () if by_default else tuple(names),
+        }
+
+    def build(self, cache: Path | None = None) -> ScenarioData:
+        """Decode the images, or map those that were decoded before from ``cache``.
+
+        Raises:
+            ScenarioError: If a domain is not there, or cannot be used.
+            WriteError: If ``cache`` cannot be written.
+        """
+        for role, text in (("original", self.original), ("restricted", self.restricted)):
+            if not text:
+                raise ScenarioError(
+                    f"pair needs its {role} domain: "
+                    f"'pair[original=folder:PATH,restricted=folder:PATH]'"
+                )
+        return cross(
+            self._texts(),
+            self._names(),
+            image_size=self.image_size,
+            seed=self.seed,
+            pretrain_steps=self.pretrain_steps,
+            cache=cache,
+        )
+
+    def _texts(self) -> list[str]:
+        return [self.original, self.restricted, *self.benign]
+
+    def _names(self) -> list[str]:
+        """What the domains are called, in order.
+
+        Raises:
+            ScenarioError: If there are too few or too many names, or two are the same.
+        """
+        texts = self._texts()
+        names = [*self.names] or [default_name(text) for text in texts]
+        if len(names) != len(texts):
+            raise ScenarioError(
+                f"names has {len(names)} of {len(texts)} domains: original, restricted, and "
+                f"{len(self.benign)} benign"
+            )
+        for name in names:
+            if "'" in name and '"' in name:
+                raise ScenarioError(
+                    f"the name {name!r} has both kinds of quotes; give it another with names=[…,…]"
+                )
+        name, count = Counter(names).most_common(1)[0]
+        if count > 1:
+            raise ScenarioError(
+                f"{count} domains are called {name!r}; name all {len(names)} in order: names=[…,…]"
+            )
+        return names
+
+
+def cross(
+    texts: Sequence[str],
+    names: Sequence[str],
+    *,
+    image_size: int,
+    seed: int,
+    pretrain_steps: int,
+    cache: Path | None,
+) -> ScenarioData:
+    """The scenario of domains: original, restricted, and benign ones; raises as `build_domain`.
+
+    What is not there is told before anything is decoded.
+    """
+    for text in texts:
+        locate(text, image_size)
+    benign_roles: list[Role] = ["benign"] * (len(texts) - 2)
+    roles: list[Role] = ["original", "restricted", *benign_roles]
+    original, restricted, *benign = (
+        build_domain(text, role, name=name, size=image_size, seed=seed, cache=cache)
+        for text, role, name in zip(texts, roles, names, strict=True)
+    )
+    pool = len(restricted.pool)
+    return ScenarioData(
+        image_size=image_size,
+        original=original,
+        restricted=restricted,
+        benign=tuple(benign),
+        samples=tuple(n for n in SAMPLES if n <= pool) or (pool,),
+        steps=STEPS,
+        pretrain_steps=pretrain_steps,
+    )
