@@ -44,8 +44,8 @@ def locate(text: str, size: int) -> None:
         SETS[text].place(size)
     elif text not in DRAWN:
         known = sorted([*DRAWN, *SETS])
-        hint = closest(text, known, f"there are: {', '.join(known)}")
-        raise ScenarioError(f"unknown domain {text!r}; {hint}; a folder of images is folder:PATH")
+        hint = closest(text, known, f"there are: {', '.join(known)}.")
+        raise ScenarioError(f"unknown domain {text!r}; {hint} A folder of images is folder:PATH")
 
 
 def build_domain(
