@@ -15,7 +15,7 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner, Result
-from conftest import TINY, Attempt, read_cells
+from conftest import TINY, Attempt, gather, read_cells
 from safetensors.torch import load_file, save, save_file
 from test_engine import Silent, metrics, plan_of, setting
 from torch import Tensor
@@ -91,10 +91,11 @@ def as_timm(weights: Weights) -> Weights:
 def measured(cells: list[Attempt]) -> dict[str, Any]:
     """What attacks on the released model gave, by attack, without clocks and names."""
     own = [cell for cell in cells if not cell.defense.control]
-    found = metrics(own)
+    found = metrics(gather(own))
     for content in found.values():
-        del content["key"], content["defense"], content["released"]["key"]
-        del content["released"]["cost"], content["released"]["note"]
+        del content["key"], content["defense"]
+        for name in ("key", "defense", "cost", "note"):
+            del content["released"][name]
     return {cell.attack.label: found[cell.key] for cell in own}
 
 

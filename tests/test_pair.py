@@ -233,7 +233,7 @@ def test_a_path_without_its_quotes_is_refused(folders: Path) -> None:
         ("original=folder:flowers/a,restricted=folder:animals", r"0.jpg' lies at the wrong level|"
          r"flowers/a.*wrong level"),
         ("original=flowers,restricted=folder:animals", "unknown domain 'flowers'"),
-        ("original=letter,restricted=folder:animals", "did you mean 'letters'"),
+        ("original=letter,restricted=folder:animals", "'letter'; did you mean 'letters'"),
         ("original=folder:flowers,restricted=folder:animals,image_size=8", "image_size"),
     ],
 )  # fmt: skip
