@@ -1,4 +1,4 @@
-"""sophon-bench: does a model that claims to be non-fine-tunable keep its word?
+"""sophon-bench: does a model that claims to be non-fine-tunable hold up?
 
 The command line's verbs, to call from Python; importing this costs nothing until one is called.
 

@@ -215,7 +215,7 @@ class AttackView:
         train: The attacker's labelled samples.
         validation: The part of the attacker's n samples kept for its own choices.
         auxiliary: Benign data that is neither original nor restricted, if the scenario grants any.
-        new_model: Makes a model of the same architecture with fresh weights and the original head.
+        new_model: Makes a model of the same architecture with random weights and the original head.
         device: Where the tensors live.
         rng: CPU generator for every draw of the attack.
     """

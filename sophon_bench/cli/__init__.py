@@ -80,7 +80,7 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 @click.group(cls=Group, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="sophon-bench")
 def main() -> None:
-    """Does a model that claims to be non-fine-tunable keep its word?
+    """Does a model that claims to be non-fine-tunable hold up?
 
     \b
     Examples:

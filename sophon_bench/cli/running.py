@@ -171,7 +171,7 @@ def command_of(*arguments: str) -> str:
 def study(
     name: str, attack: Words, seeds: list[int], out: Path, dry_run: bool, **options: Any
 ) -> int:
-    """Run a named experiment: how one hyperparameter of a defense changes what it is worth.
+    """Run a named experiment: how one hyperparameter of a defense changes its resistance.
 
     NAME is one of 'sophon-bench list studies', or a YAML file like them. Writes NAME.md, NAME.json
     and NAME.png. What the store has is not done again.
@@ -278,7 +278,7 @@ def audit(
     dry_run: bool,
     **options: Any,
 ) -> int:
-    """Put a released model through a suite: does it keep its word?
+    """Put a released model through a suite: is it non-fine-tunable?
 
     The file holds the state dict of a timm model with its head for the scenario's original domain,
     under timm's names or this benchmark's own, behind any wrappers (module., _orig_mod., …);

@@ -39,8 +39,8 @@ def submit(
     """Make an entry for the leaderboard of the records of a run.
 
     Checks that nothing is left out: every trial of the suite, its search and its runs on benign
-    domains, against the defense and the undefended model, and fresh weights, on the same seeds.
-    What is missing is said, all of it, and nothing is written then.
+    domains, against the defense, the undefended model and random initialisation, on the same
+    seeds. All that is missing is said, and nothing is written then.
 
     \b
     Example:

@@ -110,7 +110,7 @@ class Bench:
         return self.samples(benign[0], "train").copy() if benign else None
 
     def new_model(self, rng: torch.Generator, *, pretrained: bool = False) -> Model:
-        """A model with fresh weights and the original head; or the published weights, if asked."""
+        """A model with random weights and the original head; or the published weights, if asked."""
         model: Model = self.backbone.build(
             self.data.original.task.num_outputs,
             rng,

@@ -312,7 +312,7 @@ def growth(
     updates: int,
     tick: Callable[[float], None],
 ) -> list[Update]:
-    """Measure ``defenses``, given with their selectors, on fresh weights of one backbone.
+    """Measure ``defenses``, given with their selectors, on random weights of one backbone.
 
     Args:
         updates: How many are timed, after the first one and as many whose passes are counted; a

@@ -60,7 +60,7 @@ class Entry:
     """One registered plugin class.
 
     Attributes:
-        control: Whether it is what others are compared with (the undefended model, fresh weights).
+        control: Whether others are compared with it (undefended model, random initialisation).
         optional: Whether a control runs only where it is asked for; every table needs the others.
         mechanism: What an attack works by; flags compare mechanisms.
         hidden: Whether lists leave it out (a canary, say); its name still finds it.
