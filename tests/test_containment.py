@@ -295,6 +295,20 @@ def test_a_generator_that_never_ends_is_freed_all_the_same() -> None:
     assert freed[0]() is None
 
 
+def test_a_driven_generator_that_is_freed_late_touches_no_other_stage() -> None:
+    with Containment([]) as first:
+        late = [first.drive(lambda: iter(range(3)))]
+        assert next(late[0]) == 0
+    with Containment([]) as second:
+
+        def step() -> Iterator[int]:
+            late.clear()
+            yield sys.stdout.write("")
+
+        assert list(second.drive(step)) == [0]
+    assert second.found == []
+
+
 def test_a_generator_that_somebody_holds_is_never_asked_again() -> None:
     script = (
         "import sys\n"

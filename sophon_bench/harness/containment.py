@@ -133,6 +133,8 @@ class Containment:
     def close(self) -> None:
         """End the generator, whatever it does about it."""
         steps, self._steps = self._steps, None
+        if steps is None:  # the generator of `drive` may be freed long after, inside another stage
+            return
         close: Callable[[], object] = getattr(steps, "close", lambda: None)
         for _ in range(CLOSINGS):
             try:
