@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import layout, provenance
@@ -16,9 +15,6 @@ from sophon_bench.leaderboard.tables import Gaps
 from sophon_bench.leaderboard.templates import rendered
 from sophon_bench.results import Results
 from sophon_bench.results.records import Records
-
-if TYPE_CHECKING:
-    pass
 
 DIFFERENT = "Different from the original:"
 """Begins the passage of a class docstring that says so."""

@@ -16,6 +16,8 @@ from sophon_bench.leaderboard.columns import Row, frame, number, percent, record
 from sophon_bench.leaderboard.layout import Key
 from sophon_bench.leaderboard.names import Attacks, Legend, is_envelope, with_names
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows, printed
+from sophon_bench.plugins.failures import BadInput
+from sophon_bench.plugins.registry import unknown
 from sophon_bench.results import Results, documents
 from sophon_bench.results.frames import PLACE
 from sophon_bench.results.records import Records
@@ -147,6 +149,22 @@ def differences(rows: DataFrame, names: Mapping[str, str] | None = None) -> list
         )
 
     return layout.places(rows, lambda df: [table(df)])
+
+
+def show_differences(form: str, cells: Records, against: str, frozen: Gaps) -> str:
+    """What every defense has more than ``against``, in one of `render.FORMATS`.
+
+    Raises:
+        BadInput: If there is no such defense, or no other one beside it.
+    """
+    if against not in (known := {cells.defense(cell).label for cell in cells.cells}):
+        raise BadInput(unknown("defense", against, known))
+    found = analysis.differences(Results.of(cells), against, frozen)
+    if found.empty:
+        raise BadInput(f"no other defense was attacked beside {against!r}")
+    return printed(
+        form, lambda: differences(found), Flat(frames=[found], columns=columns.DIFFERENCES)
+    )
 
 
 def agreements(name: str, df: DataFrame) -> Place:

@@ -66,9 +66,9 @@ def test_the_documentation_has_commands() -> None:
 def test_list_says_what_there_is_and_where_it_belongs(sets: Path) -> None:
     (sets / "svhn").mkdir()
     (sets / "svhn/train_32x32.mat").write_bytes(b"x")
-    lines = {
-        line.split()[0]: line for line in call("data", "list", "--data", sets).stdout.splitlines()
-    }
+    head, *rows = call("data", "list", "--data", sets).stdout.splitlines()
+    assert head.split() == ["name", "size", "licence", "place", "state", "page"]
+    lines = {line.split()[0]: line for line in rows}
     assert lines.keys() == SETS.keys()
     for name, line in lines.items():
         assert SETS[name].licence in line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +53,10 @@ def write_json(file: Path | None, content: Any) -> None:
 
 
 def without_collector() -> None:
-    """Records have no cycles: among 100 000 of them the collector looks for nothing, and long."""
-    gc.disable()
-    click.get_current_context().call_on_close(gc.enable)
+    """Leave the garbage collector off until the command has ended (`no_collector`)."""
+    from sophon_bench.results.files import no_collector
+
+    click.get_current_context().with_resource(no_collector())
 
 
 def read_records(source: Path | None, store: str | None = None) -> Records:

@@ -27,13 +27,11 @@ def data() -> None:
 @options.data_folder
 def list_() -> None:
     """List published sets: size, licence, where each is expected, and whether it is there."""
-    from sophon_bench.data.preparing import rows
+    from tabulate import tabulate
 
-    found = list(rows())
-    widths = [max(map(len, column)) for column in zip(*found, strict=True)]
-    for row in found:
-        cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
+    from sophon_bench.data.preparing import Row, rows
+
+    click.echo(tabulate(rows(), headers=Row._fields, tablefmt="plain", disable_numparse=True))
 
 
 @data.command()

@@ -39,7 +39,7 @@ def table(
       sophon-bench table --published --format latex
       sophon-bench table --from out.json --against sophon-ice
     """
-    from sophon_bench.leaderboard import differences, entries, frozen, tables
+    from sophon_bench.leaderboard import entries, frozen, tables
 
     if published and (source or store):
         raise Refused("--published is of entries that come with the package; give no other records")
@@ -47,7 +47,7 @@ def table(
         raise Refused("--against pairs seeds of one run's records; give --from FILE or --store DIR")
     if against is not None:
         records = read_records(source, store)
-        text = differences.show(form, records, against, frozen.published())
+        text = tables.show_differences(form, records, against, frozen.published())
     elif published:
         without_collector()
         text = tables.show(form, entries.report(entries.published(), frozen.published()))

@@ -20,13 +20,10 @@ SAMPLES = (100, 500, 2000)
 
 STEPS = 200
 """Updates of the longest budget: 12800 examples, six passes over the largest n, 25 over the middle
-one. From ImageNet weights 100 updates of Adam took an undefended EfficientNet-Lite0 to 57 % on
-CIFAR-10 at 64 pixels and random initialisation to 21 %; twice as many leave time to small steps,
-and ten times as many, to which the best trials go on, show whether protection only delays."""
+one. The best trials go on to ten times as many. A guess: no published result rests on it yet."""
 
 PRETRAIN_STEPS = 500
-"""Updates of pre-training: from ImageNet weights on Imagenette at 64 pixels, validation accuracy
-was 69, 78 and 80 % after 100, 200 and 300 updates and rose little from there."""
+"""Updates of pre-training: 32000 examples, 3.4 passes over Imagenette. A guess, as `STEPS` is."""
 
 BENIGN = ("greek", "shapes")
 """Drawn, so that two folders are all that is needed."""
@@ -56,7 +53,7 @@ class Pair:
         names: What the domains are called in tables, in this order; by default like the folder.
         image_size: Height and width of the images in pixels; 64 as in the paper.
         seed: Seed of which images each split takes.
-        pretrain_steps: Updates of pre-training; 500 where training from ImageNet weights flattens.
+        pretrain_steps: Updates of pre-training.
     """
 
     original: str = ""

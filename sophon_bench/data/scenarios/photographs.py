@@ -20,6 +20,14 @@ from sophon_bench.data.scenarios.pair import BENIGN, PRETRAIN_STEPS, cross
 
 @dataclass(frozen=True, kw_only=True)
 class _Photographs:
+    """Two published sets of photographs, and two benign domains.
+
+    Args:
+        image_size: Height and width of the images in pixels.
+        seed: Seed of which images each split takes.
+        pretrain_steps: Updates of pre-training.
+    """
+
     image_size: Annotated[int, Interval(ge=16, le=512)] = 64
     seed: Annotated[int, Ge(0)] = 0
     pretrain_steps: Annotated[int, Ge(1)] = PRETRAIN_STEPS
@@ -49,11 +57,6 @@ class ImagenetteCifar10(_Photographs):
     """Imagenette (original) and CIFAR-10 (restricted), MNIST and shapes (benign).
 
     A name for ``pair[original=imagenette,restricted=cifar10,benign=[mnist,shapes]]``.
-
-    Args:
-        image_size: Height and width of the images in pixels.
-        seed: Seed of which images each split takes.
-        pretrain_steps: Updates of pre-training.
     """
 
     domains: ClassVar[tuple[str, ...]] = ("imagenette", "cifar10", "mnist", "shapes")
@@ -65,11 +68,6 @@ class ImagenetteCinic10(_Photographs):
     """Imagenette (original) and CINIC-10 (restricted), MNIST and shapes (benign).
 
     A name for ``pair[original=imagenette,restricted=cinic10,benign=[mnist,shapes]]``.
-
-    Args:
-        image_size: Height and width of the images in pixels.
-        seed: Seed of which images each split takes.
-        pretrain_steps: Updates of pre-training.
     """
 
     domains: ClassVar[tuple[str, ...]] = ("imagenette", "cinic10", "mnist", "shapes")
@@ -81,11 +79,6 @@ class ImagenetteStl10(_Photographs):
     """Imagenette (original) and STL-10 (restricted), MNIST and shapes (benign).
 
     A name for ``pair[original=imagenette,restricted=stl10,benign=[mnist,shapes]]``.
-
-    Args:
-        image_size: Height and width of the images in pixels.
-        seed: Seed of which images each split takes.
-        pretrain_steps: Updates of pre-training.
     """
 
     domains: ClassVar[tuple[str, ...]] = ("imagenette", "stl10", "mnist", "shapes")
@@ -97,11 +90,6 @@ class ImagenetteSvhn(_Photographs):
     """Imagenette (original) and SVHN (restricted), Greek and shapes (benign).
 
     A name for ``pair[original=imagenette,restricted=svhn,benign=[greek,shapes]]``.
-
-    Args:
-        image_size: Height and width of the images in pixels.
-        seed: Seed of which images each split takes.
-        pretrain_steps: Updates of pre-training.
     """
 
     domains: ClassVar[tuple[str, ...]] = ("imagenette", "svhn", *BENIGN)
@@ -113,11 +101,6 @@ class ImagenetteMnist(_Photographs):
     """Imagenette (original) and MNIST (restricted), Greek and shapes (benign).
 
     A name for ``pair[original=imagenette,restricted=mnist,benign=[greek,shapes]]``.
-
-    Args:
-        image_size: Height and width of the images in pixels.
-        seed: Seed of which images each split takes.
-        pretrain_steps: Updates of pre-training.
     """
 
     domains: ClassVar[tuple[str, ...]] = ("imagenette", "mnist", *BENIGN)
@@ -129,11 +112,6 @@ class Cifar10Stl10(_Photographs):
     """CIFAR-10 (original) and STL-10 (restricted), MNIST and shapes (benign).
 
     A name for ``pair[original=cifar10,restricted=stl10,benign=[mnist,shapes]]``.
-
-    Args:
-        image_size: Height and width of the images in pixels.
-        seed: Seed of which images each split takes.
-        pretrain_steps: Updates of pre-training.
     """
 
     domains: ClassVar[tuple[str, ...]] = ("cifar10", "stl10", "mnist", "shapes")
