@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 from sophon_bench.analysis import agreement, comparison, cost, score, series, tuning
 from sophon_bench.analysis import images as made
 from sophon_bench.analysis import trials as tried
+from sophon_bench.analysis.envelope import once
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from sophon_bench.results import Results
 
 
 def _named(find: Callable[..., DataFrame], several: int = 1) -> Callable[..., DataFrame]:
@@ -25,20 +28,30 @@ def _named(find: Callable[..., DataFrame], several: int = 1) -> Callable[..., Da
     def answer(*arguments: Any) -> DataFrame:
         df = find(*arguments).copy()
         for kind in [kind for kind in ("defense", "attack") if kind in df]:
-            plugins = {
-                shown: (name, label)
-                for results in arguments[:several]
-                for label, name, version in results.cells[
-                    [kind, f"{kind}_name", f"{kind}_version"]
-                ].drop_duplicates().itertuples(index=False, name=None)
-                for shown in (label, f"{label}@{version[:7]}")
-            }  # fmt: skip
+            plugins: dict[str, tuple[str, str]] = {}
+            for results in arguments[:several]:
+                plugins |= _plugins(results)[kind]
             for number, end in enumerate(("name", "label")):
                 known = {shown: plugin[number] for shown, plugin in plugins.items()}
                 df[f"{kind}_{end}"] = df[kind].map(known).astype(object)
         return df
 
     return answer
+
+
+@once
+def _plugins(results: Results) -> dict[str, dict[str, tuple[str, str]]]:
+    """Names and selectors of defenses and of attacks, by what tables may show of them."""
+    return {
+        kind: {
+            shown: (name, label)
+            for label, name, version in results.cells[[kind, f"{kind}_name", f"{kind}_version"]]
+            .drop_duplicates()
+            .itertuples(index=False, name=None)
+            for shown in (label, f"{label}@{version[:7]}")
+        }
+        for kind in ("defense", "attack")
+    }
 
 
 trials = _named(tried.trials)

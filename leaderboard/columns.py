@@ -112,10 +112,11 @@ def records(df: DataFrame) -> list[dict[str, Any]]:
 
 
 def _plain(column: Series) -> list[Any]:
-    values = column.astype(object).tolist()
-    missing = column.isna().tolist()
-    if any(missing):
-        values = [None if lost else v for v, lost in zip(values, missing, strict=True)]
+    values: list[Any] = column.tolist()
+    if column.hasnans:
+        values = [None if lost else v for v, lost in zip(values, column.isna(), strict=True)]
+    if column.dtype != object:
+        return values
     return [v.item() if isinstance(v, np.generic) else v for v in values]
 
 

@@ -6,6 +6,7 @@ the plugin's name and a number. Either way the selector stands in a legend below
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,7 @@ class Attacks:
         return (self._rows[attack]["attack_name"], varied, attack)
 
 
+@functools.cache
 def _changed(label: str) -> Mapping[str, Any]:
     """The hyperparameters that a selector names; none if it is not one."""
     try:

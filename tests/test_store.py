@@ -79,7 +79,6 @@ def test_records_come_back_as_they_were(root: str, make_cell: MakeCell) -> None:
     assert found.models == records.models
     assert found.asked == records.asked
     assert found.cells == sorted(records.cells, key=lambda cell: cell.key)
-    assert store.count() == 2
 
 
 def test_only_what_failed_is_written_over(root: str, make_cell: MakeCell) -> None:
@@ -96,7 +95,7 @@ def test_two_writers_leave_one_record_that_is_whole(root: str, make_cell: MakeCe
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda cell: Store(root).put_cell(cell), cells))
     assert Store(root).cell("k") in cells
-    assert Store(root).count() == 1
+    assert len(folder(root).names("cells", ".json")) == 1
 
 
 def test_a_manifest_grows(root: str, make_cell: MakeCell) -> None:

@@ -111,7 +111,8 @@ class Outcomes:
         self._test = np.append(self.points["test"].to_numpy(), np.nan)
         self._position = np.append(self.points["position"].to_numpy(), -1)
         self.selected = self._selected()
-        self._rank = cells.sort_values(["attack", "stretch"], kind="stable").index.argsort()
+        trial = cells.groupby(["attack", "stretch"]).ngroup().to_numpy()
+        self._rank = np.argsort(np.argsort(trial, kind="stable"))
 
     def _selected(self) -> Positions:
         position = self.points["position"].to_numpy()
@@ -342,7 +343,8 @@ def _labels(cells: DataFrame, kind: str) -> Series:
     versions = cells[[*of, version]].drop_duplicates()
     several = versions.loc[versions.duplicated(of), of].drop_duplicates().assign(several=True)
     ambiguous = cells[of].merge(several, on=of, how="left")["several"].notna()
-    return cells[kind].mask(ambiguous, cells[kind] + "@" + cells[version].str[:7])
+    told = cells[ambiguous]
+    return cells[kind].mask(ambiguous, told[kind] + "@" + told[version].str[:7])
 
 
 def _models(cells: DataFrame, places: DataFrame) -> tuple[DataFrame, Any]:

@@ -7,7 +7,7 @@ of the undefended backbone on one example. Labels are selectors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from operator import attrgetter
@@ -108,7 +108,8 @@ def _frame(columns: Mapping[str, Any]) -> DataFrame:
 def _as_frame(arrays: Mapping[str, NDArray[Any]]) -> DataFrame:
     import pandas as pd
 
-    return pd.DataFrame({name: pd.Series(a, dtype=a.dtype) for name, a in arrays.items()})
+    series = {name: pd.Series(a, dtype=a.dtype) for name, a in arrays.items()}
+    return pd.DataFrame(series, copy=False)
 
 
 def _array(values: Any, dtype: Any) -> NDArray[Any]:
@@ -122,17 +123,22 @@ def _array(values: Any, dtype: Any) -> NDArray[Any]:
     return np.asarray(values, dtype=dtype)
 
 
-def _columns(records: Sequence[Any], paths: Mapping[str, str]) -> dict[str, Any]:
-    """Columns by name, each of an attribute of records by its dotted path.
+def _parts(records: Sequence[Any], paths: Iterable[str]) -> Iterator[Iterable[tuple[Any, ...]]]:
+    """Attributes by their dotted paths, a tuple each, of a part of the records after the other.
 
-    In parts that are too small for the garbage collector to look at all records on their account.
+    What a part holds stays in the processor's cache until all its columns are read.
     """
-    values = attrgetter(*paths.values())
-    columns: dict[str, list[Any]] = {name: [] for name in paths}
+    values = attrgetter(*paths)
     for start in range(0, len(records), 500):
-        rows = map(values, records[start : start + 500])
-        for column, part in zip(columns.values(), zip(*rows, strict=True), strict=True):
-            column.extend(part)
+        yield zip(*map(values, records[start : start + 500]), strict=True)
+
+
+def _columns(records: Sequence[Any], paths: Mapping[str, str]) -> dict[str, Any]:
+    """Columns by name, each of an attribute of records by its dotted path."""
+    columns: dict[str, list[Any]] = {name: [] for name in paths}
+    for part in _parts(records, paths.values()):
+        for column, values in zip(columns.values(), part, strict=True):
+            column.extend(values)
     return columns
 
 
@@ -167,8 +173,9 @@ def _plugins(kind: str, plugins: Sequence[PluginId]) -> dict[str, Any]:
     import numpy as np
     import pandas as pd
 
-    encoded = _array(list(map(msgspec.msgpack.Encoder().encode, plugins)), object)
-    rows = pd.factorize(encoded)[0]
+    encode = msgspec.msgpack.Encoder().encode
+    encoded = {key: encode(plugin) for key, plugin in {id(each): each for each in plugins}.items()}
+    rows = pd.factorize(_array([encoded[id(plugin)] for plugin in plugins], object))[0]
     _, first = np.unique(rows, return_index=True)
     paths = {kind: "label", **_paths(PLUGIN, f"{kind}_")}
     if kind == "attack":
@@ -230,12 +237,18 @@ def _points(cells: Sequence[Cell]) -> DataFrame:
     curves = [cell.curve for cell in cells]
     scored = np.array(list(map(len, curves)), dtype="int64")
     count, ends = int(scored.sum()), np.cumsum(scored)
-    columns: dict[str, Any] = {
-        "cell": np.repeat(_array([cell.key for cell in cells], object), scored),
-        "number": np.arange(count) - np.repeat(ends - scored, scored),
-    }
-    for name in POINT:
-        values = (getattr(curve, name) or repeat(math.nan, len(curve)) for curve in curves)
-        dtype = "int64" if name == "steps" else "float64"
-        columns[name] = np.fromiter(chain.from_iterable(values), dtype, count)
-    return _as_frame(columns)
+    columns: dict[str, list[Any]] = {name: [np.empty(0)] for name in POINT}
+    for part in _parts(curves, POINT):
+        steps, *others, second = part
+        if None in second:
+            unknown = (repeat(math.nan, len(each)) for each in steps)
+            second = tuple(v or nan for v, nan in zip(second, unknown, strict=True))
+        for column, lists in zip(columns.values(), (steps, *others, second), strict=True):
+            column.append(np.fromiter(chain.from_iterable(lists), "float64"))
+    return _as_frame(
+        {
+            "cell": np.repeat(_array([cell.key for cell in cells], object), scored),
+            "number": np.arange(count) - np.repeat(ends - scored, scored),
+            **{name: np.concatenate(parts) for name, parts in columns.items()},
+        }
+    ).astype({"steps": "int64"})
