@@ -126,7 +126,7 @@ class Store:
     def records(self) -> Records:
         """Every finished cell in order of key, its models, and who asked for it in all runs.
 
-        Cells of one trial share what says which it is: a third of what a record takes.
+        Cells of one trial share what says which it is: a sixth of what a record takes.
         """
         known: dict[bytes, PluginId] = {}
         encode = msgspec.msgpack.Encoder().encode
