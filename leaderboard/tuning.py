@@ -15,7 +15,6 @@ from sophon_bench.leaderboard.names import Legend
 from sophon_bench.leaderboard.render import Flat, Place, Table, flat_rows
 from sophon_bench.plugins import grids
 from sophon_bench.plugins.failures import BadInput
-from sophon_bench.plugins.registry import defenses
 from sophon_bench.results import Results
 from sophon_bench.results.files import write_atomic
 from sophon_bench.results.frames import PLACE, PROVENANCE
@@ -23,6 +22,8 @@ from sophon_bench.results.records import Records
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from sophon_bench.plugins.grids import Search
 
 CRITERION = (
     "100 x resistance x intactness; resistance from utilities on the selection split, clipped to "
@@ -76,22 +77,22 @@ def document(
     cells: Records,
     rows: DataFrame,
     *,
-    defense: str,
+    search: Search,
     command: str,
 ) -> bytes:
     """Everything about one defense's search, as JSON: the same for the same records."""
     best = chosen(rows)
     results = Results.of(cells)
-    named = results.cells["defense_name"] == defense
+    named = results.cells["defense_name"] == search.name
     own = results.cells[results.cells["defense_control"] | named]
     content = {
-        "defense": defense,
+        "defense": search.name,
         "chosen": None
         if best is None
         else {"selector": best["defense"], "parameters": best["parameters"]},
         "criterion": CRITERION,
         "command": command,
-        "grid": defenses.get(defense).declared.tuning,
+        "grid": search.grid,
         "drawn_with": grids.DRAWN_WITH,
         "seeds": sorted(set(own["seed"].tolist())),
         "versions": _versions(own, results.models.loc[[*own["pretrained"], *own["released"]]]),

@@ -8,15 +8,15 @@ from typing import Annotated, Any, ClassVar
 import pytest
 from annotated_types import Gt
 
-from sophon_bench.plugins.grids import configurations
-from sophon_bench.plugins.registry import Entry, Registry, attacks, defenses
+from sophon_bench.plugins.grids import search
+from sophon_bench.plugins.registry import Registry, attacks, defenses
 from sophon_bench.plugins.selectors import SelectorError
 from sophon_bench.plugins.suites import suite_files, trials
 
 GRID = {"lr": (0.01, 0.1, 0.5), "several": (("x",), ("y", "z")), "on": (False, True)}
 
 
-def entry(grid: dict[str, Any]) -> Entry:
+def things(grid: dict[str, Any]) -> Registry:
     registry = Registry("thing")
 
     @registry.register("thing")
@@ -33,11 +33,11 @@ def entry(grid: dict[str, Any]) -> Entry:
             if self.on and self.several == ("y", "z"):
                 raise ValueError("on goes with x alone")
 
-    return registry.get("thing")
+    return registry
 
 
-def labels(grid: dict[str, Any], count: int) -> list[str]:
-    return [trial.label for trial in configurations(entry(grid), count)]
+def labels(grid: dict[str, Any], count: int, selector: str = "thing") -> list[str]:
+    return [trial.label for trial in search(things(grid), selector, count).trials]
 
 
 def test_the_defaults_come_first_and_the_rest_are_distinct_members_of_the_grid() -> None:
@@ -65,6 +65,22 @@ def test_a_larger_count_adds_to_a_smaller_one_and_draws_repeat() -> None:
     assert labels(grid, 12) != ["thing", *(f"thing[lr={i}.0]" for i in range(1, 12))], "in order"
 
 
+def test_values_of_a_selector_take_the_place_of_defaults() -> None:
+    assert sorted(labels({"lr": (0.01, 0.1)}, 9, "thing[on=true]")) == [
+        "thing[lr=0.01,on=true]",
+        "thing[on=true]",
+    ]
+
+
+@pytest.mark.parametrize("declared", [{}, {"on": (False, True)}])
+def test_lists_of_a_selector_take_the_place_of_the_declared_grid(declared: dict[str, Any]) -> None:
+    found = search(things(declared), "thing[lr=[1,2],several=[[x],[y,z]]]", 9)
+    assert found.grid == {"lr": [1.0, 2.0], "several": [("x",), ("y", "z")]}
+    assert found.trials[0].label == "thing[lr=1.0]"
+    assert len({trial.label for trial in found.trials}) == 4
+    assert not any(trial.parameters["on"] for trial in found.trials)
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
@@ -80,7 +96,7 @@ def test_a_grid_that_the_plugin_does_not_take_is_refused(
     grid: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SelectorError) as error:
-        configurations(entry(grid), 100)
+        search(things(grid), "thing", 100)
     assert message in str(error.value)
     assert "thing 'thing'" in str(error.value)
     assert "\n" not in str(error.value)
@@ -88,8 +104,7 @@ def test_a_grid_that_the_plugin_does_not_take_is_refused(
 
 @pytest.mark.parametrize("name", [n for n in defenses.names() if defenses.get(n).declared.tuning])
 def test_every_declared_grid_is_taken_whole(name: str) -> None:
-    declared = defenses.get(name)
-    found = configurations(declared, 10**6)
+    found = search(defenses, name, 10**6).trials
     assert len(found) >= 12
     assert len({trial.label for trial in found}) == len(found)
 

@@ -81,7 +81,8 @@ def test_two_folders_are_a_scenario(folders: Path, tmp_path: Path) -> None:
         "tools": {"test": 4, "selection": 2, "train": 14},
     }
     assert data.original.classes == ("a", "b", "c")
-    assert (data.image_size, data.samples, data.pretrain_steps) == (16, (30,), 2)
+    assert (data.image_size, data.samples) == (16, (30,))
+    assert data.recipes == ((2, 3e-4), (2, 1e-3))
     assert testing.check_scenario(trial.plugin, Backbone.of("test_resnet")) == []
 
 

@@ -142,7 +142,11 @@ def test_nothing_to_choose_by_is_a_failure_that_is_kept(
     [
         (["none"], "defense 'none' declares no grid to search; add one to the body of its class"),
         (["sophon-icy"], "unknown defense 'sophon-icy'; did you mean 'sophon-ice'"),
-        (["sophon-ice[alpha=1]"], "unknown defense"),
+        (["sophon-ice[alfa=[1,2]]"], "has no parameter 'alfa'; did you mean 'alpha'"),
+        (
+            ["sophon-ice", "sophon-ice[mu=[1,2]]"],
+            "sophon-ice is searched twice; give it one selector",
+        ),
         (["sophon-ice", "--configurations", "0"], "0 is not in the range x>=1"),
         (["sophon-ice", "--seeds", "x"], "--seeds takes numbers and ranges"),
         (["sophon-ice", "--steps", "0"], "at least 1 step"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,7 +207,7 @@ def study(
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True, metavar="DEFENSE...", shell_complete=DEFENSES)
+@click.argument("selectors", nargs=-1, required=True, metavar="DEFENSE...", shell_complete=DEFENSES)
 @options.count("--configurations", "How many are tried: the defaults, and drawn ones.", default=12)
 @options.setting
 @options.numbers("--seeds", "Seeds; others than defenses are judged on.", default="100-101")
@@ -214,18 +215,19 @@ def study(
 @options.directory("Where DEFENSE.json goes; in the repository, leaderboard/tuning.")
 @options.flag("--force", "Replace the document of another search.")
 def tune(
-    names: Words, configurations: int, out: Path, force: bool, dry_run: bool, **options: Any
+    selectors: Words, configurations: int, out: Path, force: bool, dry_run: bool, **options: Any
 ) -> int:
     """Choose a defense's hyperparameters: the same search and budget for every defense.
 
-    Tries configurations of the grid that the defense declares ('sophon-bench show DEFENSE') under
-    @tuning, and chooses by resistance and intactness on validation data alone. What the store has
-    is not done again.
+    Tries configurations of the grid that the defense declares ('sophon-bench show DEFENSE'), or of
+    the lists in a selector, under @tuning, and chooses by resistance and intactness on validation
+    data alone. What the store has is not done again.
 
     \b
     Examples:
       sophon-bench tune sophon-ice --out leaderboard/tuning
       sophon-bench tune sophon-ice sophon-klu --configurations 20 --workers 2 --out tuning
+      sophon-bench tune 'sophon-ice[alpha=[1e-3,4e-3],iterations=60]' --out tuning
     """
     from sophon_bench import library
     from sophon_bench.leaderboard import tuning
@@ -233,29 +235,30 @@ def tune(
     from sophon_bench.plugins import grids
     from sophon_bench.plugins.registry import defenses
 
-    drawn = {
-        name: grids.configurations(defenses.get(name), configurations)
-        for name in dict.fromkeys(names)
-    }
-    tried = [trial for trials in drawn.values() for trial in trials]
-    job = library.planned(tried, ["@tuning"], command=command_of(*names), **options)
+    searches = {text: grids.search(defenses, text, configurations) for text in selectors}
+    names = Counter(search.name for search in searches.values())
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise Refused(f"{twice[0]} is searched twice; give it one selector")
+    tried = [trial for search in searches.values() for trial in search.trials]
+    job = library.planned(tried, ["@tuning"], command=command_of(*searches), **options)
     if dry_run:
         return print_plan(job)
     make_directory(out)
-    commands = {name: command_of(name) for name in drawn}
-    for name in () if force else drawn:
-        tuning.check(out / f"{name}.json", commands[name])
+    wanted = [
+        (search, command_of(text), out / f"{search.name}.json") for text, search in searches.items()
+    ]
+    for _, command, file in () if force else wanted:
+        tuning.check(file, command)
     cells = job.run()
     code = 0
-    for name, trials in drawn.items():
-        file, command = out / f"{name}.json", commands[name]
-        found = tuning.rows_of(cells, [trial.label for trial in trials])
+    for search, command, file in wanted:
+        found = tuning.rows_of(cells, [trial.label for trial in search.trials])
         click.echo(to_console([tuning.table(found, [f"command: {command}"])]))
-        content = tuning.document(cells, found, defense=name, command=command)
+        content = tuning.document(cells, found, search=search, command=command)
         tuning.write(content, file, force=force)
         click.echo(file)
         if tuning.chosen(found) is None:
-            click.echo(f"failed: no configuration of {name} can be chosen", err=True)
+            click.echo(f"failed: no configuration of {search.name} can be chosen", err=True)
             code = 1
     return max(conclude(job, cells), code)
 

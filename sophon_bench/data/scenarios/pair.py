@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from annotated_types import Ge, Interval, MinLen
+from annotated_types import Ge, Gt, Interval, MinLen
 
 from sophon_bench.api import scenarios
 from sophon_bench.data.domains import FOLDER, build_domain, default_name, locate
@@ -18,15 +18,23 @@ from sophon_bench.data.scenario import ScenarioData, ScenarioError
 SAMPLES = (100, 500, 2000)
 """The attacker's n: few, some, and as many as the split has at most."""
 
-STEPS = 200
-"""Updates of the longest budget: 12800 examples, six passes over the largest n, 25 over the middle
-one. The best trials go on to ten times as many. A guess: no published result rests on it yet."""
+STEPS = 100
+"""Updates of the longest budget: 6400 examples, 16 passes over what an attacker trains on of 500.
+On Imagenette and CIFAR-10, ImageNet weights of EfficientNet-Lite0 are then 36 points above random
+initialisation (57 and 21 %, one seed); the best trials of a suite go on for longer."""
 
-PRETRAIN_STEPS = 500
-"""Updates of pre-training: 32000 examples, 3.4 passes over Imagenette. A guess, as `STEPS` is."""
+PRETRAIN_STEPS = 1500
+"""Updates of pre-training: 96000 examples, 11 passes over Imagenette. With 600, ImageNet weights of
+EfficientNet-Lite0 reach 85.9 % at 64x64 pixels (step size 1e-3, one seed)."""
+
+PRETRAIN_LRS = (3e-4, 1e-3)
+"""Step sizes of pre-training, of which validation chooses: pre-trained weights want small ones. At
+2e-3, EfficientNet-Lite0 was behind 1e-3 from the second hundred of updates on."""
 
 BENIGN = ("greek", "shapes")
 """Drawn, so that two folders are all that is needed."""
+
+Rates = Annotated[tuple[Annotated[float, Gt(0)], ...], MinLen(1)]
 
 
 @scenarios.register("pair")
@@ -54,6 +62,7 @@ class Pair:
         image_size: Height and width of the images in pixels; 64 as in the paper.
         seed: Seed of which images each split takes.
         pretrain_steps: Updates of pre-training.
+        pretrain_lrs: Step sizes of pre-training; validation on the original domain chooses one.
     """
 
     original: str = ""
@@ -63,6 +72,7 @@ class Pair:
     image_size: Annotated[int, Interval(ge=16, le=512)] = 64
     seed: Annotated[int, Ge(0)] = 0
     pretrain_steps: Annotated[int, Ge(1)] = PRETRAIN_STEPS
+    pretrain_lrs: Rates = PRETRAIN_LRS
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -100,6 +110,7 @@ class Pair:
             image_size=self.image_size,
             seed=self.seed,
             pretrain_steps=self.pretrain_steps,
+            pretrain_lrs=self.pretrain_lrs,
             cache=cache,
         )
 
@@ -139,6 +150,7 @@ def cross(
     image_size: int,
     seed: int,
     pretrain_steps: int,
+    pretrain_lrs: tuple[float, ...],
     cache: Path | None,
 ) -> ScenarioData:
     """The scenario of domains: original, restricted, and benign ones; raises as `build_domain`.
@@ -162,4 +174,5 @@ def cross(
         samples=tuple(n for n in SAMPLES if n <= pool) or (pool,),
         steps=STEPS,
         pretrain_steps=pretrain_steps,
+        pretrain_lrs=pretrain_lrs,
     )

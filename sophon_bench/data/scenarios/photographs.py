@@ -15,7 +15,7 @@ from annotated_types import Ge, Interval
 
 from sophon_bench.api import scenarios
 from sophon_bench.data.scenario import ScenarioData
-from sophon_bench.data.scenarios.pair import BENIGN, PRETRAIN_STEPS, cross
+from sophon_bench.data.scenarios.pair import BENIGN, PRETRAIN_LRS, PRETRAIN_STEPS, Rates, cross
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +26,13 @@ class _Photographs:
         image_size: Height and width of the images in pixels.
         seed: Seed of which images each split takes.
         pretrain_steps: Updates of pre-training.
+        pretrain_lrs: Step sizes of pre-training; validation on the original domain chooses one.
     """
 
     image_size: Annotated[int, Interval(ge=16, le=512)] = 64
     seed: Annotated[int, Ge(0)] = 0
     pretrain_steps: Annotated[int, Ge(1)] = PRETRAIN_STEPS
+    pretrain_lrs: Rates = PRETRAIN_LRS
 
     domains: ClassVar[tuple[str, ...]]
 
@@ -47,6 +49,7 @@ class _Photographs:
             image_size=self.image_size,
             seed=self.seed,
             pretrain_steps=self.pretrain_steps,
+            pretrain_lrs=self.pretrain_lrs,
             cache=cache,
         )
 

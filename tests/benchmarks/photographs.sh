@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# The board of photographs: Imagenette (original) and CIFAR-10 (restricted) at 64x64, EfficientNet-Lite0
+# from ImageNet weights (the extra [pretrained]). First `tune`, on seed 100, then the run, seed by seed.
+#
+#     tests/benchmarks/photographs.sh DATA STORE OUT [OPTION...]
+#
+# DATA holds the published sets (sophon-bench data list --data DATA). Options go to sophon-bench:
+# --device cuda, --threads 1, --dry-run. SLICE=540 stops it after so many seconds; the same command
+# goes on from there, and exits with 0 once nothing is left. OUT gets the searches' documents and
+# run.json.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+data=${1:?usage: $0 DATA STORE OUT [OPTION...]} store=${2:?STORE} out=${3:?OUT}
+shift 3
+python=${PYTHON:-python}
+mkdir -p "$out"
+end=$((SECONDS + ${SLICE:-1000000000}))
+
+bench() { # bench COMMAND ARGUMENTS...: for as long as the slice has; 124 if that is over
+    timeout --signal INT --kill-after 60 "$((end > SECONDS ? end - SECONDS : 1))" \
+        "$python" -m sophon_bench "$@" --scenario imagenette-cifar10 --backbone tf_efficientnet_lite0 \
+        --weights timm --samples 500 --data "$data" --store "$store" "${options[@]}"
+}
+options=("$@")
+
+# A fifth of SOPHON's defaults: an update of EfficientNet-Lite0 costs 40 of the embedded backbone.
+# Step sizes are those that the undefended model learns at; the embedded scenario's are not.
+sophon='iterations=60,inner_steps=20,ntr_steps=[6,12],alpha=[2e-3,8e-3]'
+strategies='strategies=[[adam@1e-4..1e-3,sgd@1e-2],[adam@1e-4..3e-3,momentum@1e-3..1e-1]]'
+drawn='iterations=60,horizons=[10,30],ntr_steps=[6,12],alpha=[2e-3,8e-3]'
+bench tune "sophon-ice[$sophon,$strategies]" "sophon-klu[$sophon,$strategies]" \
+    "sophon-wide[$drawn,$strategies]" naive-ascent repnoise \
+    --configurations 4 --seeds 100 --steps 50 --out "$out"
+
+chosen() { # chosen DEFENSE: the configuration that the search chose
+    "$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["chosen"]["selector"])' \
+        "$out/$1.json"
+}
+defenses=()
+for name in sophon-ice sophon-klu sophon-wide naive-ascent repnoise; do
+    defenses+=(--defense "$(chosen "$name")")
+done
+for seeds in 0 0-1 0-2; do
+    bench run "${defenses[@]}" --attack @light --attack @paper --seeds "$seeds" --json "$out/run.json"
+done
