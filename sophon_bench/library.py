@@ -18,6 +18,7 @@ from torch import nn
 
 from sophon_bench import testing
 from sophon_bench.api import Model
+from sophon_bench.data.published import sets_in
 from sophon_bench.execution import runs
 from sophon_bench.execution.checkpoints import inspect, trial
 from sophon_bench.execution.plan import PlanError, setting_of
@@ -56,6 +57,7 @@ def run(
     scenario: Several = "glyphs-digits",
     backbone: Several = (),
     weights: str | Path | None = None,
+    data: str | Path | None = None,
     seeds: int | Sequence[int] = 0,
     plugin: Sequence[str | Path] = (),
     store: str | Path | None = None,
@@ -70,6 +72,8 @@ def run(
         backbone: Selectors of backbones; none: the scenario's own.
         weights: What models start from: ``timm``, ``random``, or a file of safetensors or
             torch.save; None: what the backbone says.
+        data: Folder with published sets of images; None: the environment variable
+            ``SOPHON_BENCH_DATA`` names it.
         seeds: A seed, or several.
         plugin: Python files with plugins of one's own; they are executed.
         store: Directory or URL of finished work; None: in the user's cache directory.
@@ -80,8 +84,9 @@ def run(
         The records of this run; a cell that failed has the status ``failed`` and its ``reason``.
     """
     chosen = {**_options(plugin, scenario, backbone, seeds, store), "weights": weights}
-    job = planned(_several(defense), _several(attack), **chosen, **options)
-    return Results.of(job.run(), store=job.store.root)
+    with sets_in(data):
+        job = planned(_several(defense), _several(attack), **chosen, **options)
+        return Results.of(job.run(), store=job.store.root)
 
 
 def _options(

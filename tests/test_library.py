@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 import sophon_bench
 from sophon_bench.analysis.trials import trials
 from sophon_bench.cli import main
+from sophon_bench.data.scenario import ScenarioError
 from sophon_bench.execution.plan import PlanError
 from sophon_bench.leaderboard.columns import records
 from sophon_bench.plugins.registry import UnknownName
@@ -49,6 +50,16 @@ def test_importing_it_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
     with pytest.raises(AttributeError, match="no attribute 'rum'"):
         sophon_bench.rum  # noqa: B018
+
+
+def test_sets_are_looked_for_where_the_call_says_and_nowhere_else_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SOPHON_BENCH_DATA", raising=False)
+    with pytest.raises(ScenarioError, match=f"not in '{tmp_path}'"):
+        sophon_bench.run(scenario="imagenette-cifar10", data=tmp_path, store=tmp_path / "store")
+    with pytest.raises(ScenarioError, match="by --data or SOPHON_BENCH_DATA"):
+        sophon_bench.run(scenario="imagenette-cifar10", store=tmp_path / "store")
 
 
 def test_a_run_is_the_run_of_the_command_line(ran: tuple[Path, Results], tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -99,18 +98,11 @@ def _load(context: click.Context, _parameter: click.Parameter, files: Iterable[P
 
 
 def _name_sets(context: click.Context, _parameter: click.Parameter, folder: str | None) -> None:
-    """Name the folder to all that reads sets, also in other processes, until the command ends."""
-    if folder is None or context.resilient_parsing:
-        return
-    name = "SOPHON_BENCH_DATA"
-    before = os.environ.get(name)
+    """Sets lie in the folder until the command ends."""
+    if folder is not None and not context.resilient_parsing:
+        from sophon_bench.data.published import sets_in
 
-    def restore() -> None:
-        os.environ.pop(name)
-        os.environ.update({} if before is None else {name: before})
-
-    os.environ[name] = folder
-    context.call_on_close(restore)
+        context.with_resource(sets_in(folder))
 
 
 def together(*each: Decorator) -> Decorator:

@@ -8,10 +8,11 @@ picture files have to have as many pictures in each part as were published.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,19 @@ FASHION = (
 
 Arrays = dict[str, tuple[NDArray[np.uint8], NDArray[np.int64]]]
 """Images ``(N, H, W)`` or ``(N, H, W, 3)`` and labels ``(N,)`` by part."""
+
+
+@contextlib.contextmanager
+def sets_in(folder: str | Path | None) -> Iterator[None]:
+    """Sets lie in ``folder``, also for processes that begin meanwhile; None: where they did."""
+    before = os.environ.get(ROOT)
+    if folder is not None:
+        os.environ[ROOT] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(ROOT, None)
+        os.environ.update({} if before is None else {ROOT: before})
 
 
 @dataclass(frozen=True, kw_only=True)
