@@ -23,6 +23,7 @@ from sophon_bench.harness.bench import Bench
 from sophon_bench.harness.loop import Made, Tick
 from sophon_bench.plugins.suites import arsenal
 from sophon_bench.protocol import PRETRAIN_BATCH, PRETRAIN_LR
+from sophon_bench.results import Results
 from sophon_bench.results.recipes import ChosenRecipe, TriedRecipe
 from sophon_bench.results.records import Cost, ModelRecord, content_key, dump
 from sophon_bench.results.store import Store
@@ -187,6 +188,8 @@ def test_the_choice_is_in_the_record_and_in_its_cost(setting: Setting, tmp_path:
     assert pretrained.cost is not None
     assert pretrained.cost.steps == 3 * (4 + 12)
     assert msgspec.json.decode(dump(pretrained), type=ModelRecord) == pretrained
+    models = Results.of(store.records()).models.set_index("kind")
+    assert models["recipe"].to_dict() == {"pretrained": pretrained.recipe, "released": None}
     older = json.loads(dump(released))
     del older["recipe"]
     assert msgspec.json.decode(json.dumps(older), type=ModelRecord) == released

@@ -31,6 +31,7 @@ COSTS = ("seconds", "steps", "examples", "units", "flops", "peak_bytes", "togeth
 MADE = (
     "status", "reason", "note", "original", "original_second", "original_validation",
     "restricted", "trivial_loss", "generated", "weights", "sigma_ratios", "gradient_ratios",
+    "recipe",
 )  # fmt: skip
 PLUGIN = ("name", "parameters", "source", "distribution", "control", "mechanism", "version")
 POINT = ("steps", "units", "seconds", "fit", "validation", "selection", "test", "second_test")
@@ -54,7 +55,8 @@ class Results:
             ``kind`` is ``pretrained`` or ``released``; ``defense`` the selector, null for a
             pre-trained model; `PLACE` without the budget, and ``seed``, say where it was made;
             `MADE` what came out, ``original`` and ``restricted`` being test utilities before any
-            attack; `COSTS` what making it took; `PROVENANCE`, each with ``made_`` before it, by
+            attack and ``recipe`` how a pre-trained model was trained, where there was a choice;
+            `COSTS` what making it took; `PROVENANCE`, each with ``made_`` before it, by
             what.
         cells: One row per cell, by its content key, in the order of seeds and keys.
 
