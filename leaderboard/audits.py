@@ -59,7 +59,7 @@ def verdict(row: Row) -> str:
 
 def _share(row: Row) -> str:
     if row["resistance"] is None:
-        return f"There is no resistance: {row['unscored']}."
+        return f"There is no resistance: {row['unscored']}. {_original(row)}"
     interval = bounds(row)
     width = (
         "from one seed, without an interval"
@@ -71,8 +71,19 @@ def _share(row: Row) -> str:
         f"{100 * (1 - row['resistance']):.0f} % at the budget where it leaves most ({width}); "
         f"at the whole budget the attacker reaches {percent(row['restricted_after'])} %, where the "
         f"undefended model gives {percent(row['undefended_after'])} % and random initialisation "
-        f"{percent(row['scratch_after'])} %. Original {row['utility']} is "
-        f"{percent(row['original_after'])} %, the undefended model's "
+        f"{percent(row['scratch_after'])} %. {_original(row)}"
+    )
+
+
+def _original(row: Row) -> str:
+    """What the model is released for, and how well it does that."""
+    if row["original_after"] is None:
+        return (
+            f"Original {row['utility']} is not known: the head of the file is for other classes, "
+            f"and --classes FILE says which."
+        )
+    return (
+        f"Original {row['utility']} is {percent(row['original_after'])} %, the undefended model's "
         f"{percent(row['original_before'])} %."
     )
 

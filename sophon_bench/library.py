@@ -19,8 +19,9 @@ from torch import nn
 from sophon_bench import testing
 from sophon_bench.api import Model
 from sophon_bench.data.published import sets_in
+from sophon_bench.data.scenario import DomainData
 from sophon_bench.execution import runs
-from sophon_bench.execution.checkpoints import inspect, trial
+from sophon_bench.execution.checkpoints import inspect, outputs_of, trial
 from sophon_bench.execution.plan import PlanError, setting_of
 from sophon_bench.leaderboard import answers, audits, entries
 from sophon_bench.leaderboard.columns import records
@@ -28,7 +29,8 @@ from sophon_bench.leaderboard.frozen import published
 from sophon_bench.models import weight_files
 from sophon_bench.models.architecture import BackboneError
 from sophon_bench.models.backbones import Backbone
-from sophon_bench.models.weight_names import dotted
+from sophon_bench.models.weight_files import CheckpointError
+from sophon_bench.models.weight_names import dotted, fitted, head_width
 from sophon_bench.plugins.registry import attacks, defenses, load_file, unknown
 from sophon_bench.plugins.selectors import Trial, names_of
 from sophon_bench.plugins.suites import Arsenal, arsenal, trials
@@ -36,7 +38,7 @@ from sophon_bench.results import Results
 from sophon_bench.results.documents import read_file
 from sophon_bench.results.files import is_url
 from sophon_bench.results.records import Records
-from sophon_bench.results.store import Store, StoreError
+from sophon_bench.results.store import Store, StoreError, default_root
 from sophon_bench.testing import Finding
 
 if TYPE_CHECKING:
@@ -266,15 +268,19 @@ def planned_audit(
     *,
     sha256: str | None = None,
     prefix: str | None = None,
+    classes: Sequence[str] | None = None,
     **options: Any,
 ) -> PlannedAudit:
     """What an audit would do, with its file checked against the scenario and the backbone.
 
     Args:
-        file: A safetensors file of a classifier's state dict.
+        file: A safetensors file of a classifier's state dict, with a head for any classes, but at
+            least as many as the original domain has.
         attack: Selectors of attacks and suites.
         sha256: What the file has to be.
         prefix: Of the model's names in the file, where it holds others too.
+        classes: What the outputs of its head stand for, in order; None: the original domain's
+            classes, or if there are more outputs than those, nothing that is known here.
         options: Of `runs.Options`, with one scenario and at most one backbone.
     """
     (scenario,), (backbone,) = options["scenario"], options["backbone"] or [BACKBONE]
@@ -290,12 +296,46 @@ def planned_audit(
     architecture = runs.find_backbone(backbone)
     if not isinstance(architecture, Backbone):
         raise BackboneError(f"an audit is of a timm model, and --backbone {backbone} is none")
-    audited = trial(content, architecture, prefix=prefix)
+    (found,) = runs.find_scenarios([scenario], options.get("image_size"))
+    original = runs.build(found, Store(options["store"] or default_root()).data).original
+    audited = _audited(content, architecture, original, prefix, classes)
+    if audited.plugin.width != len(original.classes):
+        backbone = architecture.with_head(audited.plugin.width).label
     job = planned([audited], attack, **{**options, "backbone": [backbone]})
-    notes = inspect(content, setting_of(job.plan.models[0]), job.device, prefix=prefix)
+    notes = inspect(content, audited.plugin, setting_of(job.plan.models[0]), job.device)
     part = "" if prefix is None else f", prefix {dotted(prefix)!r}"
     title = f"{file}{part}, SHA-256 {content.sha256}, above as {audited.label}"
     return PlannedAudit(job=job, title=title, notes=notes)
+
+
+def _audited(
+    content: weight_files.Content,
+    backbone: Backbone,
+    original: DomainData,
+    prefix: str | None,
+    classes: Sequence[str] | None,
+) -> Trial:
+    """A file as a defense, with the head that it comes with."""
+    own = len(original.classes)
+    width = head_width(content, backbone, prefix=prefix) or own
+    fitted(content, backbone, width, prefix=prefix)  # says so if the file is no such model
+    if width < own:
+        raise CheckpointError(
+            f"{str(content.file)!r} has a head for {width} classes, fewer than the {own} of "
+            f"{original.name}, which the undefended model is trained on behind the same head; "
+            f"choose an original domain of at most {width}"
+        )
+    outputs = None if classes is None else outputs_of(original, classes, width)
+    if width == own and outputs == (*range(own),):
+        outputs = None
+    return trial(
+        content,
+        backbone,
+        width,
+        prefix=prefix,
+        outputs=outputs,
+        answers_original=width == own or outputs is not None,
+    )
 
 
 def audit(
@@ -307,6 +347,7 @@ def audit(
     seeds: int | Sequence[int] = (0, 1, 2, 3, 4),
     sha256: str | None = None,
     prefix: str | None = None,
+    classes: Sequence[str] | None = None,
     plugin: Sequence[str | Path] = (),
     store: str | Path | None = None,
     **options: Any,
@@ -317,21 +358,26 @@ def audit(
     warned of.
 
     Args:
-        model: A classifier of the backbone with its head for the scenario's original domain, or a
-            safetensors file of its state dict.
+        model: A classifier of the backbone with the head that it comes with, for at least as many
+            classes as the original domain has, or a safetensors file of its state dict.
         backbone: A selector of timm's.
         scenario: A selector.
         attack: Selectors of attacks and suites.
         seeds: Of the attacks and controls.
         sha256: What the file has to be.
         prefix: Of the model's names in the file, where it holds others too.
+        classes: What the outputs of its head stand for, in order, by which those of the original
+            domain are found; None: its classes, if there are as many, and otherwise original
+            accuracy is not scored.
         plugin: As of `run`.
         store: As of `run`.
         options: As of `run`; ``weights`` are what the undefended model starts from.
     """
     chosen = {**_options(plugin, scenario, backbone, seeds, store), **options}
     with _as_file(model) as file:
-        found = planned_audit(file, _several(attack), sha256=sha256, prefix=prefix, **chosen)
+        found = planned_audit(
+            file, _several(attack), sha256=sha256, prefix=prefix, classes=classes, **chosen
+        )
         for words in found.notes:
             warnings.warn(words, stacklevel=2)
         return found.verdict(found.job.run())

@@ -29,7 +29,7 @@ from sophon_bench.harness import loop
 from sophon_bench.harness.bench import Bench
 from sophon_bench.harness.loop import Made
 from sophon_bench.leaderboard import audits
-from sophon_bench.library import Verdict
+from sophon_bench.library import Verdict, load_model, load_results
 from sophon_bench.models import weight_files
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.weight_files import CheckpointError
@@ -203,7 +203,7 @@ def test_a_file_that_was_moved_is_the_same_and_one_that_was_replaced_is_another(
 
 def plan_for(file: Path, setting: Setting) -> Plan:
     request = Request(
-        defenses=[checkpoints.trial(weight_files.read(file), BACKBONE)],
+        defenses=[checkpoints.trial(weight_files.read(file), BACKBONE, CLASSES)],
         attacks=arsenal(attacks, ["finetune"]),
         seeds=[0],
         samples=[20],
@@ -244,13 +244,15 @@ def test_the_file_stands_in_keys_and_where_it_is_does_not(tmp_path: Path, settin
     assert keys[0] == keys[1] != keys[2]
     content = weight_files.read(one)
     parts = [
-        checkpoints.trial(content, BACKBONE, prefix=prefix)
+        checkpoints.trial(content, BACKBONE, CLASSES, prefix=prefix)
         for prefix in (None, "", "ema", "ema.", "ema.module")
     ]
     assert {part.entry.source for part in parts} == {content.sha256}
     found = [part.parameters for part in parts]
     assert found[0] == {}, "stores that were made without prefixes keep their keys"
-    assert found[1:] == [{"prefix": p} for p in ("", "ema.", "ema.", "ema.module.")]
+    assert found[1:] == [
+        {"prefix": p, "outputs": None} for p in ("", "ema.", "ema.", "ema.module.")
+    ]
     name = f"checkpoint-{content.sha256[:12]}"
     assert [parts[0].label, parts[3].label] == [name, f"{name}[prefix=ema.]"]
     assert {stage.key for stage in plan_of(setting, ["none"]).models} < keys[0]
@@ -341,10 +343,9 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda folder: written(folder, fresh(10, "resnet18")), "it looks like --backbone resnet18"
     ),
     "its head": (
-        lambda folder: written(folder, fresh(10)),
-        "2 of another shape (fc.weight is (10, 96) where (6, 96) is expected, fc.bias is (10,) "
-        "where (6,) is expected); its head is for 10 classes: expected the model with "
-        "its head for the original domain",
+        lambda folder: written(folder, fresh(5)),
+        "has a head for 5 classes, fewer than the 6 of wide, which the undefended model is trained "
+        "on behind the same head; choose an original domain of at most 5",
     ),
     "its width": (
         tensors(lambda weights: {**weights, "conv1.0.weight": weights["conv1.0.weight"][:, :1]}),
@@ -409,7 +410,7 @@ def test_the_class_releases_the_file_and_nothing_else(
     tmp_path: Path, bench: Bench, pretrained: Made
 ) -> None:
     file = weight_files.read(written(tmp_path, fresh()))
-    plugin = checkpoints.trial(file, BACKBONE).plugin
+    plugin = checkpoints.trial(file, BACKBONE, CLASSES).plugin
     made = loop.protect(bench, pretrained.weights, plugin, 0, lambda fraction, words: None)
     assert all(torch.equal(made.weights[n], t) for n, t in own_names(fresh()).items())
     assert made.cost.steps == 1
@@ -429,12 +430,16 @@ def test_a_model_that_guesses_is_told_what_the_scenario_expects(
         data_with(bench, pretrain_steps=60), BACKBONE, device=bench.device, precision="fp32"
     )
     weights = dict(loop.pretrain(longer, 0, lambda fraction, words: None).weights)
-    good = weight_files.read(written(tmp_path, weights))
-    assert checkpoints.inspect(good, setting, bench.device) == []
+
+    def told_of(weights: Weights, outputs: tuple[int, ...] | None = None) -> list[str]:
+        content = weight_files.read(written(tmp_path, weights))
+        plugin = checkpoints.trial(content, BACKBONE, CLASSES, outputs=outputs).plugin
+        return checkpoints.inspect(content, plugin, setting, bench.device)
+
+    assert told_of(weights) == []
     rolled = {n: t.roll(1, 0) if n.startswith("head.") else t for n, t in weights.items()}
-    (told,) = checkpoints.inspect(
-        weight_files.read(written(tmp_path, rolled)), setting, bench.device
-    )
+    assert told_of(rolled, (1, 2, 3, 4, 5, 0)) == [], "the order of its classes is said"
+    (told,) = told_of(rolled)
     assert "no better than guessing: its classes are probably in another order" in told
     assert "wide has 6 classes in the order 0, 1, 2, 3, 4, 5, and images are RGB, 16x16" in told
     assert "in [0, 1], less (0.5, 0.5, 0.5), over (0.5, 0.5, 0.5), as timm's config" in told
@@ -486,6 +491,94 @@ def test_a_requirement_that_is_not_met_is_exit_code_one(
     assert "failed: resistance is not shown to be at least 1" in result.stderr
 
 
+# A head of other classes -------------------------------------------------------------------------
+
+NAMES = ["e", "5", "4", "3", "2", "1", "0", "a", "b", "c"]
+"""What a head of ten outputs stands for; the tiny scenario's classes are 0 to 5."""
+
+
+@pytest.fixture
+def wider(ran: tuple[Path, list[Attempt], Path], tmp_path: Path) -> Path:
+    """What `ran` released behind ten outputs, of which four are never the largest."""
+    weights = as_timm(load_file(ran[2]))
+    order = [NAMES.index(str(label)) for label in range(CLASSES)]
+    for name, low in (("fc.weight", 0.0), ("fc.bias", -1e4)):
+        rows = weights[name]
+        weights[name] = torch.full((len(NAMES), *rows.shape[1:]), low)
+        weights[name][order] = rows
+    return written(tmp_path, weights)
+
+
+def listed(folder: Path, names: list[str]) -> Path:
+    file = folder / "classes.txt"
+    file.write_text("\n".join(names) + "\n")
+    return file
+
+
+def test_the_original_domain_is_found_among_the_classes_of_a_head(
+    ran: tuple[Path, list[Attempt], Path], wider: Path, tmp_path: Path
+) -> None:
+    classes = listed(tmp_path, NAMES)
+    kept = ("--attack", "finetune[lr=0.03,head=kept]")
+    again, result = audited(
+        wider, tmp_path / "store", tmp_path / "out.json", "--classes", classes, *kept
+    )
+    (was,) = {cell.released.original for cell in ran[1] if not cell.defense.control}
+    own = [cell for cell in again if not cell.defense.control]
+    assert {cell.released.original for cell in own} == {was}
+    assert {cell.backbone for cell in again} == {"test_resnet[num_classes=10]"}
+    assert {cell.attack.label: cell.status for cell in own} == {
+        "finetune[lr=0.03]": "ok", "finetune[lr=0.03,head=kept]": "ok",
+    }  # fmt: skip
+    assert {tuple(cell.defense.parameters["outputs"]) for cell in own} == {(6, 5, 4, 3, 2, 1)}
+    assert "not scored" not in result.output
+    model = load_model(load_results(tmp_path / "store"), own[0].defense.label)
+    assert model.num_outputs == len(NAMES)
+
+
+def test_a_head_of_unknown_classes_is_audited_without_original_accuracy(
+    wider: Path, tmp_path: Path
+) -> None:
+    again, result = audited(wider, tmp_path / "store", tmp_path / "out.json")
+    own = [cell for cell in again if not cell.defense.control]
+    assert {cell.released.original for cell in own} == {None}
+    assert all(cell.pretrained.original is not None for cell in own)
+    assert {cell.status for cell in again} == {"ok"}
+    words = "its head is for 10 classes, and which of them are the 6 of wide is not said (--classes"
+    assert f"warning: {wider}: {words}" in result.stderr
+    assert "Verdict, provisional: cannot be told" in result.stdout
+    assert "Original accuracy is not known" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (NAMES[1:], "--classes names 9 classes, and the head of the file is for 10"),
+        ([*NAMES[:-1], "4"], "--classes has class '4' 2 times; each class of the original domain"),
+        (["e", "fivee", *NAMES[2:]], "--classes has unknown class '5'; there are: 0, 1, 2, 3, 4, "),
+    ],
+)
+def test_classes_that_do_not_fit_are_one_line(
+    names: list[str], message: str, wider: Path, tmp_path: Path
+) -> None:
+    result = audit(wider, tmp_path / "store", "--classes", listed(tmp_path, names))
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_classes_in_the_original_order_change_nothing(
+    ran: tuple[Path, list[Attempt], Path], tmp_path: Path
+) -> None:
+    store, cells, file = ran
+    classes = listed(tmp_path, [str(label) for label in range(CLASSES)])
+    again, _ = audited(file, store, tmp_path / "out.json", "--classes", classes)
+    assert {c.defense.label for c in again if not c.defense.control} == {
+        f"checkpoint-{file.stem[:12]}"
+    }
+    assert measured(again) == measured(cells)
+
+
 def row(
     resistance: float | None,
     half: float | None = 0.05,
@@ -508,6 +601,10 @@ def row(
     }
 
 
+UNKNOWN = {"original_after": None, "intactness": None}
+"""Of a file whose head is for other classes."""
+
+
 @pytest.mark.parametrize(
     ("told", "kept", "words"),
     [
@@ -521,6 +618,8 @@ def row(
         (row(1.0, None), None, "cannot be told (one seed gives no interval). Of the advantage"),
         (row(1.0, intactness=0.3), None, "cannot be told (intactness is 0.30: what an attacker"),
         (row(1.0, trainability=None), None, "cannot be told (trainability is not known: "),
+        (row(0.2) | UNKNOWN, False, "Original accuracy is not known: the head of the file is for"),
+        (row(1.0) | UNKNOWN, None, "cannot be told (intactness is not known: "),
         (row(None, None), None, "cannot be told. There is no resistance: no seed on which"),
     ],
 )  # fmt: skip

@@ -14,6 +14,7 @@ from sophon_bench.cli import main
 from sophon_bench.plugins import authoring
 
 ROOT = Path(__file__).parents[1]
+KINDS = ("attack", "defense", "scenario")
 
 
 def call(*arguments: object) -> Result:
@@ -30,7 +31,7 @@ def tool(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["attack", "defense"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_written_passes_check_and_can_be_run(
     kind: str, tmp_path: Path, forget: None
 ) -> None:
@@ -46,16 +47,17 @@ def test_what_is_written_passes_check_and_can_be_run(
     assert "FAILED" not in checked.stdout
     assert checked.stdout.count("warning") == 2, "the citation is to be filled in, and counted"
     assert f"still has {authoring.PLACEHOLDER!r}" in checked.stdout
+    scenario = () if kind == "scenario" else ("--scenario", "tiny")
     ran = call(
-        "run", "--plugin", file, f"--{kind}", f"my-{kind}", "--scenario", "tiny", "--steps", 2,
+        "run", "--plugin", file, f"--{kind}", f"my-{kind}", *scenario, "--steps", 2,
         "--samples", 20, "--store", tmp_path / "store", "--dry-run",
     )  # fmt: skip
     assert ran.exit_code == 0, ran.output
-    assert f"my-{kind}" in ran.stdout
+    assert f"my-{kind}" in ran.stdout or kind == "scenario", "plans name no scenario"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["attack", "defense"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_written_passes_its_own_test(kind: str, tmp_path: Path) -> None:
     call("new", kind, "my-own", "--dir", tmp_path)
     done = tool(tmp_path, "pytest", "-q", "-p", "no:cacheprovider", "test_my_own.py")
@@ -66,7 +68,7 @@ def test_what_is_written_passes_its_own_test(kind: str, tmp_path: Path) -> None:
 def test_what_is_written_is_formatted_and_typed(tmp_path: Path) -> None:
     pytest.importorskip("mypy")
     pytest.importorskip("ruff")
-    for kind in ("attack", "defense"):
+    for kind in KINDS:
         call("new", kind, f"my-{kind}", "--dir", tmp_path)
     for file in tmp_path.iterdir():
         place = "tests" if file.name.startswith("test_") else "attacks"
@@ -78,7 +80,8 @@ def test_what_is_written_is_formatted_and_typed(tmp_path: Path) -> None:
             assert done.returncode == 0, done.stdout + done.stderr
     typed = tool(
         tmp_path, "mypy", "--strict", "--untyped-calls-exclude", "torch",
-        "--cache-dir", ROOT / ".mypy_cache", "my_attack.py", "my_defense.py", "test_my_attack.py",
+        "--cache-dir", ROOT / ".mypy_cache", "my_attack.py", "my_defense.py", "my_scenario.py",
+        "test_my_attack.py",
     )  # fmt: skip
     assert typed.returncode == 0, typed.stdout + typed.stderr
 
@@ -91,11 +94,12 @@ BAD = [
     (["attack", ""], "should be lower-case letters and digits joined by hyphens"),
     (["attack", "finetune"], "attack 'finetune' exists"),
     (["defense", "sophon-ice"], "defense 'sophon-ice' exists"),
+    (["scenario", "pair"], "scenario 'pair' exists"),
     (["attack", "lambda"], "a word of Python's"),
     (["attack", "random"], "would hide the installed Python module 'random'"),
     (["attack", "torch"], "would hide the installed Python module 'torch'"),
     (["attack", "test-it"], "pytest would take test_it.py for a test"),
-    (["atack", "mine"], "'atack' is not one of 'attack', 'defense'"),
+    (["atack", "mine"], "'atack' is not one of 'attack', 'defense', 'scenario'"),
     (["attack"], "Missing argument"),
     (["attack", "mine", "--dir", "nowhere"], "'nowhere' is not a directory that exists"),
 ]

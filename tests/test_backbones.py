@@ -290,7 +290,8 @@ REFUSED = [
     ("resnet18", {"drop_rat": 0.1}, 32, "no parameter 'drop_rat'; did you mean 'drop_rate' or"),
     ("resnet18", {"zzz": 1}, 32, "'resnet18' takes no parameter 'zzz'; it takes: block, layers, "),
     ("resnet18", {"block": "x"}, 32, "backbone 'resnet18[block=x]' cannot be built: 'str' object"),
-    ("resnet18", {"num_classes": 3}, 32, "no parameter 'num_classes': the task sets the number of"),
+    ("resnet18", {"num_classes": 3}, 32, "has 3 outputs, and the original domain 7 classes; it"),
+    ("resnet18", {"num_classes": "x"}, 32, "num_classes of backbone 'resnet18[num_classes=x]' is"),
     ("resnet18", {"features_only": True}, 32, "no parameter 'features_only': a backbone needs its"),
     (
         "vit_tiny_patch16_224",
@@ -371,6 +372,16 @@ def test_the_scale_is_what_images_are_normalised_with():
     mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in backbone.scale)
     pixels = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
     torch.testing.assert_close(backbone.normalize(pixels), (pixels / 255 - mean) / deviation)
+
+
+def test_a_head_may_be_wider_than_the_task():
+    backbone = Backbone.of("test_resnet", {"num_classes": 10})
+    backbone.check(32, OUTPUTS)
+    model = backbone.build(OUTPUTS, generator())
+    assert model.num_outputs == 10
+    assert same(model, Backbone.of("test_resnet").build(10, generator()))
+    assert backbone.with_head(None) == Backbone.of("test_resnet")
+    assert backbone.with_head(12).label == "test_resnet[num_classes=12]"
 
 
 def test_bad_arguments():

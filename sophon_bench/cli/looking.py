@@ -13,6 +13,11 @@ from sophon_bench.cli.common import Refused
 if TYPE_CHECKING:
     from sophon_bench.testing import Finding
 
+PLACES = {
+    "attack": "attacks/", "defense": "defenses/", "scenario": "sophon_bench/data/scenarios/",
+}  # fmt: skip
+"""Where plugins of a kind live, by kind."""
+
 KINDS = ("attacks", "defenses", "scenarios", "backbones", "suites", "studies")
 
 
@@ -97,7 +102,7 @@ def check(file: Path, name: str | None, backbone: str) -> int:
 
 
 @click.command()
-@click.argument("kind", type=click.Choice(["attack", "defense"]))
+@click.argument("kind", type=click.Choice([*PLACES]))
 @click.argument("name")
 @options.path("--dir folder", "Where to write; by default here.", default=".")
 def new(kind: Any, name: str, folder: Path) -> None:
@@ -107,12 +112,15 @@ def new(kind: Any, name: str, folder: Path) -> None:
     Examples:
       sophon-bench new attack my-attack
       sophon-bench new defense my-defense --dir plugins
+      sophon-bench new scenario my-scenario
     """
     from sophon_bench.plugins.authoring import write_plugin
 
     file, *tests = write_plugin(kind, name, folder)
     plugin = f"--plugin {file} " if tests else ""
-    place = f"move {file.name} into {kind}s/ of the repository" if tests else f"commit {file.name}"
+    place = f"commit {file.name}"
+    if tests:
+        place = f"move {file.name} into {PLACES[kind]} of the repository"
     click.echo(
         f"wrote {' and '.join(map(str, [file, *tests]))}; next:\n"
         f"  sophon-bench check {file}\n"

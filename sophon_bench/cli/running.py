@@ -263,6 +263,15 @@ def tune(
     return max(conclude(job, cells), code)
 
 
+def _lines(file: Path) -> list[str]:
+    """The lines of a file, without white space around them and without empty ones at the end."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"--classes {str(file)!r} cannot be read: {error}") from error
+    return [line.strip() for line in text.rstrip().splitlines()]
+
+
 @click.command()
 @click.argument("file", metavar="FILE.safetensors", type=options.PATH)
 @options.setting
@@ -270,12 +279,16 @@ def tune(
 @options.numbers("--seeds", "Of attacks and controls; the file is the same.", default="0-4")
 @options.option("--sha256", "What the file has to be; another one is refused.", metavar="HEX")
 @options.option("--prefix", "What the model's names begin with, where there are others too.")
+@options.path(
+    "--classes", "What the outputs of its head stand for: one class a line.", type=options.READABLE
+)
 @options.option("--require", "Resistance that has to be shown.", type=click.FloatRange(0, 1))
 @options.job
 @options.json_file("Write the audit's records and summary there.")
 def audit(
     file: Path,
     attack: Sequence[str],
+    classes: Path | None,
     require: float | None,
     json_file: Path | None,
     dry_run: bool,
@@ -283,10 +296,12 @@ def audit(
 ) -> int:
     """Put a released model through a suite: is it non-fine-tunable?
 
-    The file holds the state dict of a timm model with its head for the scenario's original domain,
-    under timm's names or this benchmark's own, behind any wrappers (module., _orig_mod., …);
-    --prefix '' takes names as they stand. Pickles are never opened. It is attacked beside the
-    scenario's own undefended model and random initialisation; what the store has is not done again.
+    The file holds the state dict of a timm model with the head that it comes with, under timm's
+    names or this benchmark's own, behind any wrappers (module., _orig_mod., …); --prefix '' takes
+    names as they stand. Pickles are never opened. A head for more classes than the original domain
+    has is taken as well; --classes says which are its, or original accuracy is not scored. The file
+    is attacked beside the scenario's own undefended model, behind as wide a head, and random
+    initialisation; what the store has is not done again.
 
     \b
     Examples:
@@ -295,6 +310,8 @@ def audit(
       sophon-bench audit model.safetensors --workers 2 --json audit.json
       sophon-bench audit model.safetensors --sha256 HEX --require 0.9
       sophon-bench audit training.safetensors --prefix state_dict_ema
+      sophon-bench audit resnet50.safetensors --backbone resnet50 --classes imagenet.txt \\
+        --scenario 'pair[original=folder:imagenette2-160,restricted=folder:mine]'
 
     Exit codes: 0 fine, 1 some cells failed, or the lower end of the interval of resistance (for one
     seed its value) is below --require, 2 bad input.
@@ -302,7 +319,10 @@ def audit(
     from sophon_bench import library
     from sophon_bench.leaderboard.audits import CAVEATS
 
-    planned = library.planned_audit(file, attack, command=command_of(str(file)), **options)
+    names = None if classes is None else _lines(classes)
+    planned = library.planned_audit(
+        file, attack, classes=names, command=command_of(str(file)), **options
+    )
     told = [f"{file}: {words}" for words in planned.notes]
     for words in told:
         click.echo(f"warning: {words}", err=True)

@@ -9,6 +9,7 @@ splits, and of images with equal pixels one is used. ``second_test`` shows the t
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
@@ -79,6 +80,29 @@ def domain(name: str, role: Role, found: ImageSet, seed: int) -> DomainData:
         test = splits["test"]
         splits["second_test"] = Images(test.pixels[..., ::-1], test.labels, test.sources)
     return DomainData(name, Classification(len(found.classes)), found.classes, splits)
+
+
+def split_domain(
+    name: str, role: Role, images: Images, classes: Sequence[str], seed: int = 0
+) -> DomainData:
+    """The splits that a domain's role needs, drawn from all its images as from a folder's.
+
+    A fifth of each class is tested, a tenth held out; of images with equal pixels one is used.
+
+    Args:
+        name: What the domain is called in tables.
+        role: ``original``, ``restricted`` or ``benign``.
+        images: All of them, ``(N, 3, H, W)``, each with a source of its own.
+        classes: Names of the labels 0, 1, ….
+        seed: Seed of which images each split takes.
+
+    Raises:
+        ScenarioError: If a class has too few images to be in every split.
+    """
+    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images.pixels]
+    unique = np.zeros(len(images), dtype=np.bool_)
+    unique[np.unique(digests, return_index=True)[1]] = True
+    return domain(name, role, ImageSet(tuple(classes), {WHOLE: images}, {WHOLE: unique}), seed)
 
 
 Wanted = list[tuple[str, Share]]

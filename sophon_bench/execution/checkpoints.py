@@ -7,7 +7,8 @@ Nothing is ever unpickled.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -17,12 +18,13 @@ from torch import Tensor
 
 from sophon_bench import __version__
 from sophon_bench.api import DefenseView, Model
+from sophon_bench.data.scenario import DomainData
 from sophon_bench.execution.plan import Setting
 from sophon_bench.harness.bench import Bench
 from sophon_bench.models.backbones import Backbone
-from sophon_bench.models.weight_files import Content, few, read
-from sophon_bench.models.weight_names import dotted, fitted
-from sophon_bench.plugins.registry import Entry
+from sophon_bench.models.weight_files import CheckpointError, Content, few, read
+from sophon_bench.models.weight_names import Fitted, dotted, first_outputs, fitted
+from sophon_bench.plugins.registry import Entry, unknown
 from sophon_bench.plugins.selectors import Trial
 
 
@@ -34,51 +36,83 @@ class Checkpoint:
         file: Where it is.
         sha256: What it has to be, in hexadecimal; it is the source of the trial as well.
         backbone: The architecture of the model.
+        width: Outputs of the head in the file.
+        answers_original: Whether the head is for the original domain's classes.
     """
 
     file: Path = field(compare=False)
     sha256: str = field(compare=False)
     backbone: Backbone = field(compare=False)
+    width: int = field(compare=False)
+    answers_original: bool = field(compare=False, default=True)
     prefix: str | None = field(compare=False, default=None)
+    outputs: tuple[int, ...] | None = field(compare=False, default=None)
     steps: ClassVar[int] = 1
     planned_units: ClassVar[float] = 1.0
 
-    def run(self, model: Model, view: DefenseView) -> Iterator[Model]:
-        content = read(self.file, sha256=self.sha256)
-        classes = view.original.task.num_outputs
-        model.load_state_dict(fitted(content, self.backbone, classes, prefix=self.prefix).weights)
+    def run(self, model: Model, view: DefenseView) -> Iterator[Model]:  # noqa: ARG002
+        model.load_state_dict(self.model(read(self.file, sha256=self.sha256)).weights)
         yield model
+
+    def model(self, content: Content) -> Fitted:
+        """The model that is released, of the content of the file.
+
+        Raises:
+            CheckpointError: As `fitted`.
+        """
+        found = fitted(content, self.backbone, self.width, prefix=self.prefix)
+        if self.outputs is None:
+            return found
+        weights = first_outputs(found.weights, self.backbone, self.width, self.outputs)
+        return Fitted(weights=weights, notes=found.notes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartOfCheckpoint(Checkpoint):
-    """Release one model of a file that holds more.
+    """Release one model of a file that holds more, or one whose head has other classes.
 
     Args:
         prefix: What the model's names begin with; a hyperparameter, so that it is in keys.
+        outputs: Outputs of the head that are the original domain's classes, which come first in
+            what is released; a hyperparameter, too.
     """
 
-    prefix: str
+    prefix: str | None = None
+    outputs: tuple[int, ...] | None = None
 
 
-def trial(content: Content, backbone: Backbone, *, prefix: str | None = None) -> Trial:
+def trial(
+    content: Content,
+    backbone: Backbone,
+    width: int,
+    *,
+    prefix: str | None = None,
+    outputs: tuple[int, ...] | None = None,
+    answers_original: bool = True,
+) -> Trial:
     """The file as a defense: in keys and records stands its SHA-256, and not where it is.
 
     Args:
+        width: Outputs of the head in the file.
         prefix: Which model of the file is meant, as `fitted` takes it; it is in the keys as well.
+        outputs: Which outputs of the head are the original domain's classes; in the keys as well.
+            None: the first ones.
+        answers_original: Whether they are any; if not, original utility is not scored.
     """
-    file = content.file.absolute()
-    plugin = (
-        Checkpoint(file=file, sha256=content.sha256, backbone=backbone)
-        if prefix is None
-        else PartOfCheckpoint(
-            file=file, sha256=content.sha256, backbone=backbone, prefix=dotted(prefix)
-        )
+    cls = Checkpoint if prefix is None and outputs is None else PartOfCheckpoint
+    plugin = cls(
+        file=content.file.absolute(),
+        sha256=content.sha256,
+        backbone=backbone,
+        width=width,
+        answers_original=answers_original,
+        prefix=prefix and dotted(prefix),
+        outputs=outputs,
     )
     entry = Entry(
         name=f"checkpoint-{content.sha256[:12]}",
         kind="defense",
-        cls=type(plugin),
+        cls=cls,
         control=False,
         optional=False,
         mechanism="gradient",
@@ -89,21 +123,47 @@ def trial(content: Content, backbone: Backbone, *, prefix: str | None = None) ->
     return Trial(entry, plugin)
 
 
-def inspect(
-    content: Content, setting: Setting, device: torch.device, *, prefix: str | None = None
-) -> list[str]:
-    """Check the file against a setting, before any work; what an auditor has to know of it.
+def outputs_of(original: DomainData, classes: Sequence[str], width: int) -> tuple[int, ...]:
+    """Which outputs of a head are the classes of the original domain, in its order.
 
     Args:
-        prefix: Which model of the file is meant, as `fitted` takes it.
+        classes: What the outputs stand for, in their order.
+        width: How many outputs the head has.
+
+    Raises:
+        CheckpointError: If there are more or fewer outputs, or a class of the original domain is
+            not among them, or twice.
+    """
+    if len(classes) != width:
+        raise CheckpointError(
+            f"--classes names {len(classes)} classes, and the head of the file is for {width}; it "
+            f"needs a line for each"
+        )
+    counts = Counter(classes)
+    for name in original.classes:
+        if counts[name] != 1:
+            missing = unknown("class", name, counts, otherwise=f"there are {width} others")
+            words = f"class {name!r} {counts[name]} times" if counts[name] else missing
+            raise CheckpointError(
+                f"--classes has {words}; each class of the original domain, {original.name}, is "
+                f"expected once"
+            )
+    index = {name: number for number, name in enumerate(classes)}
+    return tuple(index[name] for name in original.classes)
+
+
+def inspect(
+    content: Content, checkpoint: Checkpoint, setting: Setting, device: torch.device
+) -> list[str]:
+    """Check the file against a setting, before any work; what an auditor has to know of it.
 
     Raises:
         CheckpointError: As `fitted`.
     """
     original, backbone = setting.data.original, setting.backbone
     assert isinstance(backbone, Backbone)
-    classes = original.task.num_outputs
-    model = fitted(content, backbone, classes, prefix=prefix)
+    classes = len(original.classes)
+    model = checkpoint.model(content)
     weights, told = model.weights, list(model.notes)
     broken = _nonfinite(weights)
     if broken:
@@ -112,6 +172,13 @@ def inspect(
             f"{count} of its values are not finite (in {few(broken)}): where that ends a "
             f"trial at its first update, the trial counts as it does against the undefended model"
         )
+    if not checkpoint.answers_original:
+        told.append(
+            f"its head is for {checkpoint.width} classes, and which of them are the {classes} of "
+            f"{original.name} is not said (--classes FILE does): its original accuracy is not "
+            f"scored, and so it can be shown to be fine-tunable and not the opposite"
+        )
+        return told
     bench = Bench(setting.data, backbone, device=device, precision=setting.precision)
     utility = bench.utility(weights, original, "test")
     if utility <= guessing(classes, len(original.splits["test"])):
@@ -119,10 +186,10 @@ def inspect(
         size = setting.data.image_size
         told.append(
             f"its original accuracy is {100 * utility:.1f} %, no better than guessing: its classes "
-            f"are probably in another order, or its inputs in another scale; {original.name} has "
-            f"{classes} classes in the order {', '.join(original.classes)}, and images are RGB, "
-            f"{size}x{size}, in [0, 1], less {mean}, over {deviation}, as timm's config of "
-            f"{backbone.name} says"
+            f"are probably in another order, which --classes FILE tells, or its inputs in another "
+            f"scale; {original.name} has {classes} classes in the order "
+            f"{', '.join(original.classes)}, and images are RGB, {size}x{size}, in [0, 1], less "
+            f"{mean}, over {deviation}, as timm's config of {backbone.name} says"
         )
     return told
 

@@ -26,6 +26,7 @@ from sophon_bench.harness.bench import Bench, Weights
 from sophon_bench.harness.honesty import NoUpdate
 from sophon_bench.models import layers
 from sophon_bench.models.architecture import Compile
+from sophon_bench.plugins.declared import Declared
 from sophon_bench.plugins.failures import first_line, sentence
 from sophon_bench.protocol import REFERENCE_BATCH
 from sophon_bench.results.provenance import capture
@@ -168,15 +169,16 @@ class Worker:
                 contained=contained,
             )
         data = bench.data
+        original = self._original(stage, bench, made.weights)
         sigma, gradient = self._ratios(stage, made.weights, upstream)
         return ModelRecord(
             **self._place(stage),
             status="ok",
             note=made.note,
             cost=made.cost,
-            original=bench.utility(made.weights, data.original, "test"),
-            original_second=bench.utility(made.weights, data.original, "second_test"),
-            original_validation=bench.utility(made.weights, data.original, "validation"),
+            original=original("test"),
+            original_second=original("second_test"),
+            original_validation=original("validation"),
             restricted=bench.utility(made.weights, data.restricted, "test"),
             trivial_loss=bench.trivial_loss(data.original),
             generated=bench.judged(
@@ -188,6 +190,16 @@ class Worker:
             contained=made.contained,
             recipe=made.recipe,
         )
+
+    def _original(
+        self, stage: PretrainStage | ProtectStage, bench: Bench, weights: Weights
+    ) -> Callable[[str], float | None]:
+        """Utility on a split of the original domain, where the model's head is for its classes."""
+        if isinstance(stage, ProtectStage):
+            declared = Declared.of(stage.defense.plugin)
+            if not declared.answers_original:
+                return lambda _split: None
+        return functools.partial(bench.utility, weights, bench.data.original)
 
     def _place(self, stage: PretrainStage | ProtectStage) -> dict[str, Any]:
         """What a model is, and where and with what it was made."""

@@ -29,7 +29,6 @@ from sophon_bench.seeding import seeded_from
 Value = bool | int | float | str | None | tuple["Value", ...]
 
 _OURS = {
-    "num_classes": "the task sets the number of outputs",
     "in_chans": "images have 3 channels",
     "checkpoint_path": "--weights FILE names a file to start from",
     "features_only": "a backbone needs its classifier",
@@ -71,7 +70,9 @@ class Backbone:
     Args:
         name: A name of timm, with or without a tag (``resnet18.a1_in1k``).
         parameters: Sorted pairs for timm's constructor; `of` makes them from a dict. The parameter
-            ``pretrained=True`` starts from timm's weights, which need a network or a cache.
+            ``pretrained=True`` starts from timm's weights, which need a network or a cache;
+            ``num_classes=N`` is a head of N outputs, of which the original domain's classes are
+            the first. Without it, the head has as many outputs as there are classes.
         weights: A file to start from; of its classifier nothing is taken.
     """
 
@@ -111,6 +112,12 @@ class Backbone:
         """The same architecture, started from random weights."""
         parameters = tuple(pair for pair in self.parameters if pair[0] != "pretrained")
         return Backbone(self.name, parameters)
+
+    def with_head(self, num_classes: int | None) -> Backbone:
+        """The same with a head of so many outputs; None: of as many as there are classes."""
+        given = {key: value for key, value in self.parameters if key != "num_classes"}
+        own = {} if num_classes is None else {"num_classes": num_classes}
+        return dataclasses.replace(self, parameters=tuple(sorted({**given, **own}.items())))
 
     def starting_from(self, weights: str | Path) -> Backbone:
         """The same architecture, started from other weights.
@@ -153,6 +160,7 @@ class Backbone:
             model = self.bare.build(num_outputs, rng, precision=precision)
             model.load_state_dict({**model.state_dict(), **self._body()})
             return model
+        num_outputs = self._outputs(num_outputs)
         body = self._create(num_outputs, rng, fresh=fresh)
         if not classifiers(body):
             raise BackboneError(
@@ -168,6 +176,7 @@ class Backbone:
         pretrained = self._pretrained and not fresh
         parameters: dict[str, Any] = dict(self.parameters)
         parameters.pop("pretrained", None)
+        parameters.pop("num_classes", None)
         for key in parameters.keys() & _OURS.keys():
             raise BackboneError(f"backbone {self.label!r} takes no parameter {key!r}: {_OURS[key]}")
         _config(self.name)  # says so if there is no such name
@@ -184,6 +193,20 @@ class Backbone:
             config: Any = body.pretrained_cfg
             config.pop("state_dict", None)
         return body
+
+    def _outputs(self, classes: int) -> int:
+        """Outputs of the head of a task with so many classes."""
+        wanted = dict(self.parameters).get("num_classes", classes)
+        if not isinstance(wanted, int) or isinstance(wanted, bool):
+            raise BackboneError(
+                f"num_classes of backbone {self.label!r} is a whole number; got {plain(wanted)!r}"
+            )
+        if wanted < classes:
+            raise BackboneError(
+                f"backbone {self.label!r} has {wanted} outputs, and the original domain "
+                f"{classes} classes; it needs one for each"
+            )
+        return wanted
 
     @property
     def _pretrained(self) -> bool:
@@ -302,8 +325,9 @@ class Backbone:
                 outputs.sum().backward()
             except Exception as error:
                 return in_short(error)
-        if outputs.shape != (2, num_outputs):
-            return f"outputs are {tuple(outputs.shape)} where {(2, num_outputs)} is expected"
+        expected = (2, model.num_outputs)
+        if outputs.shape != expected:
+            return f"outputs are {tuple(outputs.shape)} where {expected} is expected"
         return None if outputs.isfinite().all() else "outputs are not finite"
 
     def _works(self, image_size: int, num_outputs: int) -> bool:

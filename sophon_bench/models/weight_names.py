@@ -67,6 +67,7 @@ def fitted(
         BackboneError: If there is no such backbone.
     """
     alone = num_outputs is None  # nobody chooses a prefix: the file has to hold the model alone
+    backbone = backbone.with_head(None)
     if num_outputs is None:
         num_outputs = _head_width(content, backbone)
     layouts = _layouts(backbone, num_outputs)
@@ -103,6 +104,37 @@ def fitted(
     if not closest.layout.stem:
         weights = backbone.adopt(weights, num_outputs)
     return Fitted(weights=weights, notes=closest.notes(prefix))
+
+
+def head_width(content: Content, backbone: Backbone, *, prefix: str | None = None) -> int | None:
+    """Classes that the head in a file is for; None where that is not one number.
+
+    Args:
+        prefix: As of `fitted`.
+    """
+    start = dotted(prefix or "")
+    under = {name: t for name, t in content.tensors.items() if name.startswith(start)}
+    widths = _widths_of(under, backbone.with_head(None))
+    return widths.pop() if len(widths) == 1 else None
+
+
+def first_outputs(
+    weights: Weights, backbone: Backbone, num_outputs: int, chosen: Sequence[int]
+) -> dict[str, Tensor]:
+    """The same model with some outputs of its head first, and the others in their order behind.
+
+    Args:
+        weights: Of a model of the backbone.
+        num_outputs: Outputs that its head has.
+        chosen: Which of them come first, in this order.
+    """
+    others = sorted({*range(num_outputs)} - {*chosen})
+    order = torch.tensor([*chosen, *others])
+    wider = _layouts(backbone.with_head(None), num_outputs + 1)[0].expected
+    return {
+        name: tensor if tensor.shape == wider[name].shape else tensor[order]
+        for name, tensor in weights.items()
+    }
 
 
 def dotted(prefix: str) -> str:
@@ -385,14 +417,19 @@ def _widths(candidate: _Candidate, backbone: Backbone, num_outputs: int) -> set[
 
 def _head_width(content: Content, backbone: Backbone) -> int:
     """The number of classes of the model in a file; 1 where it has no head."""
-    candidates = _candidates(content.tensors, _layouts(backbone, 1))
-    widths = {width for one in candidates for width in _widths(one, backbone, 1)}
+    widths = _widths_of(content.tensors, backbone)
     if len(widths) > 1:
         raise CheckpointError(
             f"{str(content.file)!r} holds heads of {' and '.join(map(str, sorted(widths)))} "
             f"classes: save one model alone"
         )
     return widths.pop() if widths else 1
+
+
+def _widths_of(tensors: Weights, backbone: Backbone) -> set[int]:
+    """Numbers of classes that heads of models among tensors are for."""
+    candidates = _candidates(tensors, _layouts(backbone, 1))
+    return {width for one in candidates for width in _widths(one, backbone, 1)}
 
 
 def _resembling(candidate: _Candidate, name: str) -> list[str]:

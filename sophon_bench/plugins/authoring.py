@@ -14,7 +14,7 @@ from typing import Literal
 from sophon_bench.plugins import registry
 from sophon_bench.plugins.failures import BadInput
 
-Kind = Literal["attack", "defense"]
+Kind = Literal["attack", "defense", "scenario"]
 
 PLACEHOLDER = "AUTHORS, TITLE, VENUE YEAR"
 """What the templates have where the citation goes; the conformance checks warn of it."""

@@ -22,6 +22,8 @@ class Declared:
         planned_units: Forward and backward passes of a whole run, one per example; None: unknown.
         together: Fields in which the trials of one ``run_many`` may differ (`AttackMany`); None:
             the attack has no ``run_many``.
+        answers_original: Of a defense: whether what it releases tells the original domain's
+            classes apart. A file may have a head for others; its original utility is not scored.
         recorded: Of a scenario: other values of hyperparameters, under which records are kept; of
             those that also say where files lie, which is no part of what is in them.
     """
@@ -32,6 +34,7 @@ class Declared:
     steps: int | None = None
     planned_units: float | None = None
     together: Sequence[str] | None = None
+    answers_original: bool = True
     recorded: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod

@@ -323,7 +323,8 @@ def load_file(path: Path) -> None:
         if _registered() == before:
             raise BrokenPlugin(
                 f"plugin file {str(path)!r} registers nothing; decorate a dataclass with "
-                f"@attacks.register(NAME) or @defenses.register(NAME) from sophon_bench.api"
+                f"@attacks.register(NAME), @defenses.register(NAME) or @scenarios.register(NAME) "
+                f"from sophon_bench.api"
             )
     except BaseException as error:
         del sys.modules[name]
