@@ -416,12 +416,12 @@ for _name, _change, _words in (
     ("filters", lambda: warnings.simplefilter("ignore"), "changed warnings.filters"),
     (
         "interrupts",
-        lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        lambda: signal.signal(signal.SIGINT, lambda *_: None),
         "changed signal handlers: SIGINT",
     ),
     (
         "terminations",
-        lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+        lambda: signal.signal(signal.SIGTERM, lambda *_: None),
         "changed signal handlers: SIGTERM",
     ),
     ("alarm", lambda: signal.setitimer(signal.ITIMER_REAL, 3600), "left an alarm set"),

@@ -108,7 +108,10 @@ def test_the_label_says_only_what_differs_and_reads_back() -> None:
         ("thing[kind=b,lr=2]", "kind b needs lr at most 1"),
         ("thing[lrr=1]", "no parameter 'lrr'; did you mean 'lr'?"),
         ("thing[preset=weak]", "unknown preset of thing 'weak'"),
-        ("@zzz", "unknown suite '@zzz'; there are: @denoising, @full, @paper, @smoke, @standard"),
+        (
+            "@zzz",
+            "unknown suite '@zzz'; there are: @denoising, @full, @light, @paper, @smoke, @standard",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(text: str, message: str) -> None:
