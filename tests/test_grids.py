@@ -65,11 +65,17 @@ def test_a_larger_count_adds_to_a_smaller_one_and_draws_repeat() -> None:
     assert labels(grid, 12) != ["thing", *(f"thing[lr={i}.0]" for i in range(1, 12))], "in order"
 
 
-def test_values_of_a_selector_take_the_place_of_defaults() -> None:
-    assert sorted(labels({"lr": (0.01, 0.1)}, 9, "thing[on=true]")) == [
+def test_what_a_selector_gives_a_value_is_held() -> None:
+    grid = {"lr": (0.01, 0.1), "several": (("x",), ("y",))}
+    assert sorted(labels(grid, 9, "thing[on=true]")) == [
         "thing[lr=0.01,on=true]",
+        "thing[lr=0.01,several=[y],on=true]",
         "thing[on=true]",
+        "thing[several=[y],on=true]",
     ]
+    held = labels(grid, 9, "thing[lr=0.5]")
+    assert held == ["thing[lr=0.5]", "thing[lr=0.5,several=[y]]"]
+    assert labels({"lr": (0.01, 0.1)}, 9, "thing[lr=0.5]") == ["thing[lr=0.5]"]
 
 
 @pytest.mark.parametrize("declared", [{}, {"on": (False, True)}])

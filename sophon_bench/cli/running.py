@@ -220,8 +220,9 @@ def tune(
     """Choose a defense's hyperparameters: the same search and budget for every defense.
 
     Tries configurations of the grid that the defense declares ('sophon-bench show DEFENSE'), or of
-    the lists in a selector, under @tuning, and chooses by resistance and intactness on validation
-    data alone. What the store has is not done again.
+    the lists in a selector; what a selector gives one value is held. They are attacked by @tuning,
+    and resistance and intactness on validation data alone choose. What the store has is not done
+    again.
 
     \b
     Examples:

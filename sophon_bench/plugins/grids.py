@@ -14,6 +14,8 @@ from sophon_bench.plugins.selectors import (
     Trial,
     check_parameters,
     expand,
+    parse,
+    split_name,
     vary,
 )
 
@@ -44,7 +46,7 @@ def search(registry: Registry, text: str, count: int) -> Search:
 
     The grid is what the selector lists, as in ``sophon-ice[alpha=[1e-3,4e-3],iterations=60]``, and
     the first of each list is tried first; where it lists nothing, the grid is what the plugin
-    declares, with the selector's values in place of the plugin's defaults. Configurations are drawn
+    declares, without the hyperparameters that the selector gives a value. Configurations are drawn
     without replacement with a fixed seed, and a larger count adds to those of a smaller one; fewer
     if the grid has fewer.
 
@@ -59,8 +61,12 @@ def search(registry: Registry, text: str, count: int) -> Search:
         UnknownName: If there is no such plugin.
     """
     base, *others = expand(registry, text)
-    grid = _listed([base, *others]) if others else base.entry.declared.tuning
-    others = others or _declared(base)
+    if others:
+        grid: Mapping[str, Sequence[Any]] = _listed([base, *others])
+    else:
+        held = parse(split_name(text)[1]).parameters
+        grid = {key: values for key, values in _declared(base).items() if key not in held}
+        others = _crossed(base, grid)
     random.Random(DRAWN_WITH).shuffle(others)
     return Search(grid, [base, *others[: count - 1]])
 
@@ -74,8 +80,8 @@ def _listed(trials: Sequence[Trial]) -> dict[str, list[Any]]:
     return {key: several for key, several in values.items() if len(several) > 1}
 
 
-def _declared(base: Trial) -> list[Trial]:
-    """The other configurations of the grid that the plugin declares."""
+def _declared(base: Trial) -> Mapping[str, Sequence[Any]]:
+    """The grid that the plugin declares."""
     entry, grid = base.entry, base.entry.declared.tuning
     if not grid:
         raise SelectorError(
@@ -84,6 +90,12 @@ def _declared(base: Trial) -> list[Trial]:
             "'tuning: ClassVar[dict[str, tuple[Any, ...]]] = {\"lr\": (1e-3, 1e-2)}', or list "
             f"values: '{entry.name}[lr=[1e-3,1e-2]]'"
         )
+    return grid
+
+
+def _crossed(base: Trial, grid: Mapping[str, Sequence[Any]]) -> list[Trial]:
+    """The other configurations of a declared grid."""
+    entry = base.entry
     try:
         check_parameters(entry, grid)
         axes = [[(key, v) for v in _values(base, key, grid[key])] for key in grid]

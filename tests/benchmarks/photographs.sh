@@ -5,9 +5,9 @@
 #     tests/benchmarks/photographs.sh DATA STORE OUT [OPTION...]
 #
 # DATA holds the published sets (sophon-bench data list --data DATA). Options go to sophon-bench:
-# --device cuda, --threads 1, --dry-run. SLICE=540 stops it after so many seconds; the same command
-# goes on from there, and exits with 0 once nothing is left. OUT gets the searches' documents and
-# run.json.
+# --device cuda, --threads 1, --image-size 96, --dry-run. SLICE=540 stops it after so many seconds,
+# with exit code 124; the same command goes on from there, and exits with 0 once nothing is left. OUT
+# gets the searches' documents and run.json.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 data=${1:?usage: $0 DATA STORE OUT [OPTION...]} store=${2:?STORE} out=${3:?OUT}
@@ -23,8 +23,8 @@ bench() { # bench COMMAND ARGUMENTS...: for as long as the slice has; 124 if tha
 }
 options=("$@")
 
-# A fifth of SOPHON's defaults: an update of EfficientNet-Lite0 costs 40 of the embedded backbone.
-# Step sizes are those that the undefended model learns at; the embedded scenario's are not.
+# A fifth of the updates of SOPHON's defaults, so that protection takes minutes on a CPU; the grid is
+# a guess around step sizes at which the undefended model learns.
 sophon='iterations=60,inner_steps=20,ntr_steps=[6,12],alpha=[2e-3,8e-3]'
 strategies='strategies=[[adam@1e-4..1e-3,sgd@1e-2],[adam@1e-4..3e-3,momentum@1e-3..1e-1]]'
 drawn='iterations=60,horizons=[10,30],ntr_steps=[6,12],alpha=[2e-3,8e-3]'
@@ -36,6 +36,7 @@ chosen() { # chosen DEFENSE: the configuration that the search chose
     "$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["chosen"]["selector"])' \
         "$out/$1.json"
 }
+[ -f "$out/repnoise.json" ] || { echo "no searches in $out yet, and so nothing to run"; exit; }
 defenses=()
 for name in sophon-ice sophon-klu sophon-wide naive-ascent repnoise; do
     defenses+=(--defense "$(chosen "$name")")

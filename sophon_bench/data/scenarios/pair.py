@@ -20,8 +20,9 @@ SAMPLES = (100, 500, 2000)
 
 STEPS = 100
 """Updates of the longest budget: 6400 examples, 16 passes over what an attacker trains on of 500.
-On Imagenette and CIFAR-10, ImageNet weights of EfficientNet-Lite0 are then 36 points above random
-initialisation (57 and 21 %, one seed); the best trials of a suite go on for longer."""
+On Imagenette and CIFAR-10, ImageNet weights of EfficientNet-Lite0 were then 36 points above random
+initialisation (57 and 21 %, one seed, 120 updates of pre-training); the best trials of a suite go
+on for longer."""
 
 PRETRAIN_STEPS = 1500
 """Updates of pre-training: 96000 examples, 11 passes over Imagenette. At 64x64 pixels and step size
@@ -29,8 +30,8 @@ PRETRAIN_STEPS = 1500
 1500 (one seed)."""
 
 PRETRAIN_LRS = (3e-4, 1e-3)
-"""Step sizes of pre-training, of which validation chooses: pre-trained weights want small ones. At
-2e-3, EfficientNet-Lite0 was behind 1e-3 from the second hundred of updates on."""
+"""Step sizes of pre-training, of which validation chooses: pre-trained weights want small ones. A
+guess, but for 1e-3, which gave the above."""
 
 BENIGN = ("greek", "shapes")
 """Drawn, so that two folders are all that is needed."""
