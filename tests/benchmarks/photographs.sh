@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# The board of photographs: Imagenette (original) and CIFAR-10 (restricted) at 64x64, EfficientNet-Lite0
-# from ImageNet weights (the extra [pretrained]). First `tune`, on seed 100, then the run, seed by seed.
+# The board of photographs: Imagenette (original) and CIFAR-10 (restricted), EfficientNet-Lite0 from
+# ImageNet weights (the extra [pretrained]). First `tune`, on seed 100, then the run, seed by seed.
+# At the paper's 64x64 pixels this backbone stays at 86.5 % of Imagenette's test images after 1500
+# updates of pre-training; 80x80 are the fewest at which it starts from 88 % or more.
 #
 #     tests/benchmarks/photographs.sh DATA STORE OUT [OPTION...]
 #
 # DATA holds the published sets (sophon-bench data list --data DATA). Options go to sophon-bench:
-# --device cuda, --threads 1, --image-size 96, --dry-run. SLICE=540 stops it after so many seconds,
+# --device cuda, --threads 1, --workers 2, --dry-run. SLICE=540 stops it after so many seconds,
 # with exit code 124; the same command goes on from there, and exits with 0 once nothing is left. OUT
 # gets the searches' documents and run.json.
 set -euo pipefail
@@ -18,19 +20,20 @@ end=$((SECONDS + ${SLICE:-1000000000}))
 
 bench() { # bench COMMAND ARGUMENTS...: for as long as the slice has; 124 if that is over
     timeout --signal INT --kill-after 60 "$((end > SECONDS ? end - SECONDS : 1))" \
-        "$python" -m sophon_bench "$@" --scenario imagenette-cifar10 --backbone tf_efficientnet_lite0 \
-        --weights timm --samples 500 --data "$data" --store "$store" "${options[@]}"
+        "$python" -m sophon_bench "$@" --scenario 'imagenette-cifar10[image_size=80,pretrain_steps=600]' \
+        --backbone tf_efficientnet_lite0 --weights timm --samples 500 --data "$data" \
+        --store "$store" "${options[@]}"
 }
 options=("$@")
 
-# A fifth of the updates of SOPHON's defaults, so that protection takes minutes on a CPU; the grid is
+# A tenth of the updates of SOPHON's defaults, so that protection takes minutes on a CPU; the grid is
 # a guess around step sizes at which the undefended model learns.
-sophon='iterations=60,inner_steps=20,ntr_steps=[6,12],alpha=[2e-3,8e-3]'
+sophon='iterations=40,inner_steps=20,ntr_steps=[6,12],alpha=[2e-3,8e-3]'
 strategies='strategies=[[adam@1e-4..1e-3,sgd@1e-2],[adam@1e-4..3e-3,momentum@1e-3..1e-1]]'
-drawn='iterations=60,horizons=[10,30],ntr_steps=[6,12],alpha=[2e-3,8e-3]'
+drawn='iterations=40,horizons=[10,30],ntr_steps=[6,12],alpha=[2e-3,8e-3]'
 bench tune "sophon-ice[$sophon,$strategies]" "sophon-klu[$sophon,$strategies]" \
     "sophon-wide[$drawn,$strategies]" naive-ascent repnoise \
-    --configurations 4 --seeds 100 --steps 50 --out "$out"
+    --configurations 3 --seeds 100 --steps 50 --out "$out"
 
 chosen() { # chosen DEFENSE: the configuration that the search chose
     "$python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["chosen"]["selector"])' \
