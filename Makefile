@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: demo test coverage gate lint browser screenshot leaderboard numerics benchmark measure clean
+.PHONY: demo test coverage gate lint docs browser screenshot leaderboard numerics benchmark measure clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sophon-bench run --config examples/demo.yaml
@@ -37,6 +38,12 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MKDOCS) build --quiet
+
+# The documentation site, in build/docs. Anything that is a warning is an error: a link or an anchor that is not there.
+docs: $(VENV)/.installed-docs
+	$(MKDOCS) build
+	@echo build/docs/index.html
 
 # A browser for the tests of the page, which are skipped without one: Debian's, where it may be had.
 browser:
@@ -80,6 +87,10 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python

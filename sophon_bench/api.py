@@ -9,6 +9,7 @@ else a plugin may declare is listed in `Declared`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -19,6 +20,7 @@ from sophon_bench.plugins.declared import Declared as Declared
 from sophon_bench.plugins.registry import attacks as attacks
 from sophon_bench.plugins.registry import defenses as defenses
 from sophon_bench.plugins.registry import scenarios as scenarios
+from sophon_bench.seeding import seeded
 
 Predictor = Callable[[Tensor], Tensor]
 """Maps inputs to outputs. A `Model` is one, a peft-wrapped model is one, so is any function."""
@@ -207,7 +209,28 @@ class Domain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttackView:
+class View:
+    """What attackers and defenders both have.
+
+    Attributes:
+        device: Where the tensors live.
+        rng: CPU generator for every draw of the plugin.
+    """
+
+    device: torch.device
+    rng: torch.Generator
+
+    def seeded(self) -> AbstractContextManager[None]:
+        """Seed the global generators from ``rng`` inside a ``with``, and put them back after it.
+
+        For what draws from torch's global generator while it is built: new layers, peft's adapters.
+        """
+        seed = torch.randint(2**63 - 1, (), generator=self.rng)
+        return seeded(int(seed), self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackView(View):
     """All that an attacker has besides the released model: the fields are the threat model.
 
     Attributes:
@@ -216,8 +239,6 @@ class AttackView:
         validation: The part of the attacker's n samples kept for its own choices.
         auxiliary: Benign data that is neither original nor restricted, if the scenario grants any.
         new_model: Makes a model of the same architecture with random weights and the original head.
-        device: Where the tensors live.
-        rng: CPU generator for every draw of the attack.
     """
 
     task: Task
@@ -225,8 +246,6 @@ class AttackView:
     validation: Samples
     auxiliary: Samples | None
     new_model: Callable[[], Model]
-    device: torch.device
-    rng: torch.Generator
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Endless reshuffled training batches, drawn with the view's own ``rng``."""
@@ -234,13 +253,11 @@ class AttackView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DefenseView:
+class DefenseView(View):
     """All that a defender has besides the pre-trained model."""
 
     original: Domain
     restricted: Domain
-    device: torch.device
-    rng: torch.Generator
 
 
 class Attack(Protocol):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sophon_bench.api import Batch, Samples
+from sophon_bench.api import Batch, DefenseView, Domain, Samples
 from sophon_bench.data.tasks.classification import Classification
 
 
@@ -51,3 +51,26 @@ def test_accuracy_counts_the_first_outputs_and_no_non_finite_row() -> None:
     batch = Batch(logits[:3], torch.tensor([1, 0, 0]))
     expected = -torch.log_softmax(logits[:3], 1)[torch.arange(3), batch.targets].mean()
     assert torch.isclose(task.loss(lambda x: x, batch), expected)
+
+
+def test_seeded_draws_follow_the_view_and_leave_the_global_state() -> None:
+    domain = Domain(Classification(2), samples(2), samples(2))
+
+    def view(seed: int) -> DefenseView:
+        rng = torch.Generator().manual_seed(seed)
+        return DefenseView(original=domain, restricted=domain, device=torch.device("cpu"), rng=rng)
+
+    def drawn(here: DefenseView) -> list[float]:
+        with here.seeded():
+            return torch.rand(3).tolist()
+
+    before = torch.get_rng_state()
+    first, again = view(1), view(1)
+    assert drawn(first) == drawn(again)
+    assert drawn(first) != drawn(view(2))
+    assert drawn(first) not in (drawn(view(1)), drawn(first))
+    with torch.random.fork_rng(devices=[]):
+        seed = int(torch.randint(2**63 - 1, (), generator=view(1).rng))
+        torch.default_generator.manual_seed(seed)
+        assert torch.rand(3).tolist() == drawn(view(1))
+    assert torch.equal(torch.get_rng_state(), before)

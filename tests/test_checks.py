@@ -257,9 +257,7 @@ def dropout(model: Model, view: AttackView) -> Iterator[Predictor]:
 
 
 def seeded_layer(model: Model, view: AttackView) -> Iterator[Predictor]:
-    with torch.random.fork_rng(devices=[]):
-        seed = int(torch.randint(2**31, (), generator=view.rng))
-        torch.default_generator.manual_seed(seed)
+    with view.seeded():
         layer = nn.Linear(view.task.num_outputs, view.task.num_outputs)
     for made in train(model, view):
         yield lambda inputs, made=made: layer(made(inputs))

@@ -1,10 +1,12 @@
-"""The architecture page says what import-linter holds."""
+"""Links and names in the documentation; MkDocs checks the links between its pages."""
 
 from __future__ import annotations
 
 import re
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -35,3 +37,31 @@ def test_files_that_the_page_names_are_there() -> None:
         for name in named
         if not any((ROOT / top / name).exists() for top in ("", "sophon_bench"))
     ] == []
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("*.md")), ids=lambda file: file.name)
+def test_links_of_a_file_at_the_top_lead_somewhere(file: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", file.read_text(encoding="utf-8"), flags=re.M | re.S)
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        name, _, anchor = target.partition("#")
+        page = ROOT / name if name else file
+        if ":" in name:
+            continue
+        if not page.exists() or (anchor and anchor not in anchors(page)):
+            broken.append(target)
+    assert broken == []
+
+
+def anchors(page: Path) -> set[str]:
+    """What the headings of a page are called in links."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_environment_variable_of_the_project_is_documented() -> None:
+    page = (ROOT / "docs/reference/environment.md").read_text(encoding="utf-8")
+    sources = [file.read_text(encoding="utf-8") for file in (ROOT / "sophon_bench").rglob("*.py")]
+    used = {name for text in sources for name in re.findall(r"\bSOPHON_BENCH_[A-Z]+\b", text)}
+    assert used
+    assert sorted(name for name in used if f"`{name}`" not in page) == []

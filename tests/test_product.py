@@ -31,9 +31,8 @@ BUDGET = 4 * 64
 SMALL = {"iterations": 2, "inner_steps": 2, "horizons": (2,), "watch_every": 1}
 """Shortens the defenses that have such hyperparameters."""
 
-SHOWN = re.search(
-    r"```python\n(.*?)```", Path(__file__).parents[1].joinpath("CONTRIBUTING.md").read_text(), re.S
-)
+GUIDE = Path(__file__).parents[1] / "docs" / "submit-attack.md"
+SHOWN = re.search(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
 
 BUILT_IN = [
     registry.get(name)

@@ -104,8 +104,8 @@ COMMON = (
         "{} was called; draw from view.rng and leave the global random state alone"),
     Check("random state", lambda seen: seen.watched.moved,
         "numbers were drawn from the global generator of {}; pass generator=view.rng, or a "
-        "generator seeded from it (new layers draw their weights too: initialise them again from "
-        "view.rng, inside torch.random.fork_rng)"),
+        "generator seeded from it (new layers draw their weights too: build them inside "
+        "'with view.seeded():')"),
     Check("side effects", lambda seen: side_effects.advised(seen.watched.contained), "{}"),
     Check("model", lambda seen: seen.watched.spoiled,
         "the class or the forward of the given model was replaced; wrap the model instead"),
