@@ -3,18 +3,21 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema vendor
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
-.PHONY: demo test coverage gate lint docs browser screenshot leaderboard numerics benchmark measure clean
+.PHONY: demo test test-fast coverage gate lint docs browser screenshot leaderboard numerics benchmark measure clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sophon-bench run --config examples/demo.yaml
 
 # Fast tests first; each test uses one thread, so that two workers do not slow each other. Slow ones share models
 # that take minutes, by file.
-test: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+test: test-fast
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m slow
+
+test-fast: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 # Which lines the tests run; following them makes the tests slower.
 coverage: $(VENV)/.installed-test
@@ -38,6 +41,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+	$(SCHEMA).github-workflows .github/workflows/*.yml
+	$(SCHEMA).github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(SCHEMA).dependabot .github/dependabot.yml
+	$(SCHEMA).citation-file-format CITATION.cff
 	$(MKDOCS) build --quiet
 
 # The documentation site, in build/docs. Anything that is a warning is an error: a link or an anchor that is not there.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -20,6 +21,7 @@ from mkdocs.structure.pages import Page
 from tabulate import tabulate
 
 from sophon_bench.analysis.flags import FLAGS
+from sophon_bench.cli import main
 from sophon_bench.leaderboard.catalogue import presets_of
 from sophon_bench.plugins.registry import Entry, Registry, attacks, defenses, scenarios
 from sophon_bench.plugins.selectors import accepted
@@ -41,6 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/defenses.md": catalogue("Defenses", DEFENSES, defenses),
         "reference/scenarios.md": catalogue("Scenarios", SCENARIOS, scenarios),
         "reference/suites.md": suites(),
+        "reference/cli.md": "\n".join(["# Command line", *commands(main, "sophon-bench")]),
     }
     pages |= {to: (ROOT / source).read_text(encoding="utf-8") for source, to in TOP.items()}
     for name, text in pages.items():
@@ -165,3 +168,18 @@ def suites() -> str:
             pages.append(f"\nOn the benign domains: {recipes}.")
         pages.append("")
     return "\n".join(pages)
+
+
+def commands(command: click.Command, name: str) -> Iterator[str]:
+    """The help of a command and of those below it, as a terminal shows it."""
+    context = click.Context(command, info_name=name, **SETTINGS)
+    yield f"\n## {name}\n\n```text\n{command.get_help(context)}\n```"
+    for each in command.commands.values() if isinstance(command, click.Group) else ():
+        yield from commands(each, f"{name} {each.name}")
+
+
+SETTINGS: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "show_default": True,
+    "terminal_width": 100,
+}

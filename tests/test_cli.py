@@ -376,3 +376,39 @@ def test_a_scenario_with_few_images_can_be_drawn(tmp_path: Path) -> None:
     result = call("show", "tiny", "--images", tmp_path / "x.png", "--store", tmp_path / "store")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_help_has_every_command_once_in_a_whole_sentence() -> None:
+    text = call("--help").stdout
+    lines = text.partition("\nRun:\n")[2].splitlines()
+    named = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert sorted(named) == sorted(main.commands)
+    assert "..." not in text.partition("Options:")[2]
+
+
+def test_info_says_what_a_report_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SOPHON_BENCH_DATA", str(tmp_path))
+    found = json.loads(call("info", "--json", "--store", tmp_path / "store").stdout)
+    assert found.keys() == {"versions", "devices", "data", "caches", "plugins"}
+    assert found["versions"]["sophon-bench"] == __version__
+    assert found["data"] == {"SOPHON_BENCH_DATA": str(tmp_path), "sets": []}
+    assert found["caches"]["store exists"] is False
+    assert not (tmp_path / "store").exists()
+    counted = sum(found["plugins"]["attacks"].values())
+    assert counted == len(attacks.names())
+    lines = call("info", "--store", tmp_path / "store").stdout.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == list(found)
+    assert any(line.split() == ["store", "exists", "no"] for line in lines)
+    assert any(line.split() == ["sets", "none"] for line in lines)
+
+
+def test_a_quiet_run_says_its_results_alone(tmp_path: Path) -> None:
+    run = ["run", *FAST, "--plugin", TINY, "--attack", "finetune", "--store", tmp_path / "store"]
+    first = call(*run)
+    assert "stages finished in" in first.stderr
+    quiet = call(*run, "--quiet")
+    assert quiet.stderr == ""
+    assert quiet.stdout == first.stdout
+    assert "pretrain tiny" not in call(*run).stderr
+    assert "(2 of this run)" in quiet.stdout
+    assert "pretrain test_resnet" in call(*run, "-v").stderr

@@ -584,7 +584,7 @@ def test_a_missing_library_is_one_line_that_says_what_to_install(
     result = call("page", "--from", source, "--out", tmp_path / "site")
     assert result.exit_code == 2
     assert f"a page needs {name}" in result.stderr
-    assert "pip install 'sophon-bench[page]'" in result.stderr
+    assert "pip install '.[page]'" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "site").exists()
 

@@ -535,8 +535,7 @@ def test_a_missing_renderer_is_one_line_before_any_work(
     records = [] if {"--growth", "study"} & set(command) else ["--from", finished]
     result = call(*command, *records)
     assert result.exit_code == 2
-    assert "needs vl_convert, which is not installed: pip install 'sophon-bench[page]'" in (
-        result.stderr
-    )
+    assert "needs vl_convert, which is not installed: in a clone" in result.stderr
+    assert "pip install '.[page]'" in result.stderr
     assert result.stderr.count("\n") == 1
     assert {file.name for file in tmp_path.iterdir()} <= {finished.name, "cache"}

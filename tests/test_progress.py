@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import builtins
 import io
+import itertools
+import re
 import sys
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
@@ -51,8 +53,41 @@ def test_lines_say_what_is_done_and_what_is_left() -> None:
     assert stream.getvalue().splitlines() == [
         "[1/3, 0:50 left] one: restricted 50.0 %",
         "[1/3, 0:56 left] two 50 %: halfway",
-        "1 finished stages were in the store",
+        "2 stages finished in 0:40, 1 of them from the store",
     ]
+
+
+def test_what_was_stopped_is_said_to_go_on() -> None:
+    stream = io.StringIO()
+    lines = Lines(STAGES, stream, clock=itertools.count(0.0, 10.0).__next__)
+
+    def interrupted() -> None:
+        with lines:
+            lines.end(STAGES[0], "", reused=True)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert stream.getvalue().splitlines() == [
+        "stopped after 0:10, 1 of 3 stages finished, 1 of them from the store; "
+        "the same command continues",
+    ]
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_quiet_says_nothing_and_verbose_names_reused_stages(stream: type[io.StringIO]) -> None:
+    shown = []
+    for options in ({"quiet": True}, {}, {"verbose": True}):
+        where = stream()
+        with reporter(STAGES, where, **options) as progress:
+            progress.expect(1.0, 1)
+            progress.begin(STAGES[0])
+            progress.tick(STAGES[0], 0.5, "halfway")
+            progress.end(STAGES[0], "finished", reused=True)
+        shown.append(where.getvalue())
+    assert shown[0] == ""
+    assert "one: finished" not in shown[1]
+    assert "one: finished" in shown[2]
 
 
 def test_bars_are_for_terminals() -> None:
@@ -70,6 +105,21 @@ def test_bars_are_for_terminals() -> None:
     assert "one: finished" in shown
     assert "two: finished" not in shown
     assert "3/3" in shown
+    assert "3 stages finished in 0:00, 1 of them from the store" in shown
+
+
+@pytest.mark.parametrize("value", ["", "1"])
+def test_no_color_takes_the_colours_off_the_bars(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", value)
+    terminal = Terminal()
+    with reporter(STAGES, terminal) as bars:
+        bars.begin(STAGES[0])
+        bars.end(STAGES[0], "finished", reused=False)
+    coloured = re.search(r"\x1b\[(\d+;)*[349]\d[;m]", terminal.getvalue())
+    assert (coloured is None) is bool(value)
 
 
 class Widget:

@@ -51,6 +51,15 @@ class Group(click.Group):
                 raise
             raise click.ClickException(remedy(error)) from error
 
+    def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        """The commands by section, each with its first sentence."""
+        width = max(len(str(name)) for name in self.commands)
+        for title, section in SECTIONS.items():
+            with formatter.section(title):
+                room = formatter.width - width - 4
+                lines = [(str(c.name).ljust(width), c.get_short_help_str(room)) for c in section]
+                formatter.write_dl(lines)
+
 
 def _leave(code: object) -> None:
     """End here if a plugin left threads that Python would wait for without an end."""
@@ -74,6 +83,18 @@ def _warn(message: Warning | str, *_rest: Any, **_named: Any) -> None:
     click.echo(f"warning: {message}", err=True)
 
 
+SECTIONS = {
+    "Run": (running.run, running.audit, running.study, running.tune),
+    "Read results": (
+        telling.table, telling.plot, telling.page, telling.cards, telling.pictures,
+        telling.compare, costs.overhead,
+    ),
+    "Look up": (looking.list_, looking.show, looking.info),
+    "Extend": (looking.new, looking.check, datasets.data),
+    "Publish": (submitting.submit, submitting.verify, telling.freeze),
+}  # fmt: skip
+"""All commands, as the help shows them."""
+
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 
 
@@ -93,11 +114,6 @@ def main() -> None:
     """
 
 
-for command in (
-    running.run, running.study, running.tune, running.audit,
-    telling.table, telling.plot, telling.pictures, telling.cards, telling.freeze,
-    telling.compare, telling.page, submitting.submit, submitting.verify,
-    costs.overhead, looking.list_, looking.show, looking.check, looking.new,
-    datasets.data,
-):  # fmt: skip
-    main.add_command(command)
+for section in SECTIONS.values():
+    for command in section:
+        main.add_command(command)

@@ -38,7 +38,8 @@ def need_extra(what: str, *modules: str) -> None:
     for name in modules:
         if find_spec(name) is None:
             raise Refused(
-                f"{what} needs {name}, which is not installed: pip install 'sophon-bench[page]'"
+                f"{what} needs {name}, which is not installed: in a clone of the repository, "
+                "pip install '.[page]'"
             )
 
 

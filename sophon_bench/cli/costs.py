@@ -47,7 +47,7 @@ TAKEN = {
 @options.plugins()
 @options.json_file("Write the numbers of a measurement there.")
 def overhead(roofline: bool, growth: bool, **options: Any) -> None:
-    """Say what protecting and attacking cost, or measure what this machine takes for it.
+    """Report what protecting and attacking cost, or measure it here.
 
     Of the records in the store, or of a run's JSON file: what each defense took, as multiples of
     pre-training; and the cost at which each attack, and the tuned envelope, gets half of what the

@@ -1,7 +1,8 @@
-"""Commands about plugins: list, show, check, new."""
+"""Commands about plugins and this machine: list, show, info, check, new."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,42 @@ def show(name: str, images: Path | None, image_size: int | None, store: str | No
 
 
 @click.command()
+@options.flag("--json as_json", "Print JSON.")
+@options.data_folder
+@options.store
+def info(as_json: bool, store: str | None) -> None:
+    """Print versions, devices, data, caches and plugins, for a bug report.
+
+    \b
+    Examples:
+      sophon-bench info
+      sophon-bench info --json
+    """
+    from sophon_bench.execution.facts import facts
+
+    found = facts(store)
+    if as_json:
+        click.echo(json.dumps(found, indent=1))
+        return
+    width = max(len(name) for values in found.values() for name in values)
+    for topic, values in found.items():
+        click.echo(topic)
+        for name, value in values.items():
+            click.echo(f"  {name:{width}}  {_said(value)}")
+
+
+def _said(value: object) -> str:
+    """A fact in words: lists with commas, counts by name, ``none`` for what there is not."""
+    if isinstance(value, dict):
+        return ", ".join(f"{count} of {name}" for name, count in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if value is None:
+        return "none"
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
+
+
+@click.command()
 @click.argument("file", metavar="PLUGIN.py", type=options.PATH)
 @options.option("--name", "Only this one of the file's plugins.", metavar="NAME")
 @options.option("--backbone", "timm model to check with.", default=options.DEFAULT_BACKBONE)
@@ -106,7 +143,7 @@ def check(file: Path, name: str | None, backbone: str) -> int:
 @click.argument("name")
 @options.path("--dir folder", "Where to write; by default here.", default=".")
 def new(kind: Any, name: str, folder: Path) -> None:
-    """Write a plugin that works as it is, and a test of it, to start from.
+    """Write a plugin that works as it is, and its test.
 
     \b
     Examples:

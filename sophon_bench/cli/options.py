@@ -214,6 +214,10 @@ passes = together(
     choice("--precision", "bf16 runs models under autocast.", "fp32", "bf16"),
     choice("--compile compiled", "torch.compile's mode; the last two use CUDA graphs.", *modes),
 )
+loudness = together(
+    flag("--quiet -q", "Show no progress; results, warnings and errors alone."),
+    flag("--verbose -v", "Name stages that the store had as well."),
+)
 job = together(
     weights,
     numbers("--samples", "The attacker's n; by default the scenario's middle one.", metavar="N,N"),
@@ -227,6 +231,8 @@ job = together(
     plugins(expose=True),
     store,
     flag("--retry-failed", "Do cells again that failed."),
+    option("--log", "Log records to tensorboard, mlflow or wandb. Repeatable.", multiple=True),
     flag("--dry-run", "Print the plan and its cost, and stop."),
+    loudness,
 )
 """Of commands that make records, whatever they cross."""

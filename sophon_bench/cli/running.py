@@ -142,7 +142,7 @@ def conclude(
 
 ASIDE = {
     "store", "out", "json_file", "workers", "threads", "together", "retry_failed", "dry_run",
-    "force",
+    "force", "log", "quiet", "verbose",
 }  # fmt: skip
 """Options that say where things go and how fast, not what is done."""
 
@@ -172,7 +172,7 @@ def command_of(*arguments: str) -> str:
 def study(
     name: str, attack: Words, seeds: list[int], out: Path, dry_run: bool, **options: Any
 ) -> int:
-    """Run a named experiment: how one hyperparameter of a defense changes its resistance.
+    """Run a named experiment: resistance by one hyperparameter.
 
     NAME is one of 'sophon-bench list studies', or a YAML file like them. Writes NAME.md, NAME.json
     and NAME.png. What the store has is not done again.
@@ -217,7 +217,7 @@ def study(
 def tune(
     selectors: Words, configurations: int, out: Path, force: bool, dry_run: bool, **options: Any
 ) -> int:
-    """Choose a defense's hyperparameters: the same search and budget for every defense.
+    """Choose a defense's hyperparameters, by one search for all.
 
     Tries configurations of the grid that the defense declares ('sophon-bench show DEFENSE'), or of
     the lists in a selector; what a selector gives one value is held. They are attacked by @tuning,

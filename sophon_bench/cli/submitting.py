@@ -85,6 +85,7 @@ def _check_complete(cells: Records, suite: str) -> None:
 @options.plugins(expose=True)
 @options.option("--store", "Where the work goes; by default it is thrown away.", metavar="DIR")
 @options.json_file("Write the comparison there.")
+@options.loudness
 def verify(
     file: Path,
     cells: int,
@@ -95,7 +96,7 @@ def verify(
     json_file: Path | None,
     **options: Any,
 ) -> int:
-    """Make randomly chosen records of an entry again, and say whether they come out as reported.
+    """Make random records of an entry again, and compare them.
 
     Models are pre-trained and protected again too. Nothing in the file is executed; the plugins
     that it names are those installed here, and if they are of another version, that is said. With

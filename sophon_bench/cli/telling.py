@@ -29,7 +29,7 @@ from sophon_bench.cli.common import (
 def table(
     form: str, source: Path | None, published: bool, against: str | None, store: str | None
 ) -> None:
-    """Print the tables of all records in the store, or of a run's JSON file, or what is published.
+    """Print tables of a store, of a run's file, or of what is published.
 
     \b
     Examples:
@@ -71,7 +71,7 @@ def _formats(_context: click.Context, _parameter: click.Parameter, text: str) ->
 @options.directory("Where the pictures go; made if need be.")
 @options.option("--format formats", "png, svg or both.", callback=_formats, default="png,svg")
 def plot(source: Path | None, store: str | None, out: Path, formats: list[str]) -> None:
-    """Draw envelopes and resistance by budget, and utility by learning rate.
+    """Draw envelopes and resistance by budget, and sweeps of step sizes.
 
     Three pictures per scenario, backbone, budget and n, of all records in the store or of a run's
     JSON file. Prints the files that it writes.
@@ -101,7 +101,7 @@ def plot(source: Path | None, store: str | None, out: Path, formats: list[str]) 
 def pictures(
     source: Path | None, store: str | None, out: Path, seed: int | None, attack: str | None
 ) -> None:
-    """Draw the images that models made from noise, where they make images.
+    """Draw the images that denoisers make from noise.
 
     A line each for the undefended model and every defense's, before any attack and after the one
     that selection picks, and for random initialisation.
@@ -134,7 +134,7 @@ def pictures(
 def cards(
     names: Sequence[str], sources: Sequence[Path], store: str | None, out: Path | None
 ) -> None:
-    """Make a fidelity card of each defense, or of those named, in Markdown.
+    """Write a card of each defense: source, claim, measurements.
 
     What its source says of it, and what was measured under the recipe of @paper and under the
     tuned envelope, of runs' JSON files or of the records in the store, if there is one.
@@ -180,7 +180,7 @@ def cards(
 @options.records
 @options.directory("Where the document goes; in the repository, leaderboard/frozen.")
 def freeze(source: Path | None, store: str | None, out: Path) -> None:
-    """Write down which budgets and n count for a score, from controls of at least five seeds.
+    """Record which budgets and n count for a score, from five seeds.
 
     \b
     Example:
@@ -216,12 +216,13 @@ def freeze(source: Path | None, store: str | None, out: Path) -> None:
 @options.path("--accept", "YAML or JSON of regressions that are wanted.", type=options.READABLE)
 @options.choice("--format form", "github: job summary too.", "text", "md", "github", "json")
 def compare(base: Path, new: Path, limits: Sequence[str], accept: Path | None, form: str) -> int:
-    """Fail if the records of NEW are worse than those of BASE, both files of 'run --json'.
+    """Fail if a run is worse than an earlier one.
 
-    Compares every trial with every defense, and the tuned envelope, on the seeds that both have. A
-    threshold fails where the mean change is beyond it and the seed-paired 95 % interval excludes
-    zero; with one seed it decides alone, marked ~. A cell that vanished or newly fails is a
-    regression; a plugin whose source changed is compared with what it was.
+    BASE and NEW are files of 'run --json'. Compares every trial with every defense, and the tuned
+    envelope, on the seeds that both have. A threshold fails where the mean change is beyond it and
+    the seed-paired 95 % interval excludes zero; with one seed it decides alone, marked ~. A cell
+    that vanished or newly fails is a regression; a plugin whose source changed is compared with
+    what it was.
 
     Metrics: restricted, seconds and peak_memory per trial; original, protect_cost,
     protect_seconds, protect_peak_memory, resistance, trainability and score per defense.

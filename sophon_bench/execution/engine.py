@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from sophon_bench.execution.executors import AUTO, Executor, Work, start
+from sophon_bench.execution.loggers import Logger, series
 from sophon_bench.execution.plan import (
     AttackStage,
     Plan,
@@ -75,6 +76,7 @@ class LocalEngine:
         compiled: How models are compiled.
         together: Trials at most that run at once, where that is measured to pay.
         command: What started the run, for its manifest.
+        loggers: Told of every record that is made.
     """
 
     store: Store
@@ -88,6 +90,7 @@ class LocalEngine:
     compiled: Compile = "off"
     together: int = 1
     command: str = ""
+    loggers: Sequence[Logger] = ()
     _models: dict[str, ModelRecord] = field(default_factory=dict, init=False)
     _waiting: list[Stage] = field(default_factory=list, init=False)
     _missing: set[str] = field(default_factory=set, init=False)
@@ -235,6 +238,9 @@ class LocalEngine:
     def _finish(self, stage: Stage, record: ModelRecord | Cell, *, reused: bool) -> None:
         self._missing.discard(stage.key)
         self.reporter.end(stage, _outcome(record), reused=reused)
+        for logger in () if reused else self.loggers:
+            for step, values in series(record):
+                logger.log(stage.label, values, step)
         if isinstance(record, ModelRecord):
             self._models[stage.key] = record
             return

@@ -9,6 +9,7 @@ import functools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sophon_bench.api import Generative
 from sophon_bench.data import checking
 from sophon_bench.data.scenario import ScenarioData, ScenarioError
 from sophon_bench.execution.engine import LocalEngine
+from sophon_bench.execution.loggers import opened
 from sophon_bench.execution.plan import (
     Plan,
     PlanError,
@@ -80,6 +82,9 @@ class Options:
         plugin: Files that were loaded, for the processes to load too.
         store: Where finished work is and goes, a directory or a URL; None: in the user's cache.
         retry_failed: Whether to do failed cells and models again.
+        log: Names of loggers that are told of every record.
+        quiet: Show no progress.
+        verbose: Name stages that the store had as well.
         command: What gives the same numbers again, for the run's manifest.
     """
 
@@ -99,6 +104,9 @@ class Options:
     plugin: Sequence[Path] = ()
     store: str | Path | None = None
     retry_failed: bool = False
+    log: Sequence[str] = ()
+    quiet: bool = False
+    verbose: bool = False
     command: str = ""
 
 
@@ -115,7 +123,8 @@ class Job:
     @contextlib.contextmanager
     def engine(self) -> Iterator[LocalEngine]:
         """An engine for the plan, with progress shown while the context is open."""
-        with reporter(self.plan.stages) as progress:
+        quiet, verbose = self.options.quiet, self.options.verbose
+        with reporter(self.plan.stages, quiet=quiet, verbose=verbose) as progress:
             yield LocalEngine(
                 self.store,
                 self.device,
@@ -131,7 +140,8 @@ class Job:
 
     def run(self) -> Records:
         """Do what the store does not have; all cells of the plan."""
-        with self.engine() as engine:
+        name = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S")
+        with self.engine() as engine, opened(self.options.log, name) as engine.loggers:
             return engine.run(self.plan)
 
 
