@@ -65,7 +65,7 @@ def run(
     store: str | Path | None = None,
     **options: Any,
 ) -> Results:
-    """Cross defenses with attacks, as ``sophon-bench run``; what the store has is not done again.
+    """Cross defenses with attacks, as ``sophon-bench run``; finished work is not repeated.
 
     Args:
         defense: Selectors of defenses; the undefended model is always run too.

@@ -1,7 +1,7 @@
 """The command line: words -> calls of the library. Heavy imports wait until a command needs them.
 
-A command returns its exit code, or nothing for 0. What a user can mend is a `Failure` and ends it
-in one line.
+A command returns its exit code, or nothing for 0. What a user can correct is a `Failure`, which
+ends the command with one line.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 @click.group(cls=Group, context_settings=SETTINGS)
 @click.version_option(__version__, prog_name="sophon-bench")
 def main() -> None:
-    """Does a model that claims to be non-fine-tunable hold up?
+    """Test models that claim to be non-fine-tunable, against tuned attackers.
 
     \b
     Examples:

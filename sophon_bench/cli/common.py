@@ -1,4 +1,4 @@
-"""What commands have in common: bad input, and where records come from."""
+"""What commands share: bad input, and where records come from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Refused(click.ClickException):
 
 
 def unwritable(option: str, path: Path, error: OSError) -> Refused:
-    """What to say of a path that an option names."""
+    """The error for a path that an option names."""
     return Refused(f"{option} {str(path)!r} cannot be written: {error.strerror}")
 
 

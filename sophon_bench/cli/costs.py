@@ -35,12 +35,12 @@ TAKEN = {
 @options.form
 @options.output("--plot plot_file", "Draw records, or growth; PNG or SVG.", type=options.Picture())
 @options.selectors("--defense", "Defense whose growth is measured; few inner steps are quick.")
-@options.count("--updates", "Updates that are timed; best, whole cycles of it.", default=15)
+@options.count("--updates", "Updates to time; best, whole cycles of the defense.", default=15)
 @options.selectors("--attack", "Attack or @suite whose loops are measured.", "@smoke")
 @options.backbone(f"{options.BY_DEFAULT} For growth, {', '.join(GROWN)}.", multiple=True)
 @options.scenario
-@options.count("--batch-size", "Examples per pass; attacks are given the same.", default=64)
-@options.count("--rounds", "Turns that bare passes and loops take.", least=2, default=60)
+@options.count("--batch-size", "Examples per pass, of attacks too.", default=64)
+@options.count("--rounds", "Turns of bare passes and loops.", least=2, default=60)
 @options.image_size
 @options.passes
 @options.threads

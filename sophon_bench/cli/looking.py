@@ -27,7 +27,7 @@ KINDS = ("attacks", "defenses", "scenarios", "backbones", "suites", "studies")
 @click.argument("pattern", required=False)
 @options.plugins()
 def list_(kind: str, pattern: str | None) -> None:
-    """List what can be run; PATTERN keeps names that contain it.
+    """List what can be run, with PATTERN in the name.
 
     \b
     Examples:
@@ -105,7 +105,7 @@ def _said(value: object) -> str:
 
 @click.command()
 @click.argument("file", metavar="PLUGIN.py", type=options.PATH)
-@options.option("--name", "Only this one of the file's plugins.", metavar="NAME")
+@options.option("--name", "Check only this plugin of the file.", metavar="NAME")
 @options.option("--backbone", "timm model to check with.", default=options.DEFAULT_BACKBONE)
 def check(file: Path, name: str | None, backbone: str) -> int:
     """Check that the plugins of a file keep the contract, in seconds.
@@ -141,7 +141,7 @@ def check(file: Path, name: str | None, backbone: str) -> int:
 @click.command()
 @click.argument("kind", type=click.Choice([*PLACES]))
 @click.argument("name")
-@options.path("--dir folder", "Where to write; by default here.", default=".")
+@options.path("--dir folder", "Folder to write to; by default this one.", default=".")
 def new(kind: Any, name: str, folder: Path) -> None:
     """Write a plugin that works as it is, and its test.
 

@@ -1,4 +1,4 @@
-"""Options of commands: what they are made of, and those that several commands have."""
+"""Options of commands: how they are made, and those that several commands have."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _load(context: click.Context, _parameter: click.Parameter, files: Iterable[P
 
 
 def _name_sets(context: click.Context, _parameter: click.Parameter, folder: str | None) -> None:
-    """Sets lie in the folder until the command ends."""
+    """Read published sets from the folder until the command ends."""
     if folder is not None and not context.resilient_parsing:
         from sophon_bench.data.published import sets_in
 
@@ -136,7 +136,7 @@ def count(name: str, help: str, *, least: int = 1, **more: Any) -> Decorator:
 
 
 def selector(name: str, help: str, *, kind: str = "", **more: Any) -> Decorator:
-    """An option that takes the selector of an attack, a defense or a scenario, as it is called."""
+    """An option that takes the selector of an attack, a defense or a scenario."""
     known = complete(kind or name.removeprefix("--"))
     return option(name, help, metavar="SELECTOR", shell_complete=known, **more)
 
@@ -147,7 +147,7 @@ def selectors(name: str, help: str, *default: str) -> Decorator:
 
 
 def backbone(help: str = BY_DEFAULT, **more: Any) -> Decorator:
-    """``--backbone``, with what is taken by default in ``help``."""
+    """``--backbone``; ``help`` says what the default is."""
     known = f"timm model, or unet, with keyword arguments in brackets. {help}"
     return option("--backbone", known, metavar="SELECTOR", **more)
 
@@ -188,7 +188,7 @@ store = option(
 )
 data_folder = option(
     "--data",
-    "Folder with published sets of images; SOPHON_BENCH_DATA names it too.",
+    "Folder with published sets of images; SOPHON_BENCH_DATA sets it too.",
     metavar="DIR",
     callback=_name_sets,
     expose_value=False,
@@ -205,9 +205,9 @@ weights = option(
     metavar="timm|random|FILE",
 )
 image_size = option("--image-size", "Size of the scenario's images.", type=int, metavar="PIXELS")
-device = option("--device", "Where to run.", default="auto", metavar="auto|cpu|cuda[:i]")
-workers = count("--workers", "Processes that work side by side.", default=1)
-threads = count("--threads", "CPU threads of each process; by default all, shared out.")
+device = option("--device", "Device to run on.", default="auto", metavar="auto|cpu|cuda[:i]")
+workers = count("--workers", "Processes to run in parallel.", default=1)
+threads = count("--threads", "CPU threads per process; by default all, shared equally.")
 modes = ("off", "default", "reduce-overhead", "max-autotune")
 passes = together(
     device,
@@ -215,8 +215,8 @@ passes = together(
     choice("--compile compiled", "torch.compile's mode; the last two use CUDA graphs.", *modes),
 )
 loudness = together(
-    flag("--quiet -q", "Show no progress; results, warnings and errors alone."),
-    flag("--verbose -v", "Name stages that the store had as well."),
+    flag("--quiet -q", "Show no progress, only results, warnings and errors."),
+    flag("--verbose -v", "Also name stages that were in the store."),
 )
 job = together(
     weights,
@@ -227,12 +227,12 @@ job = together(
     passes,
     workers,
     threads,
-    count("--together", "Trials that train at once at most; by default 32 on a GPU, 1 on the CPU."),
+    count("--together", "Most trials to train at once; by default 32 on a GPU, 1 on a CPU."),
     plugins(expose=True),
     store,
-    flag("--retry-failed", "Do cells again that failed."),
+    flag("--retry-failed", "Repeat failed cells."),
     option("--log", "Log records to tensorboard, mlflow or wandb. Repeatable.", multiple=True),
     flag("--dry-run", "Print the plan and its cost, and stop."),
     loudness,
 )
-"""Of commands that make records, whatever they cross."""
+"""Options of all commands that make records."""

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 Words = Sequence[str]
 DEFENSES = options.complete("defense")
-NAMED = "MY-NAME=SELECTOR is what tables call it. The control is always run too."
+NAMED = "MY-NAME=SELECTOR sets its name in tables. The control is always run too."
 
 
 def _config(context: click.Context, _parameter: click.Parameter, file: str | None) -> None:
-    """Let a YAML or TOML file's keys stand for flags that are not given."""
+    """Take options that are not given from the keys of a YAML or TOML file."""
     if file is None:
         return
     from sophon_bench.plugins.registry import unknown
@@ -63,7 +63,10 @@ def _read_config(path: Path) -> Mapping[str, Any]:
 
 @click.command()
 @options.option(
-    "--config", "YAML or TOML of flags; those given win.", callback=_config, expose_value=False
+    "--config",
+    "YAML or TOML file of options; those on the command line win.",
+    callback=_config,
+    expose_value=False,
 )
 @options.selectors("--defense", f"Defense, with parameters in brackets, or @all; {NAMED}")
 @options.selectors("--attack", f"Attack or @suite; a list of values is a grid; {NAMED}", "@smoke")
@@ -77,7 +80,8 @@ def run(
 ) -> int:
     """Cross defenses with attacks, and print who won.
 
-    What the store has is not done again: interrupt at any moment and give the same command.
+    Finished work is in the store and is not repeated: interrupt at any moment, and give the same
+    command again.
 
     \b
     Examples:
@@ -98,7 +102,7 @@ def run(
 
 
 def print_plan(job: Job) -> int:
-    """Say what is to be done, and what it costs; the exit code."""
+    """Print what is to be done, and what it costs; the exit code."""
     from sophon_bench.execution.description import forecast
 
     click.echo("\n".join(forecast(job)))
@@ -106,7 +110,7 @@ def print_plan(job: Job) -> int:
 
 
 def print_report(job: Job, cells: Records) -> Report:
-    """Print the tables of a job's records, and what they say."""
+    """Print the tables of a job's records, and what they mean."""
     from sophon_bench.leaderboard import tables
     from sophon_bench.leaderboard.frozen import published
 
@@ -119,7 +123,7 @@ def print_report(job: Job, cells: Records) -> Report:
 def conclude(
     job: Job, cells: Records, report: Report | None = None, json_file: Path | None = None
 ) -> int:
-    """Write and say where the records are, what plugins did besides, what failed; the exit code."""
+    """Write the records; print where they are, side effects and failures; the exit code."""
     from sophon_bench.execution.description import side_effects
     from sophon_bench.leaderboard.tables import document
     from sophon_bench.results.files import write_atomic
@@ -144,11 +148,11 @@ ASIDE = {
     "store", "out", "json_file", "workers", "threads", "together", "retry_failed", "dry_run",
     "force", "log", "quiet", "verbose",
 }  # fmt: skip
-"""Options that say where things go and how fast, not what is done."""
+"""Options of where results go and how fast, which change no number."""
 
 
 def command_of(*arguments: str) -> str:
-    """What to give a shell for the same numbers: ``arguments``, and options that were given."""
+    """The shell command for the same numbers: ``arguments``, and options that were given."""
     context = click.get_current_context()
     words = ["sophon-bench", str(context.info_name), *arguments]
     for option in context.command.params:
@@ -168,14 +172,14 @@ def command_of(*arguments: str) -> str:
 @options.setting
 @options.numbers("--seeds", "Seeds; by default the study's.")
 @options.job
-@options.directory("Where table, rows and picture go; made if need be.")
+@options.directory("Folder for table, rows and picture; made if need be.")
 def study(
     name: str, attack: Words, seeds: list[int], out: Path, dry_run: bool, **options: Any
 ) -> int:
     """Run a named experiment: resistance by one hyperparameter.
 
     NAME is one of 'sophon-bench list studies', or a YAML file like them. Writes NAME.md, NAME.json
-    and NAME.png. What the store has is not done again.
+    and NAME.png. Finished work is not repeated.
 
     \b
     Examples:
@@ -208,9 +212,11 @@ def study(
 
 @click.command()
 @click.argument("selectors", nargs=-1, required=True, metavar="DEFENSE...", shell_complete=DEFENSES)
-@options.count("--configurations", "How many are tried: the defaults, and drawn ones.", default=12)
+@options.count(
+    "--configurations", "How many to try: the defaults, and a draw from the grid.", default=12
+)
 @options.setting
-@options.numbers("--seeds", "Seeds; others than defenses are judged on.", default="100-101")
+@options.numbers("--seeds", "Seeds; none that published scores use.", default="100-101")
 @options.job
 @options.directory("Where DEFENSE.json goes; in the repository, leaderboard/tuning.")
 @options.flag("--force", "Replace the document of another search.")
@@ -220,9 +226,8 @@ def tune(
     """Choose a defense's hyperparameters, by one search for all.
 
     Tries configurations of the grid that the defense declares ('sophon-bench show DEFENSE'), or of
-    the lists in a selector; what a selector gives one value is held. They are attacked by @tuning,
-    and resistance and intactness on validation data alone choose. What the store has is not done
-    again.
+    the lists in a selector; a single value in a selector stays fixed. Each is attacked by @tuning,
+    and resistance and intactness on validation data choose. Finished work is not repeated.
 
     \b
     Examples:
@@ -277,13 +282,15 @@ def _lines(file: Path) -> list[str]:
 @click.argument("file", metavar="FILE.safetensors", type=options.PATH)
 @options.setting
 @options.selectors("--attack", "Attack or @suite. The control is always run too.", "@standard")
-@options.numbers("--seeds", "Of attacks and controls; the file is the same.", default="0-4")
-@options.option("--sha256", "What the file has to be; another one is refused.", metavar="HEX")
-@options.option("--prefix", "What the model's names begin with, where there are others too.")
+@options.numbers("--seeds", "Seeds of attacks and controls; the file is the same.", default="0-4")
+@options.option("--sha256", "SHA-256 that the file has to have.", metavar="HEX")
+@options.option("--prefix", "Prefix of the model's names, where the file has others too.")
 @options.path(
-    "--classes", "What the outputs of its head stand for: one class a line.", type=options.READABLE
+    "--classes",
+    "File with the class of each output of the head, one a line.",
+    type=options.READABLE,
 )
-@options.option("--require", "Resistance that has to be shown.", type=click.FloatRange(0, 1))
+@options.option("--require", "Least resistance that has to be shown.", type=click.FloatRange(0, 1))
 @options.job
 @options.json_file("Write the audit's records and summary there.")
 def audit(
@@ -297,12 +304,12 @@ def audit(
 ) -> int:
     """Put a released model through a suite: is it non-fine-tunable?
 
-    The file holds the state dict of a timm model with the head that it comes with, under timm's
-    names or this benchmark's own, behind any wrappers (module., _orig_mod., …); --prefix '' takes
-    names as they stand. Pickles are never opened. A head for more classes than the original domain
-    has is taken as well; --classes says which are its, or original accuracy is not scored. The file
-    is attacked beside the scenario's own undefended model, behind as wide a head, and random
-    initialisation; what the store has is not done again.
+    The file holds the state dict of a timm model with its head, under timm's names or this
+    benchmark's own, behind any wrappers (module., _orig_mod., …); --prefix '' takes names as they
+    are. Pickles are never opened. The head may have more classes than the original domain;
+    --classes says which outputs are its own, and without it original accuracy is not scored. The
+    scenario's undefended model, with a head of the same width, and random initialisation are
+    attacked too. Finished work is not repeated.
 
     \b
     Examples:

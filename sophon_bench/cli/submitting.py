@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @options.path("--records source", "A file of 'run --json'; by default the records in the store.")
-@options.selectors("--defense", "Only this one of the records' defenses.")
-@options.option("--name", "Of the entry's file, such as 'acme-shield'.", required=True)
-@options.option("--title", "Of what is submitted, for people.", required=True)
-@options.option("--authors", "Who stands for it, separated by commas.", required=True)
+@options.selectors("--defense", "Submit only this one of the records' defenses.")
+@options.option("--name", "Name of the entry's file, such as 'acme-shield'.", required=True)
+@options.option("--title", "Title of the entry.", required=True)
+@options.option("--authors", "Authors, separated by commas.", required=True)
 @options.option("--link", "Where the method is described: https://…", required=True)
-@options.option("--suite", "What every defense has to have met.", default="@standard")
+@options.option("--suite", "Suite that has to be complete.", default="@standard")
 @options.directory("Where NAME.jsonl goes; in the repository, leaderboard/results.")
 @options.plugins()
 @options.store
@@ -40,7 +40,7 @@ def submit(
 
     Checks that nothing is left out: every trial of the suite, its search and its runs on benign
     domains, against the defense, the undefended model and random initialisation, on the same
-    seeds. All that is missing is said, and nothing is written then.
+    seeds. Lists everything that is missing, and writes nothing then.
 
     \b
     Example:
@@ -61,7 +61,7 @@ def submit(
 
 
 def _check_complete(cells: Records, suite: str) -> None:
-    """Say all of a suite that records lack, and refuse them if there is something."""
+    """List what records lack of a suite, and refuse them if that is anything."""
     from sophon_bench.leaderboard.frozen import published
     from sophon_bench.leaderboard.submitting import faults, installed
 
@@ -75,15 +75,17 @@ def _check_complete(cells: Records, suite: str) -> None:
 @click.command()
 @click.argument("file", metavar="ENTRY.jsonl", type=options.PATH)
 @options.count("--cells", "Records to make again; 0 checks the file alone.", least=0, default=3)
-@options.option("--suite", "Check that nothing of it is left out, as submit does.")
-@options.option("--draw", "Seed of the draw, to repeat one; by default a new one.", type=int)
-@options.option("--weights", "The file that models start from, where they do.", metavar="FILE")
-@options.flag("--dry-run", "Check the file, say what would be run, and stop.")
+@options.option("--suite", "Check that this suite is complete, as submit does.")
+@options.option("--draw", "Seed of the draw; by default a new one.", type=int)
+@options.option(
+    "--weights", "File that models start from, where the entry has one.", metavar="FILE"
+)
+@options.flag("--dry-run", "Check the file, print what would be run, and stop.")
 @options.device
 @options.workers
 @options.threads
 @options.plugins(expose=True)
-@options.option("--store", "Where the work goes; by default it is thrown away.", metavar="DIR")
+@options.option("--store", "Store for the work; by default a temporary one.", metavar="DIR")
 @options.json_file("Write the comparison there.")
 @options.loudness
 def verify(
@@ -98,9 +100,9 @@ def verify(
 ) -> int:
     """Make random records of an entry again, and compare them.
 
-    Models are pre-trained and protected again too. Nothing in the file is executed; the plugins
-    that it names are those installed here, and if they are of another version, that is said. With
-    --store an interrupted call goes on; the store that the entry was made from is refused.
+    Models are pre-trained and protected again too. Nothing in the file is executed: plugins are
+    those installed here, and another version of one is reported. With --store an interrupted call
+    continues; the store that the entry was made from is refused.
 
     \b
     Examples:

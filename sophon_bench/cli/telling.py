@@ -1,4 +1,4 @@
-"""Commands that say what records mean: table, plot, pictures, cards, freeze, compare, page."""
+"""Commands that read records: table, plot, pictures, cards, freeze, compare, page."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from sophon_bench.cli.common import (
 
 @click.command()
 @options.form
-@options.flag("--published", "Of the entries that come with the package.")
-@options.selector("--against", "Print what each defense has more than this.", kind="defense")
+@options.flag("--published", "Tables of the entries that come with the package.")
+@options.selector("--against", "Show how each defense differs from this one.", kind="defense")
 @options.records
 def table(
     form: str, source: Path | None, published: bool, against: str | None, store: str | None
@@ -68,7 +68,7 @@ def _formats(_context: click.Context, _parameter: click.Parameter, text: str) ->
 
 @click.command()
 @options.records
-@options.directory("Where the pictures go; made if need be.")
+@options.directory("Folder for the pictures; made if need be.")
 @options.option("--format formats", "png, svg or both.", callback=_formats, default="png,svg")
 def plot(source: Path | None, store: str | None, out: Path, formats: list[str]) -> None:
     """Draw envelopes and resistance by budget, and sweeps of step sizes.
@@ -95,16 +95,16 @@ def plot(source: Path | None, store: str | None, out: Path, formats: list[str]) 
 
 @click.command()
 @options.records
-@options.output("--out", "PNG or SVG by its name.", type=options.Picture(), required=True)
-@options.option("--seed", "Models of this seed; by default the lowest one.", type=int)
-@options.selector("--attack", "After the best of the attacks that it fits; by default of all.")
+@options.output("--out", "PNG or SVG file, by its suffix.", type=options.Picture(), required=True)
+@options.option("--seed", "Seed of the models; by default the lowest one.", type=int)
+@options.selector("--attack", "After the best of these attacks; by default of all.")
 def pictures(
     source: Path | None, store: str | None, out: Path, seed: int | None, attack: str | None
 ) -> None:
     """Draw the images that denoisers make from noise.
 
-    A line each for the undefended model and every defense's, before any attack and after the one
-    that selection picks, and for random initialisation.
+    One row each for the undefended model and every protected one, before any attack and after the
+    attack that the selection split picks, and for random initialisation.
 
     \b
     Examples:
@@ -136,8 +136,8 @@ def cards(
 ) -> None:
     """Write a card of each defense: source, claim, measurements.
 
-    What its source says of it, and what was measured under the recipe of @paper and under the
-    tuned envelope, of runs' JSON files or of the records in the store, if there is one.
+    What its source says, and what was measured under @paper and under the tuned envelope, from
+    runs' JSON files, or from the records in the store if there is one.
 
     \b
     Examples:
@@ -178,7 +178,7 @@ def cards(
 
 @click.command()
 @options.records
-@options.directory("Where the document goes; in the repository, leaderboard/frozen.")
+@options.directory("Folder for the document; in the repository, leaderboard/frozen.")
 def freeze(source: Path | None, store: str | None, out: Path) -> None:
     """Record which budgets and n count for a score, from five seeds.
 
@@ -213,8 +213,15 @@ def freeze(source: Path | None, store: str | None, out: Path) -> None:
     required=True,
     metavar="METRIC:±N",
 )
-@options.path("--accept", "YAML or JSON of regressions that are wanted.", type=options.READABLE)
-@options.choice("--format form", "github: job summary too.", "text", "md", "github", "json")
+@options.path("--accept", "YAML or JSON file of accepted regressions.", type=options.READABLE)
+@options.choice(
+    "--format form",
+    "Output format; github writes the job summary too.",
+    "text",
+    "md",
+    "github",
+    "json",
+)
 def compare(base: Path, new: Path, limits: Sequence[str], accept: Path | None, form: str) -> int:
     """Fail if a run is worse than an earlier one.
 
@@ -275,14 +282,14 @@ def compare(base: Path, new: Path, limits: Sequence[str], accept: Path | None, f
 
 @click.command()
 @options.path("--from sources", "A file of 'run --json'. Repeatable.", multiple=True)
-@options.option("--store", "A store, of all whose records the page is made.", metavar="DIR")
+@options.option("--store", "Store to make the page from.", metavar="DIR")
 @options.plugins()
-@options.directory("Where the site goes; made if need be.")
+@options.directory("Folder for the site; made if need be.")
 def page(sources: Sequence[Path], store: str | None, out: Path) -> None:
     """Write a leaderboard as a static site that needs no network.
 
-    Of the published entries, of files of runs (each is scored against its own controls), or of the
-    records in a store. DIR/index.html opens in any browser, from the disk.
+    From the published entries, from files of runs (each is scored against its own controls), or
+    from the records in a store. DIR/index.html opens in any browser, from the disk.
 
     \b
     Examples:
