@@ -17,7 +17,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sophon_bench.data.downloading import Archive
 from sophon_bench.data.folders import Listing, list_folder
 from sophon_bench.data.images import decode, square
 from sophon_bench.data.kept import Part, Unread
@@ -87,7 +88,7 @@ class Published:
         bytes: Size of the archives.
         counts: Images by part.
         layouts: The forms it may have.
-        torchvision: The class of torchvision's that downloads it, with arguments; None: none does.
+        archives: The files to download.
         labels: Names for class folders; empty: the folders' own.
         others: Folders of other versions, by what to say of them.
     """
@@ -99,7 +100,7 @@ class Published:
     bytes: int
     counts: Mapping[str, int]
     layouts: tuple[Layout, ...]
-    torchvision: tuple[str, Mapping[str, Any]] | None = None
+    archives: Callable[[], Sequence[Archive]]
     labels: Mapping[str, str] = field(default_factory=dict)
     others: Mapping[str, str] = field(default_factory=dict)
 
