@@ -6,13 +6,9 @@ import dataclasses
 import os
 import re
 import shlex
-import sys
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
 
 import pytest
-import torchvision.datasets
 from click.testing import CliRunner, Result
 from test_pair import draw
 from test_published_sets import write_idx
@@ -135,10 +131,6 @@ def test_check_compares_counts(sets: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (("prepare", "cifar10"), "CIFAR-10 is needed: name the folder with cifar-10-batches-py"),
         (("prepare", "cifar10", "--download"), "name the folder to download CIFAR-10 to by --data"),
         (("prepare", "cifar10", "--data", "nowhere"), "the folder of sets 'nowhere' (--data or"),
-        (
-            ("prepare", "cinic10", "--download", "--data", "sets"),
-            "CINIC-10 cannot be downloaded",
-        ),
         (("prepare",), "Missing argument 'NAME...'"),
     ],
 )
@@ -146,71 +138,4 @@ def test_what_cannot_be_done_is_told_in_one_line(
     words: tuple[str, ...], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "sets").mkdir()
     assert refused("data", *words).startswith(expected)
-
-
-@pytest.fixture
-def downloads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What torchvision's class of MNIST is asked for; it writes a small one."""
-    asked: list[tuple[Any, ...]] = []
-
-    def download(root: Path, **arguments: Any) -> None:
-        asked.append((root, arguments))
-        write_idx(Path(root) / "MNIST/raw", "mnist", packed=False)
-
-    counts = {"train": 60, "test": 40}
-    monkeypatch.setitem(SETS, "mnist", dataclasses.replace(SETS["mnist"], counts=counts))
-    monkeypatch.setattr(torchvision.datasets, "MNIST", download)
-    return asked
-
-
-def test_a_missing_set_is_downloaded_if_asked_for(
-    downloads: list[tuple[Any, ...]], tmp_path: Path
-) -> None:
-    root = tmp_path / "new"
-    words = ("data", "prepare", "mnist", "--data", root, "--store", tmp_path / "store")
-    assert "does not exist" in refused(*words)
-    assert "does not exist" in refused(*words, "--offline")
-    assert downloads == []
-    for _ in range(2):
-        assert call(*words, "--download").exit_code == 0
-    assert downloads == [(root, {"download": True})]
-
-
-@pytest.mark.parametrize(
-    "error", [URLError("no route"), RuntimeError("File not found or corrupted")]
-)
-def test_a_download_that_fails_is_told(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_words: Any, **_more: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(torchvision.datasets, "SVHN", fail)
-    line = refused("data", "prepare", "svhn", "--download", "--data", tmp_path)
-    assert line.startswith("SVHN cannot be downloaded: ")
-    assert line.endswith(f"get it from {SETS['svhn'].page} and unpack it in '{tmp_path}'")
-
-
-@pytest.mark.parametrize(
-    "name", [name for name, found in SETS.items() if found.torchvision is not None]
-)
-def test_torchvision_has_the_class_that_downloads(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its own code runs up to the network, which is not there."""
-    asked: list[str] = []
-
-    def stop(url: str, *_words: Any, **_more: Any) -> None:
-        asked.append(url)
-        raise URLError("no network in tests")
-
-    for module in ("cifar", "stl10", "svhn", "mnist", "imagenette"):
-        loaded = sys.modules[f"torchvision.datasets.{module}"]
-        for function in ("download_and_extract_archive", "download_url"):
-            if hasattr(loaded, function):
-                monkeypatch.setattr(loaded, function, stop)
-    line = refused("data", "prepare", name, "--download", "--data", tmp_path)
-    assert line.startswith(f"{SETS[name].title} cannot be downloaded: ")
-    assert asked

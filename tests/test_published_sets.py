@@ -18,7 +18,7 @@ from PIL import Image
 
 from sophon_bench.data import checking
 from sophon_bench.data.domains import read_set
-from sophon_bench.data.published import DIGITS
+from sophon_bench.data.published import DIGITS, near_duplicates
 from sophon_bench.data.scenario import ScenarioError
 from sophon_bench.data.scenarios.photographs import _Photographs
 from sophon_bench.data.sets import SETS, WORDNET
@@ -174,9 +174,39 @@ def test_arrays_come_out_as_they_were_written(name: str, published: Path) -> Non
         pixels, labels = drawn(name, part, side, classes)
         if "mnist" in name:
             pixels = np.repeat(pixels[..., :1], 3, axis=-1)
-        np.testing.assert_array_equal(images.pixels, pixels.transpose(0, 3, 1, 2))
-        np.testing.assert_array_equal(images.labels, labels)
-        assert images.sources[3] == f"{name}-{part}-000003"
+        left_out = [*near_duplicates(name)] if part == "train" else []
+        kept = np.setdiff1d(np.arange(len(labels)), left_out)
+        np.testing.assert_array_equal(images.pixels, pixels[kept].transpose(0, 3, 1, 2))
+        np.testing.assert_array_equal(images.labels, labels[kept])
+        assert images.sources.tolist() == [f"{name}-{part}-{number:06d}" for number in kept]
+
+
+@pytest.mark.parametrize(("name", "count"), [("cifar10", 279), ("cifar100", 831), ("mnist", 0)])
+def test_near_duplicates_are_as_many_as_were_listed(name: str, count: int) -> None:
+    assert len(near_duplicates(name)) == count
+    assert near_duplicates(name) <= {*range(SETS[name].counts["train"])}
+
+
+def test_another_list_is_another_set(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the cache too; no test image is left out, nor any of a folder of pictures."""
+    write_cifar10(published)
+    keys = []
+    for listed, left in ((set(), 60), ({0, 7, 59}, 57)):
+        monkeypatch.setattr(
+            "sophon_bench.data.published.near_duplicates", lambda _name, listed=listed: listed
+        )
+        unread = SETS["cifar10"].unread(16)
+        keys.append(unread.key)
+        _, parts = unread.open()
+        assert {part: len(found.labels) for part, found in parts.items()} == {
+            "train": left,
+            "test": 40,
+        }
+    assert keys[0] != keys[1]
+    assert not {f"cifar10-train-{n:06d}" for n in listed} & {*parts["train"].sources}
+    (published / "cifar-10-batches-py").rename(published / "elsewhere")
+    write_folder(published / "cifar10", "cifar10", {"train": "train", "test": "test"}, CIFAR)
+    assert len(SETS["cifar10"].unread(16).open()[1]["train"].labels) == 60
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def list_() -> None:
 @click.option(
     "--download/--offline",
     default=False,
-    help="Download what is not there, by torchvision; offline, the network is not touched.",
+    help="Download what is not there, from where it stopped; offline, the network is not touched.",
 )
 @options.count("--image-size", "Size of the images.", default=64, least=16)
 @options.store

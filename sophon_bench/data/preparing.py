@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from sophon_bench.data import kept
 from sophon_bench.data.domains import FOLDER, find_folder, locate
+from sophon_bench.data.downloading import DownloadError, fetch
 from sophon_bench.data.folders import list_folder
 from sophon_bench.data.kept import Unread
 from sophon_bench.data.published import MB, ROOT, Published, folder_set
 from sophon_bench.data.scenario import ScenarioError
 from sophon_bench.data.sets import SETS
 from sophon_bench.plugins.failures import first_line
+from sophon_bench.results.files import TEMPORARY
 
 
 class Row(NamedTuple):
@@ -93,30 +99,32 @@ def _unread(name: str, size: int) -> Unread:
 
 
 def _download(found: Published) -> None:
-    """What torchvision's class downloads and unpacks, unless it is here already."""
+    """Get and unpack the archives of a set, unless it is here and whole."""
     given = os.environ.get(ROOT)
     if not given:
         raise ScenarioError(f"name the folder to download {found.title} to by --data or {ROOT}")
-    root = Path(given).expanduser()
-    if any((root / layout.files[0]).exists() for layout in found.layouts):
+    with contextlib.suppress(ScenarioError):
+        found.unread(CHECKED)
         return
-    if found.torchvision is None:
-        raise ScenarioError(
-            f"{found.title} cannot be downloaded by torchvision; get it from {found.page} and "
-            f"unpack it in {given!r}"
-        )
-    import torchvision.datasets
-
-    cls, arguments = found.torchvision
-    place = root / "svhn" if found.name == "svhn" else root
-    place.mkdir(parents=True, exist_ok=True)
-    variants = [{"split": "train"}, {"split": "test"}] if found.name == "svhn" else [{}]
+    root = Path(given).expanduser()
     try:
-        for variant in variants:
-            getattr(torchvision.datasets, cls)(place, download=True, **arguments, **variant)
-    # URLError is an OSError; a MD5 sum that differs is a RuntimeError
-    except (OSError, RuntimeError) as error:
+        for archive in found.archives():
+            if archive.packed:
+                _unpack(fetch(archive, root), root, archive.folder)
+            else:
+                fetch(archive, root / archive.folder)
+    except (DownloadError, OSError, tarfile.TarError) as error:
         raise ScenarioError(
             f"{found.title} cannot be downloaded: {first_line(error)}; get it from {found.page} "
             f"and unpack it in {given!r}"
         ) from error
+
+
+def _unpack(file: Path, root: Path, folder: str) -> None:
+    """Put what is in an archive into a folder below ``root``; all of it, or nothing."""
+    with tempfile.TemporaryDirectory(dir=root, prefix=TEMPORARY) as temporary:
+        shutil.unpack_archive(file, Path(temporary, folder), filter="data")
+        for content in Path(temporary).iterdir():
+            if (place := root / content.name).exists():
+                raise DownloadError(f"{str(place)!r} is there and is not whole; take it away")
+            content.rename(place)

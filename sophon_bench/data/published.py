@@ -4,15 +4,20 @@ Sets lie in the folder that the environment variable ``SOPHON_BENCH_DATA`` names
 unpack or as torchvision downloads them. What is pickled (CIFAR) goes through torchvision's class,
 which compares MD5 sums with the published ones first; STL-10 and SVHN are compared too. Sets of
 picture files have to have as many pictures in each part as were published.
+
+Training images of CIFAR that nearly are test images are left out; a folder of its pictures has no
+indices to know them by.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gzip
+import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from sophon_bench.data.downloading import Archive
 from sophon_bench.data.folders import Listing, list_folder
 from sophon_bench.data.images import decode, square
 from sophon_bench.data.kept import Part, Unread
@@ -82,7 +88,7 @@ class Published:
         bytes: Size of the archives.
         counts: Images by part.
         layouts: The forms it may have.
-        torchvision: The class of torchvision's that downloads it, with arguments; None: none does.
+        archives: The files to download.
         labels: Names for class folders; empty: the folders' own.
         others: Folders of other versions, by what to say of them.
     """
@@ -94,7 +100,7 @@ class Published:
     bytes: int
     counts: Mapping[str, int]
     layouts: tuple[Layout, ...]
-    torchvision: tuple[str, Mapping[str, Any]] | None = None
+    archives: Callable[[], Sequence[Archive]]
     labels: Mapping[str, str] = field(default_factory=dict)
     others: Mapping[str, str] = field(default_factory=dict)
 
@@ -132,6 +138,7 @@ class Published:
         stats = [(root / file).stat() for file in layout.files]
         lines = [self.name, os.path.realpath(root), *layout.files]
         lines += [f"{found.st_size}\0{found.st_mtime_ns}" for found in stats]
+        lines += map(str, sorted(near_duplicates(self.name)))
         return Unread(self.title, "\n".join(lines), size, partial(_array_parts, self, size))
 
     def arrays(self) -> tuple[tuple[str, ...], Arrays]:
@@ -232,14 +239,26 @@ def _folder_parts(listing: Listing, size: int) -> tuple[tuple[str, ...], Mapping
 
 def _array_parts(found: Published, size: int) -> tuple[tuple[str, ...], Mapping[str, Part]]:
     classes, arrays = found.arrays()
-    return classes, {
-        part: Part(
-            labels.tolist(),
-            [f"{found.name}-{part}-{number:06d}" for number in range(len(labels))],
-            [partial(_resized, image, size) for image in images],
+    parts = {}
+    for part, (images, labels) in arrays.items():
+        left_out = near_duplicates(found.name) if part == "train" else ()
+        kept = [number for number in range(len(labels)) if number not in left_out]
+        parts[part] = Part(
+            labels[kept].tolist(),
+            [f"{found.name}-{part}-{number:06d}" for number in kept],
+            [partial(_resized, images[number], size) for number in kept],
         )
-        for part, (images, labels) in arrays.items()
-    }
+    return classes, parts
+
+
+@functools.cache
+def near_duplicates(name: str) -> frozenset[int]:
+    """Indices of a set's training images that nearly are test images; none where no list is known.
+
+    The lists are those of Barz and Denzler, Do We Train on Test Data?, 2020, arXiv 1902.00423.
+    """
+    lists = json.loads(Path(__file__).with_name("near_duplicates.json").read_text())
+    return frozenset(lists.get(name, ()))
 
 
 def _resized(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

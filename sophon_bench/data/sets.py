@@ -1,9 +1,15 @@
-"""The published sets that scenarios may name."""
+"""The published sets that scenarios may name.
+
+URLs and MD5 sums of archives are those of torchvision's classes. CINIC-10 has none there, and its
+publisher states no sum; the one here is what several public readers of it compare with.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
+from sophon_bench.data.downloading import Archive
 from sophon_bench.data.published import (
     MB,
     Layout,
@@ -32,6 +38,43 @@ WORDNET = {
     "n03888257": "parachute",
 }
 """Names of Imagenette's class folders."""
+
+
+IMAGENETTE_160 = Archive(
+    ("https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-160.tgz",),
+    "e793b78cc4c9e9a4ccc0c1155377a412",
+)
+
+CINIC = Archive(
+    ("https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz",),
+    "6ee4d0c996905fe93221de577967a372",
+    "CINIC-10",
+)
+
+
+def _archive(name: str) -> tuple[Archive, ...]:
+    """The one archive of a class of torchvision's."""
+    import torchvision.datasets
+
+    cls = getattr(torchvision.datasets, name)
+    return (Archive((cls.url,), cls.tgz_md5),)
+
+
+def _idx_archives(name: str) -> tuple[Archive, ...]:
+    import torchvision.datasets
+
+    cls = getattr(torchvision.datasets, name)
+    return tuple(
+        Archive(tuple(f"{mirror}{file}" for mirror in cls.mirrors), md5, f"{name}/raw")
+        for file, md5 in cls.resources
+    )
+
+
+def _svhn_archives() -> tuple[Archive, ...]:
+    from torchvision.datasets import SVHN
+
+    files = (SVHN.split_list[part] for part in ("train", "test"))
+    return tuple(Archive((url,), md5, "svhn") for url, _, md5 in files)
 
 
 def _in(folder: str, *names: str) -> tuple[str, ...]:
@@ -68,7 +111,7 @@ SETS = {
                 ),
                 Layout(files=("cifar10",)),
             ),
-            torchvision=("CIFAR10", {}),
+            archives=partial(_archive, "CIFAR10"),
             others={
                 "cifar-10-batches-bin": "CIFAR-10's binary version, not the one for Python",
                 "cifar-10-batches-mat": "CIFAR-10's Matlab version, not the one for Python",
@@ -87,7 +130,7 @@ SETS = {
                     read=read_cifar,
                 ),
             ),
-            torchvision=("CIFAR100", {}),
+            archives=partial(_archive, "CIFAR100"),
             others={
                 "cifar-100-binary": "CIFAR-100's binary version, not the one for Python",
                 "cifar-100-matlab": "CIFAR-100's Matlab version, not the one for Python",
@@ -101,6 +144,7 @@ SETS = {
             bytes=688 * MB,
             counts={"train": 90_000, "validation": 90_000, "test": 90_000},
             layouts=(Layout(files=("CINIC-10",)),),
+            archives=lambda: (CINIC,),
         ),
         Published(
             name="stl10",
@@ -115,7 +159,7 @@ SETS = {
                     read=read_stl10,
                 ),
             ),
-            torchvision=("STL10", {}),
+            archives=partial(_archive, "STL10"),
             others={"stl10_matlab": "STL-10's Matlab version, not the binary one"},
         ),
         Published(
@@ -128,7 +172,7 @@ SETS = {
             layouts=(
                 Layout(files=("svhn/train_32x32.mat", "svhn/test_32x32.mat"), read=read_svhn),
             ),
-            torchvision=("SVHN", {}),
+            archives=_svhn_archives,
         ),
         Published(
             name="mnist",
@@ -138,7 +182,7 @@ SETS = {
             bytes=12 * MB,
             counts={"train": 60_000, "test": 10_000},
             layouts=_idx_layouts("MNIST"),
-            torchvision=("MNIST", {}),
+            archives=partial(_idx_archives, "MNIST"),
         ),
         Published(
             name="fashion-mnist",
@@ -148,7 +192,7 @@ SETS = {
             bytes=31 * MB,
             counts={"train": 60_000, "test": 10_000},
             layouts=_idx_layouts("FashionMNIST"),
-            torchvision=("FashionMNIST", {}),
+            archives=partial(_idx_archives, "FashionMNIST"),
         ),
         Published(
             name="imagenette",
@@ -162,7 +206,7 @@ SETS = {
                 Layout(files=("imagenette2-320",), side=320),
                 Layout(files=("imagenette2",)),
             ),
-            torchvision=("Imagenette", {"size": "160px"}),
+            archives=lambda: (IMAGENETTE_160,),
             labels=WORDNET,
             others=_first_version(("-160", "-320", "")),
         ),
