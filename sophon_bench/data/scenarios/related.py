@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Interval
@@ -79,6 +79,12 @@ VARIANTS: dict[str, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
 """What becomes of rasters ``(N, 8, 8)`` of handwritten digits, by domain."""
 
 
+Task = Literal[
+    "greek", "shapes", "letters-redrawn", "small-letters", "cyrillic", "printed-digits",
+    "digits-parity", "digits-coloured", "digits-shifted", "digits-rotated", "digits-inverted",
+]  # fmt: skip
+
+
 @scenarios.register("glyphs-related")
 @dataclass(frozen=True, kw_only=True)
 class GlyphsRelated:
@@ -92,11 +98,13 @@ class GlyphsRelated:
     Args:
         image_size: Height and width of the images in pixels.
         seed: Seed of every draw: jitter, colours, textures, noise. The splits do not depend on it.
+        tasks: The benign domains, in this order; none named: all of them.
         pretrain_steps: Updates of pre-training.
     """
 
     image_size: Annotated[int, Interval(ge=16, le=128)] = 32
     seed: Annotated[int, Ge(0)] = 0
+    tasks: tuple[Task, ...] = ()
     pretrain_steps: Annotated[int, Ge(1)] = 1000
 
     def build(self, cache: Path | None = None) -> ScenarioData:
@@ -110,7 +118,8 @@ class GlyphsRelated:
 
         variants = dict.fromkeys(VARIANTS, string.digits) | {"digits-parity": ("even", "odd")}
         related = [domain(name, classes) for name, classes in (ALPHABETS | variants).items()]
-        benign = (*base.benign, *related)
+        known = {found.name: found for found in (*base.benign, *related)}
+        benign = tuple(known[name] for name in self.tasks or known)
         return dataclasses.replace(base, benign=benign, pretrain_steps=self.pretrain_steps)
 
     def _cache_key(self) -> str:
