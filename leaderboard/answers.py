@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sophon_bench.analysis import agreement, comparison, cost, score, series, tuning
+from sophon_bench.analysis import agreement, comparison, cost, domains, score, series, tuning
 from sophon_bench.analysis import images as made
 from sophon_bench.analysis import trials as tried
 from sophon_bench.analysis.envelope import once
@@ -60,6 +60,7 @@ differences = _named(score.differences)
 winners = _named(series.winners)
 curves = _named(series.curves)
 sweeps = _named(series.sweeps)
+by_domain = _named(domains.domains)
 ablation = _named(series.ablation)
 recipe = _named(series.recipe)
 releases = _named(series.releases)

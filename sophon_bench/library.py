@@ -6,6 +6,7 @@ and ends with exit code 2. What is finished is in the store, and a second call g
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -111,17 +112,22 @@ def _options(
     }
 
 
-def planned(defense: Sequence[str | Trial], attack: Sequence[str], **options: Any) -> runs.Job:
+def planned(
+    defense: Sequence[str | Trial], attack: Sequence[str], *, benign: bool = False, **options: Any
+) -> runs.Job:
     """What a run would do, its selectors read and its data built; nothing is trained yet.
 
     Args:
         defense: Selectors, or what they stand for.
         attack: Selectors of attacks and suites.
+        benign: Whether all listed trials are run on the benign domains too.
         options: Of `runs.Options`.
     """
     protecting = [t for t in defense if isinstance(t, Trial)]
     protecting += trials(defenses, [text for text in defense if isinstance(text, str)])
     attacking: Arsenal = arsenal(attacks, attack)
+    if benign:
+        attacking = dataclasses.replace(attacking, trainability=attacking.trials)
     names_of([*protecting, *attacking.trials])  # says so if a name is given twice
     return runs.prepare(runs.Options(**options), defenses=protecting, attacks=attacking)
 

@@ -32,6 +32,7 @@ PAIRS += ["cifar10-stl10"]
 
 PER_CLASS = {"train": 6, "validation": 3, "test": 4}
 
+STL = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -75,7 +76,7 @@ def write_stl10(root: Path) -> None:
         # column by column, labels from 1
         images.transpose(0, 3, 2, 1).tofile(folder / f"{part}_X.bin")
         (labels + 1).astype(np.uint8).tofile(folder / f"{part}_y.bin")
-    folder.joinpath("class_names.txt").write_text("\n".join(sorted(CIFAR)) + "\n")
+    folder.joinpath("class_names.txt").write_text("\n".join(STL) + "\n")
 
 
 def write_svhn(root: Path) -> None:
@@ -272,6 +273,17 @@ def test_named_pairs_are_scenarios(name: str, published: Path, tmp_path: Path) -
     )
     assert pair.build(tmp_path / "cache").revision == data.revision, "a name for the pair"
     assert data.benign[0].name == ("greek" if name[-4:] in ("svhn", "nist") else "mnist")
+
+
+def test_stl10_is_related_to_cifar10_by_its_shared_classes(published: Path, tmp_path: Path) -> None:
+    scenario = scenarios.get("imagenette-cifar10-related").cls(image_size=16)
+    for each in ("imagenette", "cifar10", "mnist", "stl10"):
+        WRITE[each](published)
+    data = scenario.build(tmp_path / "cache")
+    assert list(checking.problems(data)) == []
+    plain = scenarios.get("imagenette-cifar10").cls(image_size=16).build(tmp_path / "cache")
+    assert [d.name for d in data.domains] == [*(d.name for d in plain.domains), "stl10-shared"]
+    assert set(data.benign[-1].classes) == {*STL} - {"monkey"}
 
 
 # What is wrong ---------------------------------------------------------------------------------

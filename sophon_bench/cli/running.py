@@ -166,17 +166,32 @@ def command_of(*arguments: str) -> str:
     return shlex.join(words)
 
 
+DECLARED = ("defense", "attack", "scenario", "backbone", "samples", "seeds", "steps", "image_size")
+"""Options that stand in place of what a study declares, or shorten it."""
+
+
 @click.command()
 @click.argument("name")
+@options.selectors("--defense", "Defense in place of the study's.")
 @options.selectors("--attack", "Attack or @suite in place of the study's.")
-@options.setting
+@options.selectors("--scenario", "Scenario in place of the study's.")
+@options.backbone("In place of the study's. Repeatable.", multiple=True)
 @options.numbers("--seeds", "Seeds; by default the study's.")
 @options.job
 @options.directory("Folder for table, rows and picture; made if need be.")
 def study(
-    name: str, attack: Words, seeds: list[int], out: Path, dry_run: bool, **options: Any
+    name: str,
+    defense: Words,
+    attack: Words,
+    scenario: Words,
+    backbone: Words,
+    seeds: list[int],
+    samples: list[int],
+    out: Path,
+    dry_run: bool,
+    **options: Any,
 ) -> int:
-    """Run a named experiment: resistance by one hyperparameter.
+    """Run a named experiment: the paper's, or how a hyperparameter changes a defense's resistance.
 
     NAME is one of 'sophon-bench list studies', or a YAML file like them. Writes NAME.md, NAME.json
     and NAME.png. Finished work is not repeated.
@@ -186,8 +201,10 @@ def study(
       sophon-bench list studies
       sophon-bench study horizon --out studies
       sophon-bench study horizon --attack @standard --seeds 0-4 --workers 2 --out studies
+      sophon-bench study related-tasks --steps 20 --seeds 0 --out studies
     """
     from sophon_bench import library
+    from sophon_bench.execution.relatedness import similarities
     from sophon_bench.leaderboard import studies
     from sophon_bench.leaderboard.frozen import published
     from sophon_bench.leaderboard.render import to_console
@@ -195,17 +212,40 @@ def study(
 
     chosen, command = studies.load_study(name), command_of(name)
     attacks = list(attack) or chosen.attacks
-    varied = studies.varied(chosen, defenses)
-    seeds = seeds or chosen.seeds
-    job = library.planned(varied, attacks, seeds=seeds, command=command, **options)
+    job = library.planned(
+        studies.varied(chosen, defenses, defense),
+        attacks,
+        benign=chosen.benign,
+        scenario=scenario or chosen.scenarios,
+        backbone=backbone or chosen.backbones,
+        samples=samples or chosen.samples,
+        seeds=seeds or chosen.seeds,
+        command=command,
+        **options,
+    )
     if dry_run:
         return print_plan(job)
     need_extra("the picture of a study", "vl_convert")
     make_directory(out)
     cells = job.run()
-    found, places = studies.findings(chosen, cells, published(), command=command, attacks=attacks)
-    click.echo(to_console(places))
-    for file in studies.write(chosen, found, places, out, command=command):
+    context = click.get_current_context()
+    given = [
+        f"--{key.replace('_', '-')}"
+        for key in DECLARED
+        if context.get_parameter_source(key) is not ParameterSource.DEFAULT
+    ]
+    outcome = studies.Outcome(
+        study=chosen,
+        cells=cells,
+        frozen=published(),
+        command=command,
+        attacks=attacks,
+        replaced=given,
+        similarities=similarities(job) if chosen.view == "domains" else (),
+    )
+    found = studies.findings(outcome)
+    click.echo(to_console(found.places))
+    for file in studies.write(chosen, found, out, command=command):
         click.echo(file)
     return conclude(job, cells)
 
