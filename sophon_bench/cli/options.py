@@ -206,7 +206,20 @@ weights = option(
 )
 image_size = option("--image-size", "Size of the scenario's images.", type=int, metavar="PIXELS")
 device = option("--device", "Where to run.", default="auto", metavar="auto|cpu|cuda[:i]")
-workers = count("--workers", "Processes that work side by side.", default=1)
+workers = together(
+    option(
+        "--executor",
+        "Where stages run: auto (in this process, or in several), or ray, on a Ray cluster.",
+        default="auto",
+        metavar="NAME",
+    ),
+    option(
+        "--address",
+        "Of a running Ray cluster; by default one is started on this machine.",
+        metavar="auto|ray://HOST:PORT",
+    ),
+    count("--workers", "Stages that run side by side; by default 1, on Ray as many as fit."),
+)
 threads = count("--threads", "CPU threads of each process; by default all, shared out.")
 modes = ("off", "default", "reduce-overhead", "max-autotune")
 passes = together(
