@@ -206,8 +206,21 @@ weights = option(
 )
 image_size = option("--image-size", "Size of the scenario's images.", type=int, metavar="PIXELS")
 device = option("--device", "Device to run on.", default="auto", metavar="auto|cpu|cuda[:i]")
-workers = count("--workers", "Processes to run in parallel.", default=1)
-threads = count("--threads", "CPU threads per process; by default all, shared equally.")
+workers = together(
+    option(
+        "--executor",
+        "Where stages run: auto (in this process, or in several), or ray (on a Ray cluster).",
+        default="auto",
+        metavar="NAME",
+    ),
+    option(
+        "--address",
+        "Address of a running Ray cluster; by default one is started on this machine.",
+        metavar="auto|ray://HOST:PORT",
+    ),
+    count("--workers", "Stages to run in parallel; by default 1, on Ray as many as fit."),
+)
+threads = count("--threads", "CPU threads per stage; by default all, shared equally.")
 modes = ("off", "default", "reduce-overhead", "max-autotune")
 passes = together(
     device,

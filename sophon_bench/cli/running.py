@@ -88,6 +88,7 @@ def run(
       sophon-bench run --defense sophon-ice --attack @smoke
       sophon-bench run --defense 'sophon-klu[preset=paper]' --attack 'finetune[lr=[1e-3,1e-2]]'
       sophon-bench run --defense @all --attack @standard --seeds 0-2 --workers 2
+      sophon-bench run --defense @all --attack @full --executor ray --address auto --store DIR
       sophon-bench run --defense none --attack @paper --samples 50,200 --seeds 0-2 --json out.json
       sophon-bench run --plugin my_attack.py --attack my-attack --defense sophon-ice
       sophon-bench run --config run.yaml
@@ -145,8 +146,8 @@ def conclude(
 
 
 ASIDE = {
-    "store", "out", "json_file", "workers", "threads", "together", "retry_failed", "dry_run",
-    "force", "log", "quiet", "verbose",
+    "store", "out", "json_file", "executor", "address", "workers", "threads", "together",
+    "retry_failed", "dry_run", "force", "log", "quiet", "verbose",
 }  # fmt: skip
 """Options of where results go and how fast, which change no number."""
 

@@ -70,7 +70,8 @@ class LocalEngine:
         reporter: Told how it goes.
         retry_failed: Whether to do failed cells and models again.
         executor: Where stages are done, one of `executors.executors`.
-        workers: How many stages may be under way at once.
+        address: Of a cluster, where stages are done on one.
+        workers: How many stages may be under way at once; None: what the executor takes by itself.
         threads: CPU threads of each of several.
         plugins: Plugin files that several load.
         compiled: How models are compiled.
@@ -84,7 +85,8 @@ class LocalEngine:
     reporter: Reporter
     retry_failed: bool = False
     executor: str = AUTO
-    workers: int = 1
+    address: str | None = None
+    workers: int | None = None
     threads: int = 1
     plugins: Sequence[Path] = ()
     compiled: Compile = "off"
@@ -151,7 +153,7 @@ class LocalEngine:
             units = sum(stage.units or 0.0 for stage in group)
             flops += units * bench.profile.flops_per_unit
             seconds += units * speed.seconds_per_unit(bench)
-        return flops, seconds / self.workers
+        return flops, seconds / (self.workers or 1)
 
     def _start(self, search: Search) -> _Running:
         steps = search.run()
@@ -213,6 +215,7 @@ class LocalEngine:
             threads=self.threads,
             compiled=self.compiled,
             tick=self.reporter.tick,
+            address=self.address,
         )
         return start(self.executor, work)
 

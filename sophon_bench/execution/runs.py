@@ -20,6 +20,7 @@ from sophon_bench.api import Generative
 from sophon_bench.data import checking
 from sophon_bench.data.scenario import ScenarioData, ScenarioError
 from sophon_bench.execution.engine import LocalEngine
+from sophon_bench.execution.executors import AUTO, executors
 from sophon_bench.execution.loggers import opened
 from sophon_bench.execution.plan import (
     Plan,
@@ -36,7 +37,7 @@ from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.backbones import list_backbones as timm_names
 from sophon_bench.plugins.declared import Declared
 from sophon_bench.plugins.failures import first_line, sentence
-from sophon_bench.plugins.registry import Registry
+from sophon_bench.plugins.registry import Registry, unknown
 from sophon_bench.plugins.registry import attacks as all_attacks
 from sophon_bench.plugins.registry import defenses as all_defenses
 from sophon_bench.plugins.registry import scenarios as all_scenarios
@@ -76,8 +77,11 @@ class Options:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:INDEX``.
         precision: Of forward and backward passes.
         compiled: How models are compiled.
-        workers: Processes.
-        threads: CPU threads of each; None: all of them, shared out.
+        executor: Where stages are done, one of `executors.executors`, or ``auto``: in this process
+            for one worker, else in several.
+        address: Of a Ray cluster; None: one is started on this machine.
+        workers: Stages that are under way at once; None: one, and on Ray as many as fit there.
+        threads: CPU threads of each; None: all of them, shared out; on Ray, one.
         together: Trials at most that train at once; None: as many as pay on the device.
         plugin: Files that were loaded, for the processes to load too.
         store: Where finished work is and goes, a directory or a URL; None: in the user's cache.
@@ -98,7 +102,9 @@ class Options:
     device: str = "auto"
     precision: Precision = "fp32"
     compiled: Compile = "off"
-    workers: int = 1
+    executor: str = AUTO
+    address: str | None = None
+    workers: int | None = None
     threads: int | None = None
     together: int | None = None
     plugin: Sequence[Path] = ()
@@ -130,6 +136,8 @@ class Job:
                 self.device,
                 progress,
                 retry_failed=self.options.retry_failed,
+                executor=self.options.executor,
+                address=self.options.address,
                 workers=self.options.workers,
                 threads=self.threads,
                 plugins=self.options.plugin,
@@ -180,8 +188,13 @@ def prepare(options: Options, *, defenses: Sequence[Trial], attacks: Arsenal) ->
 
 def _where(options: Options) -> tuple[torch.device, int, Store]:
     """Device, CPU threads of each process, and store; sets this process's threads."""
+    if options.executor not in (known := [AUTO, *executors()]):
+        raise PlanError(unknown("executor", options.executor, known))
+    if options.address is not None and options.executor != "ray":
+        raise PlanError("--address is of a Ray cluster; add --executor ray")
     place = find_device(options.device)
-    threads = options.threads or max(1, torch.get_num_threads() // options.workers)
+    sharing = options.workers or (1 if options.executor == AUTO else torch.get_num_threads())
+    threads = options.threads or max(1, torch.get_num_threads() // sharing)
     torch.set_num_threads(threads)
     return place, threads, Store(options.store or default_root())
 

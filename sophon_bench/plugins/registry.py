@@ -308,7 +308,7 @@ def load_file(path: Path) -> None:
     discover()
     if not path.is_file():
         raise BrokenPlugin(f"plugin file {str(path)!r} does not exist")
-    name = f"{FILE_PREFIX}{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    name = f"{FILE_PREFIX}{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -13,6 +15,10 @@ import torch
 
 from sophon_bench import __version__
 from sophon_bench.results.records import Provenance
+
+SOURCE = "SOPHON_BENCH_SOURCE"
+"""Environment variable that says which commit this package was copied from, as `source` writes it;
+for workers on other machines."""
 
 
 def capture(device: torch.device, compiled: str = "off") -> Provenance:
@@ -47,9 +53,17 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
+def source() -> str:
+    """Commit of the checkout that this package runs from, and whether it has changes, as JSON."""
+    return json.dumps(_git())
+
+
 @functools.cache
 def _git() -> tuple[str | None, bool | None]:
     """Commit of the checkout that this package runs from, and whether it has changes."""
+    if SOURCE in os.environ:
+        commit, dirty = json.loads(os.environ[SOURCE])
+        return commit, dirty
     here = Path(__file__).resolve()
 
     def git(*arguments: str) -> str | None:

@@ -1,9 +1,9 @@
 """Models and records of finished work: written atomically, never overwritten, never unpickled.
 
-Layout: ``store.json`` (schema version), ``data/`` (built scenarios), ``models/`` (a record and a
-safetensors file per pre-trained or released model), ``cells/`` (one record per cell), ``runs/`` (a
-manifest per run: which cells it asked for). File names are content keys, so whatever is there is
-finished and right. The root is a directory, or a URL of any kind that fsspec knows.
+Layout: ``store.json`` (schema version, identity), ``data/`` (built scenarios), ``models/`` (a record
+and a safetensors file per pre-trained or released model), ``cells/`` (one record per cell),
+``runs/`` (a manifest per run: which cells it asked for). File names are content keys, so whatever
+is there is finished and right. The root is a directory, or a URL of any kind that fsspec knows.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -108,6 +109,11 @@ class Store:
     def shared(self) -> bool:
         """Whether other processes see the same records."""
         return self._files.shared
+
+    @property
+    def identity(self) -> str:
+        """What no other store has: the same wherever this one is seen from."""
+        return str(json.loads(self._files.read(MARKER)).get("id", ""))
 
     def has_cell(self, key: str) -> bool:
         """Whether the cell is finished."""
@@ -236,7 +242,7 @@ def _prepare(files: Folder) -> None:
     for name in ("data", "models", "cells", "runs"):
         files.make(name)
     if not files.exists(MARKER):
-        files.write(MARKER, json.dumps({"schema": SCHEMA}).encode())
+        files.write(MARKER, json.dumps({"schema": SCHEMA, "id": uuid.uuid4().hex}).encode())
     files.probe("cells", PROBE)
 
 

@@ -18,7 +18,7 @@ import torch
 from sophon_bench.execution.plan import Setting, Stage
 from sophon_bench.execution.worker import Tick, Upstream
 from sophon_bench.models.architecture import Compile
-from sophon_bench.plugins.failures import Failure
+from sophon_bench.plugins.failures import BadInput, Failure
 from sophon_bench.results.records import Cell, ModelRecord
 
 Done = list[tuple[Stage, ModelRecord | Cell]]
@@ -32,6 +32,10 @@ class WorkerDied(Failure):
     """A worker process ended by itself, or could not do its work."""
 
 
+class ExecutorError(BadInput):
+    """A way to do stages that cannot be started here."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """What an executor needs to know to do stages.
@@ -41,20 +45,22 @@ class Work:
         device: Where they train.
         settings: Every setting of the stages to come.
         plugins: Plugin files to load in each process.
-        workers: How many stages may be under way at once.
+        workers: How many stages may be under way at once; None: what the way takes by itself.
         threads: CPU threads of each.
         compiled: How models are compiled.
         tick: Told how stages go.
+        address: Of a cluster, where stages are done on one.
     """
 
     store: str | Path
     device: torch.device
     settings: Sequence[Setting]
     plugins: Sequence[Path]
-    workers: int
+    workers: int | None
     threads: int
     compiled: Compile
     tick: Tick
+    address: str | None = None
 
 
 class Executor(Protocol):
@@ -96,7 +102,7 @@ def start(name: str, work: Work) -> Executor:
         name: One of `executors`, or `AUTO`.
     """
     if name == AUTO:
-        name = "in-process" if work.workers == 1 else "processes"
+        name = "in-process" if (work.workers or 1) == 1 else "processes"
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     executor: Executor = module.start(work)
     return executor

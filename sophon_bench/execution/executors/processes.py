@@ -7,7 +7,6 @@ data) only once, at the start.
 from __future__ import annotations
 
 import contextlib
-import io
 import multiprocessing
 import os
 import pickle
@@ -21,7 +20,8 @@ from pathlib import Path
 import torch
 
 from sophon_bench.execution.executors import Done, Work, WorkerDied
-from sophon_bench.execution.plan import Setting, Stage
+from sophon_bench.execution.plan import Stage
+from sophon_bench.execution.shipping import pack, unpack
 from sophon_bench.execution.worker import Upstream, Worker
 from sophon_bench.models.architecture import Compile
 from sophon_bench.results.store import Store, StoreError
@@ -41,7 +41,7 @@ class Processes:
                 f"store {str(work.store)!r} is in the memory of one process; choose another for "
                 "several, or --workers 1"
             )
-        self.size = work.workers
+        self.size = work.workers or 1
         self.tick = work.tick
         self._settings = list(work.settings)
         self._busy: dict[Connection, Sequence[Stage]] = {}
@@ -61,7 +61,7 @@ class Processes:
         """Give a stage, or companions, to an idle worker."""
         idle = next(connection for connection in self._workers if connection not in self._busy)
         self._busy[idle] = stages
-        self._send(idle, _dump((stages, upstream), self._settings))
+        self._send(idle, pack((stages, upstream), self._settings))
 
     def wait(self) -> Done:
         """The next stages that are finished; ticks are passed on meanwhile."""
@@ -165,32 +165,10 @@ def _serve(
     worker = Worker(Store(root), torch.device(device), tick, compiled)
     while True:
         try:
-            stages, upstream = _load(connection.recv_bytes(), known)
+            stages, upstream = unpack(connection.recv_bytes(), known)
         except EOFError:
             return
         try:
             answer("done", worker.do(stages, upstream))
         except Exception as error:
             answer("error", error)
-
-
-def _dump(content: object, settings: Sequence[Setting]) -> bytes:
-    """Pickled, with settings by their number."""
-    numbers = {id(setting): number for number, setting in enumerate(settings)}
-    buffer = io.BytesIO()
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, item: object) -> int | None:
-            return numbers.get(id(item)) if isinstance(item, Setting) else None
-
-    Pickler(buffer).dump(content)
-    return buffer.getvalue()
-
-
-def _load(content: bytes, settings: Sequence[Setting]) -> tuple[Sequence[Stage], Upstream]:
-    class Unpickler(pickle.Unpickler):
-        def persistent_load(self, number: int) -> Setting:
-            return settings[number]
-
-    loaded: tuple[Sequence[Stage], Upstream] = Unpickler(io.BytesIO(content)).load()
-    return loaded

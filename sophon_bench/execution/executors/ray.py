@@ -1,0 +1,252 @@
+"""On Ray: a cluster that runs already, or one that is started on this machine for the run.
+
+A submission is a Ray task that reads and writes the store, which every node has to see. Ray does a
+task again whose worker or node is lost; an error of a plugin is a record, and is not tried again.
+This package and the plugin files travel with the run, so that all nodes run the same code; torch
+and the other libraries have to be installed there.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import platform
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sophon_bench.execution.executors import Done, ExecutorError, Work, WorkerDied
+from sophon_bench.execution.plan import Setting, Stage
+from sophon_bench.execution.shipping import pack, unpack
+from sophon_bench.execution.worker import Upstream, Worker
+from sophon_bench.plugins.registry import load_file
+from sophon_bench.results.provenance import SOURCE, source
+from sophon_bench.results.store import Store, StoreError
+
+try:
+    import ray
+    import ray.exceptions
+except ModuleNotFoundError as missing:
+    raise ExecutorError("--executor ray needs Ray; pip install 'sophon-bench[ray]'") from missing
+
+LOCAL = "local"
+"""The address of a cluster that is started on this machine and ends with the run."""
+
+RETRIES = 3
+"""Times that a task is done again whose worker or node was lost."""
+
+SECONDS = 0.5
+"""Between two looks at how stages go."""
+
+FILLED = 0.9
+"""Share of a GPU's memory that stages on it may take together."""
+
+PACKAGE = Path(__file__).parents[2]
+LEFT_HERE = shutil.ignore_patterns("__pycache__", "cli", "leaderboard")
+"""What no worker needs."""
+
+_workers: dict[bytes, tuple[Worker, Sequence[Setting]]] = {}
+"""Of this process, in which Ray runs one task after another; by what they were made from."""
+
+
+class OnRay:
+    """Stages as tasks of Ray.
+
+    Attributes:
+        size: Tasks that may be open at once: as many as were asked for, else as fit on the cluster.
+
+    Raises:
+        ExecutorError: If there is no such cluster, or no room on it for one stage.
+        StoreError: If the nodes would not see the store.
+        WorkerDied: From `wait`, if a task's workers were lost too often.
+    """
+
+    def __init__(self, work: Work) -> None:
+        store = Store(work.store)
+        if not store.shared:
+            raise StoreError(
+                f"store {str(work.store)!r} is in the memory of one process; choose another for Ray"
+            )
+        self._tick, self._settings = work.tick, list(work.settings)
+        self._threads, self._cuda = work.threads, work.device.type == "cuda"
+        self._open: dict[Any, Sequence[Stage]] = {}
+        self._peak = 0.0
+        with tempfile.TemporaryDirectory(prefix="sophon-bench-") as folder:
+            plugins = _stage(Path(folder), work.plugins)
+            _connect(work.address or LOCAL, folder, work.threads)
+        try:
+            self.size = work.workers or self._room()
+            setup = (work.store, store.identity, work.device.type)
+            setup += (plugins, work.threads, work.compiled)
+            self._box = [ray.put((*setup, pickle.dumps(self._settings)))]
+            self._news = ray.remote(num_cpus=0)(_News).remote()
+            self._do = ray.remote(max_retries=RETRIES, retry_exceptions=False)(_do)
+        except BaseException:
+            ray.shutdown()
+            raise
+
+    def submit(self, stages: Sequence[Stage], upstream: Upstream) -> None:
+        """Give a stage, or companions, to the cluster."""
+        task = self._do.options(
+            num_cpus=self._threads, num_gpus=share(self._peak) if self._cuda else 0,
+            name=stages[0].label,
+        )  # fmt: skip
+        content = pack((stages, upstream), self._settings)
+        self._open[task.remote(self._box, content, self._news)] = stages
+
+    def wait(self) -> Done:
+        """The next stages that are finished; ticks are passed on meanwhile."""
+        done: list[Any] = []
+        while not done:
+            done, _ = ray.wait(list(self._open), timeout=SECONDS)
+            self._pass_on()
+        stages = self._open.pop(done[0])
+        try:
+            records, peak = ray.get(done[0])
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, StoreError) else error) from error
+        except ray.exceptions.RayError as error:
+            raise WorkerDied(
+                f"Ray lost the workers of a stage {1 + RETRIES} times ({type(error).__name__}; out "
+                f"of memory?): {stages[0].label}. Everything finished is kept: the same command "
+                f"does the rest"
+            ) from error
+        self._peak = max(self._peak, peak)
+        return list(zip(stages, records, strict=True))
+
+    def close(self) -> None:
+        """End all work, whatever it is at; what is written is whole."""
+        for task in self._open:
+            ray.cancel(task, force=True)
+        ray.shutdown()
+
+    def _room(self) -> int:
+        """Stages that fit on the cluster at once."""
+        there = ray.cluster_resources()
+        cpus = int(there.get("CPU", 0)) // self._threads
+        if not cpus:
+            raise ExecutorError(
+                f"the Ray cluster has {there.get('CPU', 0):.0f} CPUs, a stage takes "
+                f"{self._threads} (--threads)"
+            )
+        if self._cuda and not there.get("GPU"):
+            raise ExecutorError("the Ray cluster has no GPU; try --device cpu")
+        return cpus
+
+    def _pass_on(self) -> None:
+        """Tell the ticks of stages that are open."""
+        stages = {stage.key: stage for open_ in self._open.values() for stage in open_}
+        for key, how in ray.get(self._news.take.remote()).items():
+            if key in stages:
+                self._tick(stages[key], *how)
+
+
+def start(work: Work) -> OnRay:
+    """Connected to the cluster at the address."""
+    return OnRay(work)
+
+
+def share(peak: float) -> float:
+    """Share of a GPU for a stage, so that whole numbers of stages fit.
+
+    Args:
+        peak: The largest share of a GPU's memory that a stage was measured to take; 0: none was.
+    """
+    return 1.0 if not peak else 1 / max(1, int(FILLED / peak))
+
+
+def _connect(address: str, folder: str, threads: int) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    shipped = {
+        "working_dir": folder,
+        "env_vars": {"OMP_NUM_THREADS": str(threads), SOURCE: source()},
+    }
+    common = {"runtime_env": shipped, "log_to_driver": False, "logging_level": "ERROR"}
+    if address == LOCAL:
+        ray.init("local", include_dashboard=False, **common)
+        return
+    try:
+        ray.init(address, **common)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ExecutorError(
+            f"no Ray cluster answers at --address {address}: {str(error).splitlines()[0]}; "
+            f"--address local starts one on this machine"
+        ) from error
+
+
+def _stage(folder: Path, plugins: Sequence[Path]) -> list[str]:
+    """Copy this package and the plugin files; the plugins' paths inside ``folder``."""
+    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=LEFT_HERE)
+    found = []
+    for number, plugin in enumerate(plugins):
+        place = folder / "plugins" / str(number)
+        place.mkdir(parents=True)
+        shutil.copy(plugin, place)
+        found.append(str((place / plugin.name).relative_to(folder)))
+    return found
+
+
+class _News:
+    """How stages go, for the driver; an actor."""
+
+    def __init__(self) -> None:
+        self._latest: dict[str, tuple[float | None, str]] = {}
+
+    def tell(self, latest: dict[str, tuple[float | None, str]]) -> None:
+        """Stages' last ticks, by key."""
+        self._latest |= latest
+
+    def take(self) -> dict[str, tuple[float | None, str]]:
+        """What was told since it was taken last."""
+        latest, self._latest = self._latest, {}
+        return latest
+
+
+def _do(box: Sequence[Any], content: bytes, news: Any) -> tuple[list[Any], float]:
+    """Records of stages, and the largest share of a GPU's memory that they took; a task."""
+    worker, settings = _worker(box[0])
+    latest: dict[str, tuple[float | None, str]] = {}
+    said = time.monotonic()
+
+    def tick(stage: Stage, fraction: float | None, words: str) -> None:
+        nonlocal said
+        latest[stage.key] = (fraction, words)
+        if time.monotonic() > said + SECONDS:
+            said = time.monotonic()
+            news.tell.remote(latest)
+
+    worker.tick = tick
+    records = worker.do(*unpack(content, settings))
+    ray.get(news.tell.remote(latest))
+    if worker.device.type != "cuda":
+        return records, 0.0
+    return records, torch.cuda.max_memory_reserved() / torch.cuda.mem_get_info()[1]
+
+
+def _worker(made_from: Any) -> tuple[Worker, Sequence[Setting]]:
+    """The worker of this process, and the settings that its stages name.
+
+    Raises:
+        StoreError: If this node does not see the driver's store.
+    """
+    if made_from.binary() not in _workers:
+        place, identity, device, plugins, threads, compiled, settings = ray.get(made_from)
+        torch.set_num_threads(threads)
+        with warnings.catch_warnings(action="ignore"):  # the driver has said them
+            for plugin in plugins:
+                load_file(Path(plugin))
+        store = Store(place)
+        if store.identity != identity:
+            raise StoreError(
+                f"store {str(place)!r} is another one on {platform.node()}; choose a directory "
+                f"that all nodes share, or a URL"
+            )
+        worker = Worker(store, torch.device(device), lambda *_: None, compiled)
+        _workers[made_from.binary()] = (worker, pickle.loads(settings))
+    return _workers[made_from.binary()]

@@ -1,0 +1,127 @@
+"""The executor on Ray where it differs from others: a cluster of its own, and what gets lost."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from conftest import TINY
+from test_engine import Silent, engine, metrics, plan_of, setting
+
+from sophon_bench.execution.executors import ExecutorError, Work, WorkerDied
+from sophon_bench.execution.plan import Setting, Stage
+from sophon_bench.results.store import Store, StoreError
+
+pytest.importorskip("ray", reason="Ray is not installed")
+
+from ray.cluster_utils import Cluster
+
+from sophon_bench.execution.executors.ray import OnRay, share
+
+__all__ = ["setting"]  # a fixture
+
+pytestmark = pytest.mark.slow
+
+
+def work(store: str | Path, setting: Setting, **changes: Any) -> Work:
+    known: dict[str, Any] = {
+        "store": store, "device": torch.device("cpu"), "settings": [setting], "plugins": [TINY],
+        "workers": None, "threads": 1, "compiled": "off", "tick": lambda *_: None,
+    }  # fmt: skip
+    return Work(**known | changes)
+
+
+def on(cluster: Cluster | None, root: Path, reporter: Silent | None = None) -> Any:
+    address = None if cluster is None else cluster.address
+    return engine(root, reporter, executor="ray", address=address, plugins=[TINY])
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Two nodes with one CPU each, on this machine."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    made.add_node(num_cpus=1)
+    yield made
+    made.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("peak", "expected"), [(0.0, 1.0), (0.95, 1.0), (0.5, 1.0), (0.45, 0.5), (0.1, 1 / 9)]
+)
+def test_whole_numbers_of_stages_share_a_gpu(peak: float, expected: float) -> None:
+    assert share(peak) == pytest.approx(expected)
+
+
+def test_two_nodes_give_the_records_of_one_process(
+    cluster: Cluster, setting: Setting, tmp_path: Path
+) -> None:
+    plan = plan_of(setting, defenses=["none"], seeds=[0, 1])
+    expected = metrics(engine(tmp_path / "one").run(plan))
+    assert metrics(on(cluster, tmp_path / "two").run(plan)) == expected
+    nodes = {cell.provenance.commit for cell in Store(tmp_path / "two").records().cells}
+    assert nodes == {cell.provenance.commit for cell in Store(tmp_path / "one").records().cells}
+
+
+class Losing(Silent):
+    """Loses something at the first tick of an attack."""
+
+    def __init__(self, lose: Any) -> None:
+        super().__init__()
+        self.lose, self.lost = lose, False
+
+    def tick(self, stage: Stage, _fraction: float | None, _words: str) -> None:
+        if not self.lost and stage.label.startswith("attack"):
+            self.lost = True
+            self.lose()
+
+
+def kill_workers() -> None:
+    """SIGKILL to all Ray workers that are at a stage of this process's run."""
+    for process in psutil.Process().children(recursive=True):
+        if process.name().startswith("ray::attack"):
+            process.send_signal(signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_and_a_node_that_is_lost_cost_no_cell(
+    cluster: Cluster, setting: Setting, tmp_path: Path
+) -> None:
+    plan = plan_of(setting, defenses=["none"], steps=200)
+    expected = metrics(engine(tmp_path / "one").run(plan))
+    killing = Losing(kill_workers)
+    assert metrics(on(cluster, tmp_path / "two", killing).run(plan)) == expected
+    assert killing.lost
+    losing = Losing(
+        lambda: cluster.remove_node(cluster.worker_nodes.copy().pop(), allow_graceful=False)
+    )
+    assert metrics(on(cluster, tmp_path / "three", losing).run(plan)) == expected
+    assert losing.lost
+
+
+def test_workers_that_die_each_time_end_the_run_in_one_line(
+    setting: Setting, tmp_path: Path
+) -> None:
+    class Killing(Silent):
+        def tick(self, *_: Any) -> None:
+            kill_workers()
+
+    with pytest.raises(WorkerDied, match="the same command does the rest"):
+        on(None, tmp_path, Killing()).run(plan_of(setting, defenses=["none"], steps=100000))
+
+
+def test_a_cluster_that_does_not_answer_is_said(setting: Setting, tmp_path: Path) -> None:
+    with pytest.raises(ExecutorError, match="no Ray cluster answers at --address auto"):
+        OnRay(work(tmp_path, setting, address="auto"))
+
+
+def test_more_threads_than_there_are_and_a_store_of_one_process_are_refused(
+    setting: Setting, tmp_path: Path
+) -> None:
+    with pytest.raises(ExecutorError, match=r"a stage takes 4096 \(--threads\)"):
+        OnRay(work(tmp_path, setting, threads=4096))
+    with pytest.raises(StoreError, match="in the memory of one process"):
+        OnRay(work("memory://ray", setting))
