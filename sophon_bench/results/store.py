@@ -2,8 +2,8 @@
 
 Layout: ``store.json`` (schema version, identity), ``data/`` (built scenarios), ``models/`` (a record
 and a safetensors file per pre-trained or released model), ``cells/`` (one record per cell),
-``runs/`` (a manifest per run: which cells it asked for). File names are content keys, so whatever
-is there is finished and right. The root is a directory, or a URL of any kind that fsspec knows.
+``runs/`` (a manifest per run: which cells it asked for). File names are content keys, so what is
+there is finished and right. The root is a directory, or a URL of any kind that fsspec knows.
 """
 
 from __future__ import annotations
