@@ -14,6 +14,7 @@ import msgspec
 
 from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.leaderboard import tables
+from sophon_bench.leaderboard.finding import with_recipe
 from sophon_bench.leaderboard.columns import records
 from sophon_bench.plugins.registry import NAME, NAME_LENGTH
 from sophon_bench.results import documents
@@ -112,7 +113,9 @@ def report(entries: Sequence[Entry], frozen: Sequence[Frozen]) -> tables.Report:
     apart by the entry's.
     """
     most = sorted(entries, key=lambda entry: (-len(entry.records.seeds), entry.name))
-    reports = [(entry, tables.report(entry.records, frozen)) for entry in most]
+    reports = [
+        (entry, with_recipe(tables.report(entry.records, frozen), entry.records)) for entry in most
+    ]
     owners = Counter(
         label
         for _, found in reports

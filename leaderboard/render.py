@@ -56,10 +56,17 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """The tables of one scenario, backbone and budget."""
+    """The tables of one scenario, backbone and budget.
+
+    Args:
+        title: Which.
+        tables: In their order.
+        verdict: What they come to.
+    """
 
     title: str
     tables: Sequence[Table]
+    verdict: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,6 +109,8 @@ def to_console(places: Iterable[Place]) -> str:
     )  # fmt: skip
     for place in places:
         console.print(place.title, style="bold")
+        if place.verdict:
+            console.print(place.verdict)
         for table in place.tables:
             console.print(table.title, style="italic")
             console.print()
@@ -189,6 +198,8 @@ def to_markdown(places: Iterable[Place]) -> str:
 
 def _markdown(place: Place) -> Iterator[str]:
     yield f"### {place.title}"
+    if place.verdict:
+        yield _one_cell(place.verdict)
     for table in place.tables:
         yield f"**{table.title}**"
         loud = [[f"**{cell}**" for cell in line] for line in table.lines("loud", "md")]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sophon_bench.analysis.envelope import ENVELOPE
 from sophon_bench.analysis.frozen import Frozen
+from sophon_bench.analysis.verdict import verdict
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import columns, layout
 from sophon_bench.leaderboard.columns import Row, frame, number, percent, records
@@ -129,7 +130,13 @@ def places(report: Report) -> list[Place]:
         tables += layout.matrices(own["trials"], own["scores"], called, legend)
         tables += layout.loss_tables(own["trials"], called, legend)
         tables += [layout.image_table(own["images"], called, legend)] if len(own["images"]) else []
-        listed.append(Place(title=layout.heading(where, own["trials"]), tables=tables))
+        listed.append(
+            Place(
+                title=layout.heading(where, own["trials"]),
+                tables=tables,
+                verdict=verdict(legend.rows(records(own["scores"]))),
+            )
+        )
     return listed
 
 

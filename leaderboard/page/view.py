@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from sophon_bench.analysis.cost import PRETRAINING
 from sophon_bench.analysis.envelope import outcomes
 from sophon_bench.analysis.images import Made, makers
+from sophon_bench.analysis.verdict import verdict
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import (
     bars,
@@ -205,6 +206,7 @@ def section(
         backbone=at["backbone"],
         utility=rows["releases"][0]["utility"],
         heading=layout.heading(key, trials),
+        verdict=verdict(records(scores)) if len(scores) else None,
         seeds=span(row["seeds"] for row in scored.values()).split()[0] if scored else NOTHING,
         records=len({key for card in found for key in card.cells["key"]}),
         columns=shown[1:],
