@@ -23,6 +23,7 @@ from tabulate import tabulate
 from sophon_bench.analysis.flags import FLAGS
 from sophon_bench.cli import main
 from sophon_bench.leaderboard.catalogue import presets_of
+from sophon_bench.library import load_results
 from sophon_bench.plugins.registry import Entry, Registry, attacks, defenses, scenarios
 from sophon_bench.plugins.selectors import accepted
 from sophon_bench.plugins.suites import load_suite, suite_files
@@ -57,9 +58,23 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     source = next((top for top, target in TOP.items() if target == here), f"docs/{here}")
     rules = [f"- `{flag.__name__}`: {(flag.__doc__ or '').splitlines()[0]}" for flag in FLAGS]
     markdown = markdown.replace("<!-- flags -->", "\n".join(rules))
+    if COLUMNS in markdown:
+        markdown = markdown.replace(COLUMNS, "\n".join(columns()))
     parts = re.split(r"(^ *```.*?^ *```$)", markdown, flags=re.MULTILINE | re.DOTALL)
     parts[::2] = [LINK.sub(lambda found: _link(found, source, here), part) for part in parts[::2]]
     return "".join(parts)
+
+
+COLUMNS = "<!-- columns -->"
+
+
+def columns() -> Iterator[str]:
+    """The columns of each frame with their types, as published records have them."""
+    results = load_results("published/provisional-five-seeds")
+    for name in ("models", "cells", "points"):
+        frame = getattr(results, name)
+        yield f"\n### results.{name}\n"
+        yield ", ".join(f"`{column}` ({kind})" for column, kind in frame.dtypes.items())
 
 
 LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?\)")

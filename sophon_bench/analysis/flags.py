@@ -173,7 +173,7 @@ def _both(*columns: Phrases) -> Phrases:
 
 
 def edge(at: Views) -> Phrases:
-    """The best learning rate, on most seeds, is the first or the last that its sweep tried.
+    """The best learning rate is, on most seeds, the first or the last of its sweep.
 
     Only sweeps of two or more rates count, and trials of one budget: those that went on further
     were chosen among them.
@@ -212,7 +212,7 @@ def _gains(found: Outcomes) -> DataFrame:
 
 
 def other_way(at: Views) -> Phrases:
-    """What only uses the function, or repairs the weights first, beats gradient fine-tuning."""
+    """An attack that uses the function alone, or repairs weights, beats gradient fine-tuning."""
     return _both(
         _beaten(at, "function", "the function alone beats"),
         _beaten(at, "repair", "repaired weights beat"),
@@ -274,7 +274,7 @@ def cliff(at: Views) -> Phrases:
 
 
 def cannot_overfit(at: Views) -> Phrases:
-    """Gradient fine-tuning does not fit the attacker's own samples where random weights do.
+    """Gradient fine-tuning does not fit the attacker's samples where random initialisation does.
 
     Nor where it fits those of the undefended model: a denoiser may not be worth overfitting. The
     best checkpoint of each seed counts, a mean over seeds; of scratch, of all its trials.
@@ -305,7 +305,7 @@ def _undefended(found: Outcomes) -> DataFrame:
 
 
 def non_finite(at: Views) -> Phrases:
-    """Trials that do not stay finite where the same trial on the undefended model does."""
+    """A trial is not finite where the same trial on the undefended model is."""
     own, usual = (
         cells["nonfinite_step"].notna().to_numpy()
         for cells in (at.found.cells, _undefended(at.found))
@@ -314,7 +314,7 @@ def non_finite(at: Views) -> Phrases:
 
 
 def unfinished(at: Views) -> Phrases:
-    """Trials that ended in an error, or only here did not apply: they protect nothing."""
+    """Trials failed, or did not apply to this model alone: they protect nothing."""
     own, usual = (cells["status"].to_numpy() for cells in (at.found.cells, _undefended(at.found)))
     skipped = (own == "skipped") & (usual == "ok")
     return _both(

@@ -1,7 +1,7 @@
-"""The record schema: what one model and one cell of the benchmark say, versioned.
+"""The record schema: models, cells and runs, with a version.
 
-A model's record stands once, and cells refer to it by its key. Who asked for a cell is no part of
-it: that is in the manifests of runs. Utilities are fractions in [0, 1] for accuracy; higher is
+Each model has one record, and cells refer to it by its key. Which run requested a cell is in the
+manifests of runs, not in the cell. Utilities are fractions in [0, 1] for accuracy; higher is
 better. Costs are counted in *units*: one unit is one forward and backward pass of the undefended
 backbone on one example.
 """

@@ -1,8 +1,8 @@
 """Models and records of finished work: written atomically, never overwritten, never unpickled.
 
-Layout: ``store.json`` (schema version, identity), ``data/`` (built scenarios), ``models/`` (a record
-and a safetensors file per pre-trained or released model), ``cells/`` (one record per cell),
-``runs/`` (a manifest per run: which cells it asked for). File names are content keys, so what is
+Layout: ``store.json`` (schema version, identity), ``data/`` (built scenarios), ``models/`` (a
+record and a safetensors file per pre-trained or released model), ``cells/`` (one record per cell),
+``runs/`` (a manifest per run: which cells it requested). File names are content keys, so what is
 there is finished and right. The root is a directory, or a URL of any kind that fsspec knows.
 """
 
