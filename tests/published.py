@@ -1,4 +1,5 @@
-"""LEADERBOARD.md and the scores in README.md are made of leaderboard/results, by this.
+"""What the repository shows of leaderboard/results is made by this: LEADERBOARD.md with its pictures
+and rows, and the table of README.md.
 
 ``make leaderboard`` runs it with ``--write``; a test holds the files to what it would write.
 """
@@ -7,37 +8,78 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from sophon_bench.leaderboard import entries, frozen, provenance, tables
-from sophon_bench.leaderboard.render import Place, to_markdown
+from sophon_bench.leaderboard import entries, finding, frozen, layout, provenance, tables, vega
+from sophon_bench.leaderboard.columns import SCORES, Column
+from sophon_bench.leaderboard.render import Place, Table, to_csv, to_markdown
 from sophon_bench.leaderboard.tables import Report
 from sophon_bench.results import Results
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- scores: made by make leaderboard -->\n", "<!-- end of scores -->"
+BEGIN, END = "<!-- finding: made by make leaderboard -->\n", "<!-- end of finding -->"
+DEFINED = "docs/reading-results.md"
+ANCHORS = {
+    "rank": "rank-and-verdict", "score": "how-to-read-results", "resistance": "resistance",
+    "worst_resistance": "resistance", "intactness": "intactness", "trainability": "trainability",
+    "b50": "b50", "original_after": "intactness", "restricted_after": "restricted-accuracy",
+    "recipe_after": "restricted-accuracy", "protect_cost": "cost", "flags": "flags",
+}  # fmt: skip
+"""Where columns are defined in `DEFINED`, by key."""
 
 
-def documents() -> dict[Path, str]:
+def documents() -> dict[Path, bytes]:
     """What the files should hold."""
     found = entries.published()
     report = entries.report(found, frozen.published())
     readme = ROOT / "README.md"
+    shown = re.sub(
+        f"{re.escape(BEGIN)}.*?{re.escape(END)}",
+        lambda _: f"{BEGIN}{_finding(report)}{END}",
+        readme.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
     return {
-        ROOT / "LEADERBOARD.md": _leaderboard(found, report),
-        readme: re.sub(
-            f"{re.escape(BEGIN)}.*?{re.escape(END)}",
-            lambda _: f"{BEGIN}{_scores(report)}{END}",
-            readme.read_text(encoding="utf-8"),
-            flags=re.DOTALL,
-        ),
+        ROOT / "LEADERBOARD.md": _leaderboard(found, report).encode(),
+        readme: shown.encode(),
+        **{ROOT / name: content for name, content in _pictures(report)},
+        **{
+            ROOT / f"leaderboard/results/{entry.name}.csv": to_csv(
+                tables.report(entry.records, frozen.published()).flat
+            ).encode()
+            for entry in found
+        },
     }
+
+
+def _pictures(report: Report) -> Iterator[tuple[str, bytes]]:
+    """The picture of each place, on light and on dark paper."""
+    for number, df in enumerate(layout.by_place(report.scores).values(), 1):
+        if figure := finding.dumbbells(df):
+            for theme in vega.THEMES:
+                yield _picture(number, theme), vega.encode(figure, "svg", theme)
+
+
+def _picture(number: int, theme: str) -> str:
+    return f"docs/finding-{number}-{theme}.svg"
+
+
+def _shown(number: int, place: Place) -> str:
+    """The picture of a place, by the reader's theme."""
+    light, dark = (_picture(number, theme) for theme in vega.THEMES)
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img src="{light}" alt="{place.title}: {place.verdict}"></picture>\n'
+    )
 
 
 def _leaderboard(found: list[entries.Entry], report: Report) -> str:
     listed = [
         f"- [{_plain(entry.title)}]({entry.link}) by {_plain(', '.join(entry.authors))}: "
-        f"{entry.label}, {entry.submitted}, [records](leaderboard/results/{entry.name}.jsonl)"
+        f"{entry.label}, {entry.submitted}, [records](leaderboard/results/{entry.name}.jsonl), "
+        f"[rows](leaderboard/results/{entry.name}.csv)"
         f"{_origin(Results.of(entry.records))}"
         for entry in found
     ]
@@ -45,15 +87,38 @@ def _leaderboard(found: list[entries.Entry], report: Report) -> str:
         [
             "# Leaderboard",
             "",
-            "Made of [leaderboard/results](leaderboard/results) by `make leaderboard`; how to read "
-            "it is in [README.md](README.md#how-to-read-the-score), how to get onto it in "
-            "[CONTRIBUTING.md](CONTRIBUTING.md#submit-a-result).",
+            "Made of [leaderboard/results](leaderboard/results) by `make leaderboard`. "
+            f"[How to read it]({DEFINED}); [how to get onto it](CONTRIBUTING.md#submit-a-result). "
+            "`·`: not measured, or does not apply. What every trial reached is in the CSV file "
+            "beside each entry, and on the page of `sophon-bench page`.",
             "",
             *(listed or ["Nothing is published yet."]),
             "",
-            tables.show("md", report),
+            *_places(report),
+            *(f"[{c.title}]: {DEFINED}#{ANCHORS[c.key]}" for c in SCORES if c.key in ANCHORS),
+            "",
         ]
     )
+
+
+def _places(report: Report) -> Iterator[str]:
+    """Per place: verdict, picture, scores and who won."""
+    for number, at in enumerate(tables.places(report), 1):
+        text = to_markdown([replace(at, tables=[_numbered(table) for table in at.tables[:2]])])
+        title, _, rest = text.partition("\n\n**")
+        yield f"{title}\n\n{_shown(number, at)}\n**{rest}"
+
+
+def _numbered(table: Table) -> Table:
+    """A table whose columns lead to their definitions, with numbered notes."""
+    notes = ["\n".join(f"{number}. {note}" for number, note in enumerate(table.notes, 1))]
+    return replace(table, columns=[_linked(c) for c in table.columns], notes=notes)
+
+
+def _linked(column: Column) -> Column:
+    if column.key not in ANCHORS:
+        return column
+    return replace(column, header=f"[{column.title}]")
 
 
 def _origin(results: Results) -> str:
@@ -76,15 +141,19 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)
 
 
-def _scores(report: Report) -> str:
-    """The tables of scores alone."""
-    alone = [Place(title=at.title, tables=at.tables[:1]) for at in tables.places(report)]
-    return to_markdown(alone) if alone else ""
+def _finding(report: Report) -> str:
+    """Verdict, picture and table of the first place."""
+    places = finding.places(report)
+    if not places:
+        return ""
+    text = to_markdown(places[:1])
+    title, verdict, table = text.split("\n\n", 2)
+    return f"**{verdict}** ({title.removeprefix('### ')})\n\n{_shown(1, places[0])}\n{table}"
 
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit("usage: published.py --write")
-    for file, text in documents().items():
-        file.write_text(text, encoding="utf-8")
+    for file, content in documents().items():
+        file.write_bytes(content)
         print(file.name)

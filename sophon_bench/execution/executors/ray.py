@@ -82,10 +82,10 @@ class OnRay:
             _connect(work.address or LOCAL, folder, work.threads)
         try:
             self.size = work.workers or self._room()
-            setup = (work.store, store.identity, work.device.type)
-            setup += (plugins, work.threads, work.compiled)
+            place = (work.store, store.identity, work.device.type)
+            setup = (*place, plugins, work.threads, work.compiled)
             self._box = [ray.put((*setup, pickle.dumps(self._settings)))]
-            self._news = ray.remote(num_cpus=0)(_News).remote()
+            self._news: Any = ray.remote(num_cpus=0)(_News).remote()
             self._do = ray.remote(max_retries=RETRIES, retry_exceptions=False)(_do)
         except BaseException:
             ray.shutdown()
@@ -142,7 +142,8 @@ class OnRay:
     def _pass_on(self) -> None:
         """Tell the ticks of stages that are open."""
         stages = {stage.key: stage for open_ in self._open.values() for stage in open_}
-        for key, how in ray.get(self._news.take.remote()).items():
+        news: dict[str, tuple[float | None, str]] = ray.get(self._news.take.remote())
+        for key, how in news.items():
             if key in stages:
                 self._tick(stages[key], *how)
 
@@ -167,7 +168,7 @@ def _connect(address: str, folder: str, threads: int) -> None:
         "working_dir": folder,
         "env_vars": {"OMP_NUM_THREADS": str(threads), SOURCE: source()},
     }
-    common = {"runtime_env": shipped, "log_to_driver": False, "logging_level": "ERROR"}
+    common: dict[str, Any] = {"runtime_env": shipped, "log_to_driver": False, "logging_level": "ERROR"}
     if address == LOCAL:
         ray.init("local", include_dashboard=False, **common)
         return
