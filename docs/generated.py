@@ -60,10 +60,17 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     markdown = markdown.replace("<!-- flags -->", "\n".join(rules))
     if COLUMNS in markdown:
         markdown = markdown.replace(COLUMNS, "\n".join(columns()))
+    markdown = PICTURE.sub(r"![\2](\1)", markdown)
     parts = re.split(r"(^ *```.*?^ *```$)", markdown, flags=re.MULTILINE | re.DOTALL)
     parts[::2] = [LINK.sub(lambda found: _link(found, source, here), part) for part in parts[::2]]
-    return "".join(parts)
+    return DEFINITION.sub(lambda found: found[1] + found[2].removeprefix("docs/"), "".join(parts))
 
+
+DEFINITION = re.compile(r"^(\[[^\]]+\]: )(docs/\S+)$", re.MULTILINE)
+"""Where a link of the form ``[text]`` leads."""
+
+PICTURE = re.compile(r'<picture>.*?<img src="([^"]+)" alt="([^"]*)"></picture>')
+"""A picture that GitHub shows by the reader's theme."""
 
 COLUMNS = "<!-- columns -->"
 

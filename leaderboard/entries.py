@@ -14,8 +14,8 @@ import msgspec
 
 from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.leaderboard import tables
-from sophon_bench.leaderboard.finding import with_recipe
 from sophon_bench.leaderboard.columns import records
+from sophon_bench.leaderboard.finding import with_recipe
 from sophon_bench.plugins.registry import NAME, NAME_LENGTH
 from sophon_bench.results import documents
 from sophon_bench.results.files import write_atomic

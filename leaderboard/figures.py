@@ -8,6 +8,7 @@ every figure; of several defenses each has a colour, the same in all figures tha
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import statistics
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sophon_bench.analysis.cost import PRETRAINING
 from sophon_bench.analysis.series import magnitude, shown
 from sophon_bench.leaderboard import answers as analysis
-from sophon_bench.leaderboard import vega
+from sophon_bench.leaderboard import finding, vega
 from sophon_bench.leaderboard.columns import records, span
 from sophon_bench.leaderboard.vega import GREY, SCRATCH, UNDEFENDED, Figure, Point, Row, Style
 from sophon_bench.protocol import REFERENCE_BATCH
@@ -59,11 +60,21 @@ def write(cells: Records, out: Path, formats: Sequence[str], frozen: Gaps) -> li
     out.mkdir(parents=True, exist_ok=True)
     results = Results.of(cells)
     written = []
-    for name, figure in pictures(analysis.curves(results, frozen), analysis.sweeps(results)):
+    scores = finding.recipe_beside(analysis.scores(results, frozen), results)
+    found = pictures(analysis.curves(results, frozen), analysis.sweeps(results))
+    for name, figure in itertools.chain(_findings(scores), found):
         for form in formats:
             written.append(out / f"{name}.{form}")
             vega.write(figure, written[-1])
     return written
+
+
+def _findings(scores: DataFrame) -> Iterator[tuple[str, Figure]]:
+    """Names of files without suffix, and the picture of `finding`, per place."""
+    for place, own in scores.groupby(list(PLACE), sort=False) if len(scores) else ():
+        figure = finding.dumbbells(own)
+        if figure is not None:
+            yield _file_name(dict(zip(PLACE, place, strict=True)), "finding"), figure
 
 
 def pictures(curves: DataFrame, sweeps: DataFrame) -> Iterator[tuple[str, Figure]]:
@@ -84,7 +95,8 @@ def pictures(curves: DataFrame, sweeps: DataFrame) -> Iterator[tuple[str, Figure
 
 def _file_name(place: Mapping[str, Any], kind: str) -> str:
     """Letters, digits, ``.``, ``-`` and ``_`` only; a hash tells alike places apart."""
-    words = [place["scenario"], place["backbone"], f"n{place['samples']}", kind]
+    samples = [f"n{place['samples']}"] if "samples" in place else []
+    words = [place["scenario"], place["backbone"], *samples, kind]
     safe = [re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.")[:60] for word in words]
     return "_".join([*safe, content_key({"place": [str(part) for part in place.values()]})[:6]])
 

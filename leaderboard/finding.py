@@ -1,4 +1,4 @@
-"""The finding: what the paper's recipe reaches against each defense, and what a tuned attacker does.
+"""The finding: what the paper's recipe and a tuned attacker reach against each defense.
 
 As a picture, a dumbbell per defense between the lines of the undefended model and of scratch; and
 as a table of six columns.
@@ -32,8 +32,8 @@ HEIGHT = 24
 """Pixels per defense."""
 
 COLUMNS = (
-    *pick(columns.SCORES, "rank"),
     Column(key="defense"),
+    *pick(columns.SCORES, "rank"),
     Column(key="original_after", header="original", unit="%", format=".1f"),
     Column(key="recipe_after", header="paper's recipe", unit="%", format=".1f"),
     Column(key="restricted_after", header="tuned attacker", unit="%", format=".1f"),
@@ -43,11 +43,11 @@ COLUMNS = (
 
 def with_recipe(report: Report, cells: Records) -> Report:
     """A report of these records, its scores with what the paper's recipe reaches."""
-    return dataclasses.replace(report, scores=_with_recipe(report.scores, Results.of(cells)))
+    return dataclasses.replace(report, scores=recipe_beside(report.scores, Results.of(cells)))
 
 
-def _with_recipe(scores: DataFrame, results: Results) -> DataFrame:
-    """Scores with what the paper's recipe reaches: ``recipe_after``, ``…_half_width``, ``…_listed``.
+def recipe_beside(scores: DataFrame, results: Results) -> DataFrame:
+    """Scores with ``recipe_after``, ``recipe_after_half_width`` and ``recipe_listed``.
 
     The recipe is the best trial and checkpoint of `paper_recipe`, picked on the selection split as
     the tuned attacker's are. Where none of its trials was run, it is that of the same attacks at
@@ -132,7 +132,11 @@ def dumbbells(scores: DataFrame) -> Figure | None:
         return None
     names = [vega.label(row["defense"]) for row in defenses]
     spans = [
-        {"name": name, "low": reached(row, "recipe_after"), "high": reached(row, "restricted_after")}
+        {
+            "name": name,
+            "low": reached(row, "recipe_after"),
+            "high": reached(row, "restricted_after"),
+        }
         for name, row in zip(names, defenses, strict=True)
     ]
     points = [
@@ -142,67 +146,69 @@ def dumbbells(scores: DataFrame) -> Figure | None:
         if each[end] is not None
     ]
     words = [
-        {"name": name, "resistance": columns.number(
-            row["resistance"], row["resistance_half_width"], ".2f")}
+        {
+            "name": name,
+            "resistance": columns.number(row["resistance"], row["resistance_half_width"], ".2f"),
+        }
         for name, row in zip(names, defenses, strict=True)
-    ]  # fmt: skip
+    ]
     bars = _bars(rows)
-    y = {"field": "name", "type": "nominal", "sort": names, "title": None}
     axis = {"labelLimit": vega.LONGEST, "grid": True, "ticks": False, "domain": False}
-    scale = {"domain": [0, 100], "nice": False}
+    y = {"field": "name", "type": "nominal", "sort": names, "title": None, "axis": axis}
     title = f"restricted {defenses[0]['utility']} after the attack (%)"
+    scale = {"domain": [0, 100], "nice": False}
     x = {"type": "quantitative", "scale": scale, "title": title}
-    colour = vega.nominal("by", LOOKS, LOOKS.values(), legend=vega.legend(LOOKS))
-    chart = {
+    level = {
+        "x": {"field": "x", **x},
+        "color": {"field": "colour", "type": "nominal", "scale": None},
+    }
+    above = {"baseline": "bottom", "dy": -3, "fontSize": 11}
+    right = {"align": "left", "dx": 8, "fontSize": 11}
+
+    def layer(values: list[dict[str, Any]], kind: str, mark: Figure, encoding: Figure) -> Figure:
+        return {"data": {"values": values}, "mark": {"type": kind, **mark}, "encoding": encoding}
+
+    figure = {
         "width": 420,
         "height": HEIGHT * len(defenses),
         "layer": [
-            {
-                "data": {"values": bars},
-                "mark": {"type": "rule", "strokeDash": [5, 3], "strokeWidth": 1.5},
-                "encoding": {"x": {"field": "x", **x}, "color": {"field": "colour", "scale": None}},
-            },
-            {
-                "data": {"values": bars},
-                "mark": {"type": "text", "baseline": "bottom", "dy": -3, "fontSize": 11},
-                "encoding": {
+            layer(bars, "rule", {"strokeDash": [5, 3], "strokeWidth": 1.5}, level),
+            layer(
+                bars, "text", above, {**level, "y": {"value": 0}, "text": {"field": "name"}}
+            ),
+            layer(
+                spans,
+                "rule",
+                {"strokeWidth": 3, "color": LOOKS[RECIPE], "opacity": 0.7},
+                {"y": y, "x": {"field": "low", **x}, "x2": {"field": "high"}},
+            ),
+            layer(
+                points,
+                "point",
+                {"filled": True, "size": 90, "opacity": 1},
+                {
+                    "y": y,
                     "x": {"field": "x", **x},
-                    "y": {"value": 0},
-                    "text": {"field": "name"},
-                    "color": {"field": "colour", "scale": None},
-                },
-            },
-            {
-                "data": {"values": spans},
-                "mark": {"type": "rule", "strokeWidth": 3, "color": LOOKS[RECIPE], "opacity": 0.7},
-                "encoding": {
-                    "y": {**y, "axis": axis},
-                    "x": {"field": "low", **x},
-                    "x2": {"field": "high"},
-                },
-            },
-            {
-                "data": {"values": points},
-                "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
-                "encoding": {
-                    "y": {**y, "axis": axis},
-                    "x": {"field": "x", **x},
-                    "color": colour,
+                    "color": vega.nominal("by", LOOKS, LOOKS.values(), legend=vega.legend(LOOKS)),
                     "tooltip": {"field": "tip", "type": "nominal"},
                 },
-            },
+            ),
+            layer(
+                words,
+                "text",
+                right,
+                {"y": y, "x": {"value": "width"}, "text": {"field": "resistance"}},
+            ),
+            layer(
+                [{"name": "resistance"}],
+                "text",
+                {**right, "baseline": "bottom", "dy": -3},
+                {"x": {"value": "width"}, "y": {"value": 0}, "text": {"field": "name"}},
+            ),
         ],
+        "resolve": {"scale": {"color": "independent"}},
     }  # fmt: skip
-    beside = {
-        "width": 90,
-        "height": HEIGHT * len(defenses),
-        "title": {"text": "resistance", "fontWeight": "normal", "anchor": "middle"},
-        "data": {"values": words},
-        "mark": {"type": "text", "fontSize": 11},
-        "encoding": {"y": {**y, "axis": None}, "text": {"field": "resistance"}},
-    }
-    lines = vega.folded(verdict(rows) or "", 100)
-    return vega.titled({"hconcat": [chart, beside], "spacing": 4}, _where(rows), lines)
+    return vega.titled(figure, _where(rows), vega.folded(verdict(rows) or "", 100))
 
 
 def reached(row: Row, key: str) -> float | None:

@@ -1,5 +1,6 @@
-"""What the repository shows of leaderboard/results is made by this: LEADERBOARD.md with its pictures
-and rows, and the table of README.md.
+"""Makes what the repository shows of leaderboard/results.
+
+That is LEADERBOARD.md with its pictures and rows, and the table of README.md.
 
 ``make leaderboard`` runs it with ``--write``; a test holds the files to what it would write.
 """

@@ -586,9 +586,7 @@ def test_table_of_what_is_published() -> None:
 
 
 def test_leaderboard_and_readme_are_made_of_what_is_published() -> None:
-    stale = [
-        f.name for f, made in published.documents().items() if f.read_bytes() != made
-    ]
+    stale = [f.name for f, made in published.documents().items() if f.read_bytes() != made]
     assert not stale, "run: make leaderboard"
 
 

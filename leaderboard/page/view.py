@@ -23,6 +23,7 @@ from sophon_bench.leaderboard import (
     cards,
     columns,
     figures,
+    finding,
     gallery,
     layout,
     overhead,
@@ -118,7 +119,7 @@ def _parts(submission: Submission, frozen: Gaps) -> Iterator[tuple[Key, Part]]:
     results = Results.of(submission.cells)
     found = {
         "releases": analysis.releases(results),
-        "scores": analysis.scores(results, frozen),
+        "scores": finding.recipe_beside(analysis.scores(results, frozen), results),
         "attacks": analysis.trials(results),
         "winners": analysis.winners(results),
         "curves": analysis.curves(results, frozen),
@@ -189,6 +190,7 @@ def section(
     at = dict(zip(PLACE, key, strict=True))
     protection, half_costs = (frame(rows[kind]) for kind in ("protection", "half_costs"))
     scored = {row["defense"]: row for row in records(scores)}
+    hero = finding.dumbbells(scores) if len(scores) else None
     shown = columns.shown_in("page", table.columns)
     lines = {
         row["defense"]: {column.key: column.text(row) for column in shown}
@@ -206,6 +208,7 @@ def section(
         backbone=at["backbone"],
         utility=rows["releases"][0]["utility"],
         heading=layout.heading(key, trials),
+        hero=_drawings(("The paper's recipe, and a tuned attacker", hero)),
         verdict=verdict(records(scores)) if len(scores) else None,
         seeds=span(row["seeds"] for row in scored.values()).split()[0] if scored else NOTHING,
         records=len({key for card in found for key in card.cells["key"]}),

@@ -71,10 +71,11 @@ def _formats(_context: click.Context, _parameter: click.Parameter, text: str) ->
 @options.directory("Folder for the pictures; made if need be.")
 @options.option("--format formats", "png, svg or both.", callback=_formats, default="png,svg")
 def plot(source: Path | None, store: str | None, out: Path, formats: list[str]) -> None:
-    """Draw envelopes and resistance by budget, and sweeps of step sizes.
+    """Draw the finding, envelopes and resistance by budget, and sweeps of step sizes.
 
-    Three pictures per scenario, backbone, budget and n, of all records in the store or of a run's
-    JSON file. Prints the files that it writes.
+    The finding (what the paper's recipe and a tuned attacker reach) per scenario, backbone and
+    budget, and the others per n too; of all records in the store or of a run's JSON file. Prints
+    the files that it writes.
 
     \b
     Examples:

@@ -168,7 +168,11 @@ def _connect(address: str, folder: str, threads: int) -> None:
         "working_dir": folder,
         "env_vars": {"OMP_NUM_THREADS": str(threads), SOURCE: source()},
     }
-    common: dict[str, Any] = {"runtime_env": shipped, "log_to_driver": False, "logging_level": "ERROR"}
+    common: dict[str, Any] = {
+        "runtime_env": shipped,
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+    }
     if address == LOCAL:
         ray.init("local", include_dashboard=False, **common)
         return
