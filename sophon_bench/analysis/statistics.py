@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -172,11 +173,10 @@ class Groups:
         codes, values = pd.factorize(np.asarray(column)[self.rows], sort=True)
         known = codes >= 0
         pairs = np.unique(self.of_rows[known] * len(values) + codes[known])
-        found: list[list[Any]] = [[] for _ in range(len(self))]
-        words = values.tolist()
-        for pair in pairs.tolist():
-            found[pair // len(words)].append(words[pair % len(words)])
-        return found
+        group, code = np.divmod(pairs, max(1, len(values)))
+        ends = np.searchsorted(group, np.arange(len(self) + 1)).tolist()
+        words = np.asarray(values)[code].tolist()
+        return [words[start:end] for start, end in itertools.pairwise(ends)]
 
     def counts(self, column: Any) -> list[int]:
         """How many distinct values each group has, without missing ones."""
