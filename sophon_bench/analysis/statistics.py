@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -79,6 +80,12 @@ def mean(values: Iterable[float | None]) -> float | None:
     """The mean of what is neither None nor NaN; None if there is nothing."""
     found = [value for value in values if value is not None and value == value]  # NaN is not
     return math.fsum(found) / len(found) if found else None
+
+
+def votes(labels: Iterable[str | None]) -> list[tuple[str, int]]:
+    """How often each label is there, the most frequent first; None is no vote."""
+    counts = Counter(label for label in labels if label is not None)
+    return sorted(counts.items(), key=lambda vote: (-vote[1], vote[0]))
 
 
 def table(columns: Mapping[str, Sequence[Any]]) -> DataFrame:

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from types import TracebackType
 from typing import Self, TextIO
 
 from sophon_bench.execution.plan import Stage
@@ -95,12 +94,7 @@ class Bars:
         self.bars.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.bars.stop()
 
     def expect(self, units: float, stages: int) -> None:
@@ -151,12 +145,7 @@ class Lines:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         if self.reused:
             print(f"{self.reused} finished stages were in the store", file=self.stream, flush=True)
 

@@ -6,17 +6,17 @@ data) only once, at the start.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import multiprocessing
 import os
 import pickle
 import signal
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from unittest import mock
 
 import torch
 
@@ -49,7 +49,7 @@ class Processes:
         context = multiprocessing.get_context("spawn")
         known = pickle.dumps(self._settings)
         setup = (work.store, str(work.device), list(work.plugins), work.threads, work.compiled)
-        with _environment(dict.fromkeys(THREAD_COUNTS, str(work.threads))):
+        with mock.patch.dict(os.environ, dict.fromkeys(THREAD_COUNTS, str(work.threads))):
             for _ in range(self.size):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_serve, args=(theirs, *setup, known), daemon=True)
@@ -116,21 +116,6 @@ def start(work: Work) -> Processes:
 
 THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 """What numerical libraries besides torch read once, when a process loads them."""
-
-
-@contextlib.contextmanager
-def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables for processes that are started inside."""
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _serve(
