@@ -112,9 +112,12 @@ def records(df: DataFrame) -> list[dict[str, Any]]:
 
 
 def _plain(column: Series) -> list[Any]:
+    import pandas as pd
+
     values: list[Any] = column.tolist()
-    if column.hasnans:
-        values = [None if lost else v for v, lost in zip(values, column.isna(), strict=True)]
+    missing = pd.isna(column.array)
+    if missing.any():
+        values = [None if lost else v for v, lost in zip(values, missing, strict=True)]
     if column.dtype != object:
         return values
     return [v.item() if isinstance(v, np.generic) else v for v in values]

@@ -49,6 +49,17 @@ class Report:
     images: DataFrame
     names: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, results: Results, frozen: Gaps, names: Mapping[str, str] | None = None) -> Report:
+        """What results of any places say; ``frozen`` is which budgets and n count for scores."""
+        return cls(
+            trials=analysis.trials(results),
+            scores=analysis.scores(results, frozen),
+            winners=analysis.winners(results),
+            images=analysis.images(results),
+            names=names or {},
+        )
+
     @property
     def legend(self) -> Legend:
         """What tables call defenses."""
@@ -67,15 +78,8 @@ class Report:
 
 
 def report(cells: Records, frozen: Gaps = None, names: Mapping[str, str] | None = None) -> Report:
-    """What ``cells`` of any places say; ``frozen`` is which budgets and n count for scores."""
-    results = Results.of(cells)
-    return Report(
-        trials=analysis.trials(results),
-        scores=analysis.scores(results, frozen),
-        winners=analysis.winners(results),
-        images=analysis.images(results),
-        names=names or {},
-    )
+    """The same of records (`Report.of`)."""
+    return Report.of(Results.of(cells), frozen, names)
 
 
 def united(reports: Iterable[Report]) -> Report:

@@ -157,7 +157,7 @@ def load_results(source: str | Path) -> Results:
         return Results.of(known[name].records)
     if path.suffix in (".json", ".jsonl") if is_url(source) else not path.is_dir():
         return Results.of(read_file(source)[1])
-    return Results.of(Store(source, reading=True).records(), store=source)
+    return Results.stored(Store(source, reading=True))
 
 
 def load_model(

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import torch
 from conftest import Attempt, MakeCell, gather, named
 from msgspec.structs import replace
+from pandas.testing import assert_frame_equal
 
 from sophon_bench.results import Results
+from sophon_bench.results.provenance import capture
+from sophon_bench.results.records import Records, Run
+from sophon_bench.results.store import Store
 
 
 def test_rows_are_models_cells_and_points(make_cell: MakeCell) -> None:
@@ -50,6 +57,30 @@ def test_a_plugin_is_what_its_record_says(make_cell: MakeCell) -> None:
         assert row["attack_parameters"] == cell.attack.parameters
         assert (row["family"], row["lr"]) == (cell.attack.family, cell.attack.lr)
     assert found["attack_version"].nunique() == 3
+
+
+def test_a_store_has_the_frames_of_its_records_in_whatever_order_they_are_read(
+    make_cell: MakeCell, tmp_path: Path
+) -> None:
+    attempts = [
+        make_cell(defense=name, seed=seed, curve=[(n, n / 10, n / 20) for n in range(1, length)])
+        for seed, name, length in ((2, "d", 3), (0, "e", 1), (1, "d", 5), (0, "d", 2), (1, "e", 4))
+    ]
+    records = gather(attempts)
+    store = Store(tmp_path)
+    for model in records.models.values():
+        store.put_model(model)
+    for cell in records.cells:
+        store.put_cell(cell)
+    store.begin(Run(command="", provenance=capture(torch.device("cpu"))), [*records.asked.values()])
+    found = Results.of(records)
+    for key, points in found.points.groupby("cell"):
+        (curve,) = (each.cell.curve for each in attempts if each.key == key)
+        assert points["test"].tolist() == curve.test
+    backwards = Results.of(Records(records.models, records.cells[::-1], records.asked))
+    for other in (backwards, Results.stored(store)):
+        for name in ("models", "cells", "points"):
+            assert_frame_equal(getattr(other, name), getattr(found, name))
 
 
 def test_no_records_are_frames_without_rows(make_cell: MakeCell) -> None:

@@ -241,7 +241,7 @@ class _Pair:
         old, new = self.runs
         run = new if new.seeds else old
         cells = run.cells.index.to_numpy()
-        (suite,) = run.found.suites(Groups(np.zeros(len(cells), dtype=int), cells))
+        (suite,) = run.found.suites(Groups.of([cells]))
         head = {"tentative": False, **run.found.head(cells[0]), "suite": suite}
         said = [self.statuses()]
         if old.seeds and new.seeds:

@@ -145,7 +145,7 @@ def _half_costs(case: Case, setting: int, half: float) -> Iterator[dict[str, Any
     """The rows of one defense and n."""
     found = case.found
     cells = found.attacks[case.models[PROTECTED], setting]
-    (suite,) = found.suites(Groups(np.zeros(len(cells), dtype=int), cells))
+    (suite,) = found.suites(Groups.of([cells]))
     common = {
         **found.head(cells[0]),
         "suite": suite,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from sophon_bench.analysis.envelope import CHOICE, HEAD, Outcomes, outcomes
-from sophon_bench.analysis.statistics import Groups, interval, table_of
+from sophon_bench.analysis.statistics import Groups, interval, table_of, votes
 from sophon_bench.results.frames import Results
 from sophon_bench.results.records import Generated
 
@@ -148,7 +147,6 @@ COLUMNS = (
 
 def _row(group: Sequence[Made]) -> dict[str, Any]:
     first = group[0]
-    votes = Counter(made.attack for made in group if made.attack is not None)
     row = {
         **first.place,
         "defense": first.defense,
@@ -156,7 +154,7 @@ def _row(group: Sequence[Made]) -> dict[str, Any]:
         "maker": first.maker,
         "samples": first.samples,
         "seeds": len(group),
-        "attacks": sorted(votes.items(), key=lambda vote: (-vote[1], vote[0])),
+        "attacks": votes(made.attack for made in group),
     }
     for name in ("frechet", "frechet_real", "classifier_score", "fid", "fid_real"):
         values = [getattr(made.generated, name) for made in group]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +22,7 @@ from sophon_bench.analysis.statistics import (
     mean,
     table,
     table_of,
+    votes,
 )
 from sophon_bench.analysis.trials import endings
 from sophon_bench.plugins.selectors import SelectorError, format_selector, parse
@@ -213,11 +213,9 @@ REACHED = ("restricted_after", "restricted_after_half_width")
 
 def _winners(labels: Any, tests: Floats) -> dict[str, Any]:
     """Picked trials by how often, the most frequent first, and what they reach."""
-    votes = Counter(label for label in labels.tolist() if label is not None)
     reached = [test for test in tests.tolist() if not math.isnan(test)]
     ends = interval(reached) if reached else (None, None)
-    attacks = sorted(votes.items(), key=lambda vote: (-vote[1], vote[0]))
-    return {"attacks": attacks, **dict(zip(REACHED, ends, strict=True))}
+    return {"attacks": votes(labels.tolist()), **dict(zip(REACHED, ends, strict=True))}
 
 
 def recipe(results: Results, trials: Collection[str]) -> DataFrame:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -78,6 +80,12 @@ def mean(values: Iterable[float | None]) -> float | None:
     """The mean of what is neither None nor NaN; None if there is nothing."""
     found = [value for value in values if value is not None and value == value]  # NaN is not
     return math.fsum(found) / len(found) if found else None
+
+
+def votes(labels: Iterable[str | None]) -> list[tuple[str, int]]:
+    """How often each label is there, the most frequent first; None is no vote."""
+    counts = Counter(label for label in labels if label is not None)
+    return sorted(counts.items(), key=lambda vote: (-vote[1], vote[0]))
 
 
 def table(columns: Mapping[str, Sequence[Any]]) -> DataFrame:
@@ -172,11 +180,10 @@ class Groups:
         codes, values = pd.factorize(np.asarray(column)[self.rows], sort=True)
         known = codes >= 0
         pairs = np.unique(self.of_rows[known] * len(values) + codes[known])
-        found: list[list[Any]] = [[] for _ in range(len(self))]
-        words = values.tolist()
-        for pair in pairs.tolist():
-            found[pair // len(words)].append(words[pair % len(words)])
-        return found
+        group, code = np.divmod(pairs, max(1, len(values)))
+        ends = np.searchsorted(group, np.arange(len(self) + 1)).tolist()
+        words = np.asarray(values)[code].tolist()
+        return [words[start:end] for start, end in itertools.pairwise(ends)]
 
     def counts(self, column: Any) -> list[int]:
         """How many distinct values each group has, without missing ones."""

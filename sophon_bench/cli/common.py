@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from sophon_bench.results import Results
     from sophon_bench.results.records import Records
     from sophon_bench.results.store import Store
 
@@ -63,14 +65,31 @@ def without_collector() -> None:
 def read_records(source: Path | None, store: str | None = None) -> Records:
     """All records of a run's JSON file, or of the store; at least one."""
     from sophon_bench.results.documents import read_file
-    from sophon_bench.results.store import default_root
 
     without_collector()
     records = open_store(store).records() if source is None else read_file(source)[1]
-    if not records.cells:
-        place = source or store or default_root()
-        raise Refused(f"no records in {str(place)!r}; 'sophon-bench run' makes some")
+    _need_some(records.cells, source or store)
     return records
+
+
+def read_results(source: Path | None, store: str | None = None) -> Results:
+    """The same as frames; of a store, records are never in memory all at once."""
+    from sophon_bench.results import Results
+
+    if source is not None:
+        return Results.of(read_records(source))
+    without_collector()
+    results = Results.stored(open_store(store))
+    _need_some(results.cells, store)
+    return results
+
+
+def _need_some(cells: Sized, place: str | Path | None) -> None:
+    from sophon_bench.results.store import default_root
+
+    if not len(cells):
+        name = str(place or default_root())
+        raise Refused(f"no records in {name!r}; 'sophon-bench run' makes some")
 
 
 def open_store(store: str | None) -> Store:

@@ -17,6 +17,7 @@ from sophon_bench.cli.common import (
     need_extra,
     open_store,
     read_records,
+    read_results,
     without_collector,
 )
 
@@ -53,8 +54,8 @@ def table(
         text = tables.show(form, entries.report(entries.published(), frozen.published()))
     else:
         names = {} if source is not None else open_store(store).names()
-        report = tables.report(read_records(source, store), frozen.published(), names)
-        text = tables.show(form, report)
+        results = read_results(source, store)
+        text = tables.show(form, tables.Report.of(results, frozen.published(), names))
     click.echo(text, nl=False)
 
 
@@ -191,10 +192,9 @@ def freeze(source: Path | None, store: str | None, out: Path) -> None:
     from sophon_bench.analysis.frozen import freeze as frozen_gaps
     from sophon_bench.leaderboard.frozen import write
     from sophon_bench.protocol import FLOOR
-    from sophon_bench.results import Results
 
     try:
-        document = frozen_gaps(Results.of(read_records(source, store)))
+        document = frozen_gaps(read_results(source, store))
     except ValueError as error:
         raise Refused(str(error)) from error
     make_directory(out)
@@ -255,14 +255,13 @@ def compare(base: Path, new: Path, limits: Sequence[str], accept: Path | None, f
     from sophon_bench.leaderboard import answers
     from sophon_bench.leaderboard.compare import FORMATS, comparison, load_accepted, markdown
     from sophon_bench.leaderboard.frozen import published
-    from sophon_bench.results import Results
 
     try:
         thresholds = [threshold(limit) for limit in limits]
     except ValueError as error:
         raise Refused(f"--fail-on: {error}") from error
     accepted = [] if accept is None else load_accepted(accept)
-    before, after = (Results.of(read_records(file)) for file in (base, new))
+    before, after = (read_results(file) for file in (base, new))
     try:
         changes = answers.compare(before, after, thresholds, published())
     except Incomparable as error:

@@ -7,9 +7,9 @@ of the undefended backbone on one example. Labels are selectors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sophon_bench.results.files import no_collector
-from sophon_bench.results.records import OR, Asked, Cell, Cost, PluginId, Records
+from sophon_bench.results.records import OR, Asked, Cell, Curve, ModelRecord, PluginId, Records
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from pandas import DataFrame
+
+    from sophon_bench.results.store import Store
 
 PLACE = ("scenario", "revision", "backbone", "precision", "budget", "protocol")
 """What two cells must have in common to stand in one score: all but defense, attack and n."""
@@ -76,13 +79,17 @@ class Results:
     store: str | Path | None = None
 
     @classmethod
-    @no_collector()
     def of(cls, records: Records, store: str | Path | None = None) -> Results:
         """The frames of records."""
-        seeds = {key: model.seed for key, model in records.models.items()}
-        ordered = sorted(records.cells, key=lambda cell: (seeds[cell.model], cell.key))
-        frames = _models(records, ordered), _cells(records, ordered), _points(ordered)
-        return cls(*frames, store)
+        return cls(*_frames(records.cells, lambda _: records.models, records.asked), store)
+
+    @classmethod
+    def stored(cls, store: Store) -> Results:
+        """The frames of all records in a store.
+
+        A cell is let go when its row is read, so that 100 000 of them are never in memory at once.
+        """
+        return cls(*_frames(store.cells(), store.models, store.asked()), store.root)
 
 
 NUMBERS = (
@@ -119,29 +126,43 @@ def _array(values: Any, dtype: Any) -> NDArray[Any]:
     import numpy as np
 
     if dtype is object and not isinstance(values, np.ndarray):
-        array = np.empty(len(values), dtype=object)
-        array[:] = values
-        return array
+        return np.fromiter(values, object, len(values))
     return np.asarray(values, dtype=dtype)
 
 
-def _parts(records: Sequence[Any], paths: Iterable[str]) -> Iterator[Iterable[tuple[Any, ...]]]:
-    """Attributes by their dotted paths, a tuple each, of a part of the records after the other.
+class _Columns:
+    """Columns by name, filled a part of the rows after the other."""
 
-    What a part holds stays in the processor's cache until all its columns are read.
-    """
-    values = attrgetter(*paths)
-    for start in range(0, len(records), 500):
-        yield zip(*map(values, records[start : start + 500]), strict=True)
+    def __init__(self, names: Iterable[str]) -> None:
+        self._parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+
+    def add(self, part: Iterable[Any]) -> None:
+        """Add rows: the values of each column."""
+        for (name, arrays), values in zip(self._parts.items(), part, strict=True):
+            arrays.append(_array(values, DTYPES.get(name, object)))
+
+    def whole(self, order: NDArray[np.intp] | None = None) -> dict[str, NDArray[Any]]:
+        """(rows,) each column, in that order of rows."""
+        import numpy as np
+
+        columns = {
+            name: np.concatenate([np.empty(0, DTYPES.get(name, object)), *arrays])
+            for name, arrays in self._parts.items()
+        }
+        return columns if order is None else {name: v[order] for name, v in columns.items()}
 
 
-def _columns(records: Sequence[Any], paths: Mapping[str, str]) -> dict[str, Any]:
+def _values(records: Sequence[Any], paths: Mapping[str, str]) -> Iterator[tuple[Any, ...]]:
+    """Attributes of at least one record by their dotted paths, a tuple each."""
+    return zip(*map(attrgetter(*paths.values()), records), strict=True)
+
+
+def _columns(records: Sequence[Any], paths: Mapping[str, str]) -> dict[str, NDArray[Any]]:
     """Columns by name, each of an attribute of records by its dotted path."""
-    columns: dict[str, list[Any]] = {name: [] for name in paths}
-    for part in _parts(records, paths.values()):
-        for column, values in zip(columns.values(), part, strict=True):
-            column.extend(values)
-    return columns
+    columns = _Columns(paths)
+    if records:
+        columns.add(_values(records, paths))
+    return columns.whole()
 
 
 def _paths(names: Iterable[str], prefix: str = "", of: str = "") -> dict[str, str]:
@@ -157,6 +178,9 @@ ELSEWHERE = ("suite", "derived", "seed")
 """What the manifests of runs say of a cell, and its model."""
 
 OWN = ("key", "budget", "protocol", *(name for name in CELL if name not in ELSEWHERE))
+ROW = {**_paths(OWN), **MADE_BY, **_paths(("model", "attack"))}
+"""What is read of each cell, by its dotted path, besides its cost and checkpoints."""
+
 COLUMNS = (
     "key", *PLACE, "defense", *_paths(PLUGIN, "defense_"), "attack", *_paths(PLUGIN, "attack_"),
     "lr", "family", *CELL, "pretrained", "released", *COSTS, *MADE_BY,
@@ -164,10 +188,58 @@ COLUMNS = (
 """Of `Results.cells`, in order."""
 
 
-def _costs(costs: Iterable[Cost | None]) -> dict[str, Any]:
-    """What stages took, None where that is not known."""
-    unknown = SimpleNamespace(**dict.fromkeys(COSTS))
-    return _columns([cost or unknown for cost in costs], _paths(COSTS))
+UNKNOWN = SimpleNamespace(**dict.fromkeys(COSTS))
+"""What a stage took where that is not known."""
+
+PART = 500
+"""Cells that are read at once: they stay in the processor's cache until all columns have them."""
+
+
+@no_collector()
+def _frames(
+    cells: Iterable[Cell],
+    read_models: Callable[[Iterable[str]], Mapping[str, ModelRecord]],
+    asked: Mapping[str, Asked],
+) -> tuple[DataFrame, DataFrame, DataFrame]:
+    """Models, cells and points.
+
+    Args:
+        cells: In any order.
+        read_models: The models of some keys, and the pre-trained ones that they are of.
+        asked: Who asked for a cell, by its key.
+    """
+    import numpy as np
+    import pandas as pd
+
+    rows, costs, points = _Columns(ROW), _Columns(COSTS), _Columns(POINT)
+    scored: list[int] = []
+    remaining = iter(cells)
+    while part := list(islice(remaining, PART)):
+        rows.add(_values(part, ROW))
+        costs.add(_values([cell.cost or UNKNOWN for cell in part], _paths(COSTS)))
+        points.add(_scorings([cell.curve for cell in part]))
+        scored += [len(cell.curve) for cell in part]
+    own = rows.whole()
+    models = read_models(pd.unique(own["model"]))
+    seeds = np.array([models[key].seed for key in own["model"]], dtype="int64")
+    order = np.lexsort((own["key"], seeds))
+    own = {name: values[order] for name, values in own.items()}
+    return (
+        _models(models, pd.unique(own["model"])),
+        _cells(own, costs.whole(order), models, asked),
+        _points(own["key"], points.whole(), np.array(scored, dtype="int64"), order),
+    )
+
+
+def _scorings(curves: Sequence[Curve]) -> Iterator[NDArray[Any]]:
+    """The columns `POINT` of all checkpoints of at least one cell."""
+    import numpy as np
+
+    for lists in zip(*map(attrgetter(*POINT), curves), strict=True):
+        if None in lists:
+            unknown = (repeat(math.nan, len(curve)) for curve in curves)
+            lists = tuple(v or nan for v, nan in zip(lists, unknown, strict=True))
+        yield np.fromiter(chain.from_iterable(lists), "float64")
 
 
 def _plugins(kind: str, plugins: Sequence[PluginId]) -> dict[str, Any]:
@@ -183,74 +255,82 @@ def _plugins(kind: str, plugins: Sequence[PluginId]) -> dict[str, Any]:
     if kind == "attack":
         paths |= _paths(("lr", "family"))
     columns = _columns([plugins[index] for index in first], paths)
-    return {name: _array(v, DTYPES.get(name, object))[rows] for name, v in columns.items()}
+    return {name: values[rows] for name, values in columns.items()}
 
 
-def _cells(records: Records, cells: Sequence[Cell]) -> DataFrame:
-    own = _columns(cells, {**_paths(OWN), **MADE_BY, **_paths(("model", "attack", "cost"))})
+def _cells(
+    own: Mapping[str, NDArray[Any]],
+    costs: Mapping[str, NDArray[Any]],
+    models: Mapping[str, ModelRecord],
+    asked: Mapping[str, Asked],
+) -> DataFrame:
     by_none = Asked(key="")
-    asked = [records.asked.get(key, by_none) for key in own["key"]]
-    suites = {each: OR.join(sorted(each)) or None for each in {each.suites for each in asked}}
+    askers = [asked.get(key, by_none) for key in own["key"]]
+    suites = {each: OR.join(sorted(each)) or None for each in {each.suites for each in askers}}
     columns = {
-        **_of_models(records, own["model"]),
-        **_plugins("attack", own["attack"]),
-        **{name: own[name] for name in (*OWN, *MADE_BY)},
-        **_costs(own["cost"]),
-        "suite": [suites[each.suites] for each in asked],
-        "derived": [each.derived for each in asked],
+        **own,
+        **costs,
+        **_of_models(models, own["model"]),
+        **_plugins("attack", own["attack"].tolist()),
+        "suite": [suites[each.suites] for each in askers],
+        "derived": [each.derived for each in askers],
         "released": own["model"],
     }
     return _frame({name: columns[name] for name in COLUMNS}).set_index("key", drop=False)
 
 
-def _of_models(records: Records, keys: Sequence[str]) -> dict[str, Any]:
+def _of_models(records: Mapping[str, ModelRecord], keys: NDArray[Any]) -> dict[str, Any]:
     """Columns that cells have of their released models, which few of them are."""
     import pandas as pd
 
-    rows, found = pd.factorize(_array(keys, object))
-    models = [records.models[key] for key in found]
+    rows, found = pd.factorize(keys)
+    models = [records[key] for key in found]
     columns = {
         **_columns(models, {**WHERE, "seed": "seed", "pretrained": "pretrained"}),
         **_plugins("defense", [model.defense for model in models if model.defense is not None]),
     }
-    return {name: _array(v, DTYPES.get(name, object))[rows] for name, v in columns.items()}
+    return {name: values[rows] for name, values in columns.items()}
 
 
-def _models(records: Records, cells: Sequence[Cell]) -> DataFrame:
-    """Those that cells refer to, in the order of cells."""
-    released = [records.models[key] for key in dict.fromkeys(cell.model for cell in cells)]
-    keys = dict.fromkeys(key for model in released for key in (str(model.pretrained), model.key))
-    models = [records.models[key] for key in keys]
+def _models(records: Mapping[str, ModelRecord], released: Iterable[str]) -> DataFrame:
+    """Released models in that order, and the pre-trained ones before them."""
+    keys = dict.fromkeys(k for key in released for k in (str(records[key].pretrained), key))
+    models = [records[key] for key in keys]
     columns: dict[str, Any] = {
         "key": list(keys),
         "kind": ["pretrained" if model.defense is None else "released" for model in models],
         **_columns(models, {**WHERE, **_paths(("protocol", "seed"))}),
         "defense": [None if model.defense is None else model.defense.label for model in models],
         **_columns(models, _paths(MADE)),
-        **_costs(model.cost for model in models),
+        **_columns([model.cost or UNKNOWN for model in models], _paths(COSTS)),
         **_columns(models, MADE_BY),
     }
     return _frame(columns).set_index("key", drop=False)
 
 
-def _points(cells: Sequence[Cell]) -> DataFrame:
+def _points(
+    keys: NDArray[Any],
+    columns: Mapping[str, NDArray[Any]],
+    scored: NDArray[np.int64],
+    order: NDArray[np.intp],
+) -> DataFrame:
+    """Checkpoints in the order of cells.
+
+    Args:
+        keys: (cells,) their keys, in order.
+        columns: (points,) by name, as cells were read.
+        scored: (cells,) how many points each cell has, as cells were read.
+        order: (cells,) where each was read.
+    """
     import numpy as np
 
-    curves = [cell.curve for cell in cells]
-    scored = np.array(list(map(len, curves)), dtype="int64")
-    count, ends = int(scored.sum()), np.cumsum(scored)
-    columns: dict[str, list[Any]] = {name: [np.empty(0)] for name in POINT}
-    for part in _parts(curves, POINT):
-        steps, *others, second = part
-        if None in second:
-            unknown = (repeat(math.nan, len(each)) for each in steps)
-            second = tuple(v or nan for v, nan in zip(second, unknown, strict=True))
-        for column, lists in zip(columns.values(), (steps, *others, second), strict=True):
-            column.append(np.fromiter(chain.from_iterable(lists), "float64"))
+    begins, counts = (np.cumsum(scored) - scored)[order], scored[order]
+    number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows = np.repeat(begins, counts) + number
     return _as_frame(
         {
-            "cell": np.repeat(_array([cell.key for cell in cells], object), scored),
-            "number": np.arange(count) - np.repeat(ends - scored, scored),
-            **{name: np.concatenate(parts) for name, parts in columns.items()},
+            "cell": np.repeat(keys, counts),
+            "number": number,
+            **{name: values[rows] for name, values in columns.items()},
         }
     ).astype({"steps": "int64"})

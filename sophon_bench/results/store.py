@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import force_setattr
 
 from sophon_bench.plugins.failures import BadInput
 from sophon_bench.results.files import Folder, LocalFolder, folder, no_collector
@@ -128,24 +128,31 @@ class Store:
         if not self.has_cell(cell.key) or self.cell(cell.key).status == "failed":
             self._files.write(f"cells/{cell.key}.json", dump(cell))
 
-    @no_collector()
-    def records(self) -> Records:
-        """Every finished cell in order of key, its models, and who asked for it in all runs.
+    def cells(self) -> Iterator[Cell]:
+        """Every finished cell in order of key.
 
         Cells of one trial share what says which it is: a sixth of what a record takes.
         """
         known: dict[bytes, PluginId] = {}
         encode = msgspec.msgpack.Encoder().encode
-        cells = []
         for name in self._files.names("cells", ".json"):
             cell = self._record(f"cells/{name}", CELLS)
-            attack = known.setdefault(encode(cell.attack), cell.attack)
-            cells.append(replace(cell, attack=attack))
-        models = {key: self.model(key) for key in sorted({cell.model for cell in cells})}
+            force_setattr(cell, "attack", known.setdefault(encode(cell.attack), cell.attack))
+            yield cell
+
+    def models(self, keys: Iterable[str]) -> dict[str, ModelRecord]:
+        """The records of made models by key, and of the pre-trained ones that they are of."""
+        models = {key: self.model(key) for key in sorted(keys)}
         upstream = {str(model.pretrained) for model in models.values()}
-        models |= {key: self.model(key) for key in sorted(upstream)}
+        return models | {key: self.model(key) for key in sorted(upstream)}
+
+    @no_collector()
+    def records(self) -> Records:
+        """Every finished cell in order of key, its models, and who asked for it in all runs."""
+        cells = list(self.cells())
         asked = self.asked()
         keys = [cell.key for cell in cells if cell.key in asked]
+        models = self.models({cell.model for cell in cells})
         return Records(models, cells, {key: asked[key] for key in keys})
 
     def begin(self, run: Run, asked: Sequence[Asked]) -> Manifest:
@@ -167,7 +174,8 @@ class Store:
         found: dict[str, Asked] = {}
         for manifest in self._manifests():
             for line in manifest.lines():
-                found[line.key] = line.and_by(found.get(line.key, line))
+                known = found.get(line.key)
+                found[line.key] = line if known is None else line.and_by(known)
         return found
 
     def names(self) -> dict[str, str]:
