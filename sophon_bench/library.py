@@ -20,9 +20,8 @@ from torch import nn
 from sophon_bench import testing
 from sophon_bench.api import Model
 from sophon_bench.data.published import sets_in
-from sophon_bench.data.scenario import DomainData
 from sophon_bench.execution import runs
-from sophon_bench.execution.checkpoints import inspect, outputs_of, trial
+from sophon_bench.execution.checkpoints import audited, inspect
 from sophon_bench.execution.plan import PlanError, setting_of
 from sophon_bench.leaderboard import answers, audits, entries
 from sophon_bench.leaderboard.columns import records
@@ -30,8 +29,7 @@ from sophon_bench.leaderboard.frozen import published
 from sophon_bench.models import weight_files
 from sophon_bench.models.architecture import BackboneError
 from sophon_bench.models.backbones import Backbone
-from sophon_bench.models.weight_files import CheckpointError
-from sophon_bench.models.weight_names import dotted, fitted, head_width
+from sophon_bench.models.weight_names import dotted
 from sophon_bench.plugins.registry import attacks, defenses, load_file, unknown
 from sophon_bench.plugins.selectors import Trial, names_of
 from sophon_bench.plugins.suites import Arsenal, arsenal, trials
@@ -304,44 +302,14 @@ def planned_audit(
         raise BackboneError(f"an audit is of a timm model, and --backbone {backbone} is none")
     (found,) = runs.find_scenarios([scenario], options.get("image_size"))
     original = runs.build(found, Store(options["store"] or default_root()).data).original
-    audited = _audited(content, architecture, original, prefix, classes)
-    if audited.plugin.width != len(original.classes):
-        backbone = architecture.with_head(audited.plugin.width).label
-    job = planned([audited], attack, **{**options, "backbone": [backbone]})
-    notes = inspect(content, audited.plugin, setting_of(job.plan.models[0]), job.device)
+    released = audited(content, architecture, original, prefix=prefix, classes=classes)
+    if released.plugin.width != len(original.classes):
+        backbone = architecture.with_head(released.plugin.width).label
+    job = planned([released], attack, **{**options, "backbone": [backbone]})
+    notes = inspect(content, released.plugin, setting_of(job.plan.models[0]), job.device)
     part = "" if prefix is None else f", prefix {dotted(prefix)!r}"
-    title = f"{file}{part}, SHA-256 {content.sha256}, above as {audited.label}"
+    title = f"{file}{part}, SHA-256 {content.sha256}, above as {released.label}"
     return PlannedAudit(job=job, title=title, notes=notes)
-
-
-def _audited(
-    content: weight_files.Content,
-    backbone: Backbone,
-    original: DomainData,
-    prefix: str | None,
-    classes: Sequence[str] | None,
-) -> Trial:
-    """A file as a defense, with the head that it comes with."""
-    own = len(original.classes)
-    width = head_width(content, backbone, prefix=prefix) or own
-    fitted(content, backbone, width, prefix=prefix)  # says so if the file is no such model
-    if width < own:
-        raise CheckpointError(
-            f"{str(content.file)!r} has a head for {width} classes, fewer than the {own} of "
-            f"{original.name}, which the undefended model is trained on behind the same head; "
-            f"choose an original domain of at most {width}"
-        )
-    outputs = None if classes is None else outputs_of(original, classes, width)
-    if width == own and outputs == (*range(own),):
-        outputs = None
-    return trial(
-        content,
-        backbone,
-        width,
-        prefix=prefix,
-        outputs=outputs,
-        answers_original=width == own or outputs is not None,
-    )
 
 
 def audit(

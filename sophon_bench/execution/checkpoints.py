@@ -23,7 +23,7 @@ from sophon_bench.execution.plan import Setting
 from sophon_bench.harness.bench import Bench
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.models.weight_files import CheckpointError, Content, few, read
-from sophon_bench.models.weight_names import Fitted, dotted, first_outputs, fitted
+from sophon_bench.models.weight_names import Fitted, dotted, first_outputs, fitted, head_width
 from sophon_bench.plugins.registry import Entry, unknown
 from sophon_bench.plugins.selectors import Trial
 
@@ -123,17 +123,50 @@ def trial(
     return Trial(entry, plugin)
 
 
-def outputs_of(original: DomainData, classes: Sequence[str], width: int) -> tuple[int, ...]:
-    """Which outputs of a head are the classes of the original domain, in its order.
+def audited(
+    content: Content,
+    backbone: Backbone,
+    original: DomainData,
+    *,
+    prefix: str | None = None,
+    classes: Sequence[str] | None = None,
+) -> Trial:
+    """The file as a defense, with the head that it comes with.
 
     Args:
-        classes: What the outputs stand for, in their order.
-        width: How many outputs the head has.
+        original: Domain that the model is released for.
+        prefix: As of `trial`.
+        classes: What the outputs of the head stand for, in their order; None: the original domain's
+            classes, or if there are more outputs than those, nothing that is known.
 
     Raises:
-        CheckpointError: If there are more or fewer outputs, or a class of the original domain is
-            not among them, or twice.
+        CheckpointError: As `fitted`; or if the head has fewer outputs than the original domain has
+            classes, or ``classes`` do not name them.
     """
+    own = len(original.classes)
+    width = head_width(content, backbone, prefix=prefix) or own
+    fitted(content, backbone, width, prefix=prefix)
+    if width < own:
+        raise CheckpointError(
+            f"{str(content.file)!r} has a head for {width} classes, fewer than the {own} of "
+            f"{original.name}, which the undefended model is trained on behind the same head; "
+            f"choose an original domain of at most {width}"
+        )
+    outputs = None if classes is None else _outputs_of(original, classes, width)
+    if width == own and outputs == (*range(own),):
+        outputs = None
+    return trial(
+        content,
+        backbone,
+        width,
+        prefix=prefix,
+        outputs=outputs,
+        answers_original=width == own or outputs is not None,
+    )
+
+
+def _outputs_of(original: DomainData, classes: Sequence[str], width: int) -> tuple[int, ...]:
+    """Which outputs of a head are the classes of the original domain, in its order."""
     if len(classes) != width:
         raise CheckpointError(
             f"--classes names {len(classes)} classes, and the head of the file is for {width}; it "
