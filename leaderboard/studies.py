@@ -7,13 +7,13 @@ picture are derived from the records.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.analysis.series import shown
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 STUDIES = Path(__file__).parent / "studies"
 
-View = Literal["axis", "domains", "claims", "paper"]
+View = Literal["axis", "domains", "claims", "paper", "sizes"]
 
 
 class Study(BaseModel):
@@ -48,7 +48,8 @@ class Study(BaseModel):
         view: What is shown of the records. ``axis``: scores by the value of a hyperparameter;
             ``domains``: what fine-tuning reaches on every domain, by how like the restricted one it
             is; ``claims``: intactness, non-fine-tunability, and how robust it is; ``paper``: the
-            usual tables, and a paper's figures beside them.
+            usual tables, and a paper's figures beside them; ``sizes``: what the backbones take,
+            which needs no records.
         axis: The hyperparameter that varies, with the view of that name: the table's first column,
             the picture's x. All defenses have it.
         scenarios: Selectors.
@@ -58,6 +59,7 @@ class Study(BaseModel):
         benign: Whether the same trials are run on the benign domains.
         samples: The attacker's n; none: the scenario's middle one.
         seeds: Of data, pre-training, defense and attack.
+        image_size: Of the view ``sizes``, in pixels.
         paper: Figures of a paper, with the view of that name.
     """
 
@@ -70,12 +72,20 @@ class Study(BaseModel):
     axis: str = ""
     scenarios: list[str] = ["glyphs-digits"]
     backbones: list[str] = []
-    defenses: list[str] = Field(min_length=1)
-    attacks: list[str] = Field(min_length=1)
+    defenses: list[str] = Field(default=[], validate_default=True)
+    attacks: list[str] = Field(default=[], validate_default=True)
     benign: bool = False
     samples: list[Annotated[int, Field(ge=2)]] = []
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(default=[], validate_default=True)
+    image_size: int | None = Field(default=None, ge=1)
     paper: list[Reported] = []
+
+    @field_validator("defenses", "attacks", "seeds")
+    @classmethod
+    def _crossed(cls, value: list[Any], info: ValidationInfo) -> list[Any]:
+        if not value and info.data.get("view") != "sizes":
+            raise ValueError("List should have at least 1 item")
+        return value
 
     @property
     def label(self) -> str:
@@ -158,11 +168,8 @@ class Outcome:
         """Lines below every table: the question, and how the records were made."""
         cells = self.results.cells
         samples = cells.loc[cells["role"] == "restricted", "samples"]
-        shortened = f"in part: {', '.join(self.replaced)} in place of what the study declares"
         return [
-            f"study {self.study.label}: {self.study.question}",
-            *([shortened] if self.replaced else []),
-            f"command: {self.command}",
+            *_asked(self.study, self.replaced, self.command),
             f"attacks: {', '.join(self.attacks)}; seeds {distinct(cells['seed'])}; "
             f"n = {distinct(samples)}",
             f"records: {made_on(cells)}",
@@ -175,6 +182,21 @@ class Findings(NamedTuple):
     rows: Sequence[Row]
     places: Sequence[Place]
     figure: Figure | None
+
+
+def measured_notes(study: Study, replaced: Sequence[str], command: str, machine: str) -> list[str]:
+    """Lines below the table of a study without records."""
+    return [*_asked(study, replaced, command), f"machine: {machine}"]
+
+
+def _asked(study: Study, replaced: Sequence[str], command: str) -> list[str]:
+    """The question, what was given in place of the study's, and the command."""
+    shortened = f"in part: {', '.join(replaced)} in place of what the study declares"
+    return [
+        f"study {study.label}: {study.question}",
+        *([shortened] if replaced else []),
+        f"command: {command}",
+    ]
 
 
 def findings(outcome: Outcome) -> Findings:
@@ -222,7 +244,7 @@ def beside_paper(outcome: Outcome) -> Findings:
     return Findings(rows, places, reported.figure(rows, report.scores))
 
 
-VIEWS: dict[View, Callable[[Outcome], Findings]] = {
+VIEWS: Mapping[str, Callable[[Outcome], Findings]] = {
     "axis": by_axis,
     "domains": by_domain,
     "claims": claims,

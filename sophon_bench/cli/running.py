@@ -16,6 +16,7 @@ from sophon_bench.cli.common import Refused, make_directory, need_extra
 
 if TYPE_CHECKING:
     from sophon_bench.execution.runs import Job
+    from sophon_bench.leaderboard.studies import Study
     from sophon_bench.leaderboard.tables import Report
     from sophon_bench.results.records import Records
 
@@ -212,6 +213,8 @@ def study(
     from sophon_bench.plugins.registry import defenses
 
     chosen, command = studies.load_study(name), command_of(name)
+    if chosen.view == "sizes":
+        return _sizes(chosen, backbone, out, command, dry_run=dry_run, **options)
     attacks = list(attack) or chosen.attacks
     job = library.planned(
         studies.varied(chosen, defenses, defense),
@@ -229,19 +232,13 @@ def study(
     need_extra("the picture of a study", "vl_convert")
     make_directory(out)
     cells = job.run()
-    context = click.get_current_context()
-    given = [
-        f"--{key.replace('_', '-')}"
-        for key in DECLARED
-        if context.get_parameter_source(key) is not ParameterSource.DEFAULT
-    ]
     outcome = studies.Outcome(
         study=chosen,
         cells=cells,
         frozen=published(),
         command=command,
         attacks=attacks,
-        replaced=given,
+        replaced=_replaced(),
         similarities=similarities(job) if chosen.view == "domains" else (),
     )
     found = studies.findings(outcome)
@@ -249,6 +246,66 @@ def study(
     for file in studies.write(chosen, found, out, command=command):
         click.echo(file)
     return conclude(job, cells)
+
+
+def _replaced() -> list[str]:
+    """Options of `DECLARED` that were given."""
+    source = click.get_current_context().get_parameter_source
+    given = [name for name in DECLARED if source(name) is not ParameterSource.DEFAULT]
+    return [f"--{name.replace('_', '-')}" for name in given]
+
+
+def _sizes(
+    chosen: Study,
+    backbone: Words,
+    out: Path,
+    command: str,
+    *,
+    dry_run: bool,
+    image_size: int | None,
+    device: str,
+    threads: int | None,
+    **_options: Any,
+) -> int:
+    """The study of what backbones take: it has no records, and no store."""
+    import torch
+
+    from sophon_bench.data.samples import free_bytes
+    from sophon_bench.execution import runs, sizing
+    from sophon_bench.leaderboard import sizes, studies
+    from sophon_bench.leaderboard.render import to_console
+    from sophon_bench.models.backbones import Backbone
+    from sophon_bench.results.provenance import device_name
+
+    given = _replaced()
+    if other := [name for name in given if name not in ("--backbone", "--image-size")]:
+        raise Refused(f"study {chosen.name} measures backbones and takes no {other[0]}")
+    found = [runs.find_backbone(text) for text in backbone or chosen.backbones]
+    backbones = [each for each in found if isinstance(each, Backbone)]
+    if len(backbones) < len(found):
+        raise Refused(f"study {chosen.name} is of timm's models, and unet is none")
+    size = image_size or chosen.image_size or 224
+    if dry_run:
+        click.echo("\n".join(f"to do  {each.label}, {size}x{size}" for each in backbones))
+        return 0
+    need_extra("the picture of a study", "vl_convert")
+    make_directory(out)
+    place = runs.find_device(device)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    rows = sizing.sizes(
+        backbones,
+        size,
+        place,
+        free=free_bytes(place),
+        tick=lambda words: click.echo(words, err=True),
+    )
+    machine = f"{device_name(place)}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    notes = studies.measured_notes(chosen, given, command, machine)
+    told = sizes.findings(rows, notes)
+    click.echo(to_console(told.places))
+    for file in studies.write(chosen, told, out, command=command):
+        click.echo(file)
+    return 0
 
 
 @click.command()
