@@ -41,6 +41,9 @@ RESOLUTION = 2
 """Pixels of a PNG per pixel of a specification."""
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
+STATIC = {"font": "'Liberation Sans', Arial, Helvetica, sans-serif", "padding": 20}
+"""Of an SVG: fonts of one width, which its layout is made for, and room for wider ones."""
+
 COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's, which the colour-blind tell apart; vermilion is the undefended model's."""
 
@@ -123,6 +126,7 @@ def encode(figure: Figure, form: str, theme: Theme = "light") -> bytes:
 
     painted = {**config(theme), "background": THEMES[theme]}
     if form == "svg":
+        painted |= STATIC
         return vl_convert.vegalite_to_svg(whole(figure), VERSION, config=painted).encode()
     return vl_convert.vegalite_to_png(whole(figure), VERSION, scale=RESOLUTION, config=painted)
 
