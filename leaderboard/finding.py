@@ -162,7 +162,6 @@ def dumbbells(scores: DataFrame) -> Figure | None:
         "x": {"field": "x", **x},
         "color": {"field": "colour", "type": "nominal", "scale": None},
     }
-    above = {"baseline": "bottom", "dy": -3, "fontSize": 11}
     right = {"align": "left", "dx": 8, "fontSize": 11}
 
     def layer(values: list[dict[str, Any]], kind: str, mark: Figure, encoding: Figure) -> Figure:
@@ -173,8 +172,14 @@ def dumbbells(scores: DataFrame) -> Figure | None:
         "height": HEIGHT * len(defenses),
         "layer": [
             layer(bars, "rule", {"strokeDash": [5, 3], "strokeWidth": 1.5}, level),
-            layer(
-                bars, "text", above, {**level, "y": {"value": 0}, "text": {"field": "name"}}
+            *(
+                layer(
+                    [bar],
+                    "text",
+                    {"baseline": "bottom", "dy": -3 - 13 * number, "fontSize": 11},
+                    {**level, "y": {"value": 0}, "text": {"field": "name"}},
+                )
+                for number, bar in enumerate(reversed(bars))
             ),
             layer(
                 spans,

@@ -77,6 +77,15 @@ def trouble(cells: DataFrame) -> list[str]:
     ]
 
 
+def duration(cells: DataFrame) -> str:
+    """How long attacks of these records took; what made the models comes on top."""
+    hours = cells["seconds"].sum() / 3600
+    return (
+        f"The attacks of these {len(cells)} records took {hours:.1f} h of one process, on "
+        f"{made_on(cells)}; pre-training, protection and scoring come on top."
+    )
+
+
 def reproduction(cells: DataFrame) -> str:
     """The command that makes records of one place again, those of the undefended model included.
 

@@ -740,7 +740,7 @@ class TestBrowser:
         found = show(submission(generation(make_cell)), size=browser.PHONE)
         found.page.locator("details.card > summary").last.click()
         found.page.locator("details[open] a", has_text="Images that it makes").click()
-        images = found.page.locator("#place-1-images ~ .figures img")
+        images = found.page.locator("h3[id$='-images'] ~ .figures img")
         assert images.count() == 5
         sizes = images.evaluate_all("all => all.map(i => [i.naturalWidth, i.naturalHeight])")
         assert sizes == [[40, 4]] * 5

@@ -63,8 +63,8 @@ def site(
         for number, (scenario, content) in enumerate(sorted((sheets or {}).items()), 1)
     }
     sections = [
-        view.section(number, key, parts, known, pictures)
-        for number, (key, parts) in enumerate(view.by_place(submissions, frozen), 1)
+        view.section(key, parts, known, pictures)
+        for key, parts in view.by_place(submissions, frozen)
     ]
     utilities = sorted({section.utility for section in sections})
     versions = {cell.provenance.version for each in submissions for cell in each.cells.cells}

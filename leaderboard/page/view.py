@@ -38,7 +38,7 @@ from sophon_bench.protocol import REFERENCE_BATCH
 from sophon_bench.results import Results
 from sophon_bench.results.frames import PLACE
 from sophon_bench.results.pictures import data_uri
-from sophon_bench.results.records import Records
+from sophon_bench.results.records import Records, content_key
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -161,7 +161,6 @@ def _names(parts: Sequence[Part], home: Part) -> list[dict[str, str]]:
 
 
 def section(
-    number: int,
     key: Key,
     parts: Sequence[Part],
     subjects: Mapping[str, cards.Subject],
@@ -196,14 +195,15 @@ def section(
         row["defense"]: {column.key: column.text(row) for column in shown}
         for row in [*table.quiet, *table.body]
     }
+    element = _anchor(at["scenario"], at["backbone"], content_key({"place": [*map(str, key)]})[:6])
     found = [
-        _card(f"place-{number}-defense-{i}", *origin[name], scored[name], rows, called, subjects)
-        for i, name in enumerate((name for name in lines if name in scored), 1)
+        _card(anchor, *origin[name], scored[name], rows, called, subjects)
+        for name, anchor in _anchors(element, (name for name in lines if name in scored)).items()
     ]
     for card in found:
         card.line = lines[card.name]
     return SimpleNamespace(
-        id=f"place-{number}",
+        id=element,
         scenario=at["scenario"],
         backbone=at["backbone"],
         utility=rows["releases"][0]["utility"],
@@ -238,6 +238,22 @@ def section(
         ],
         picture=pictures[at["scenario"]][0] if at["scenario"] in pictures else None,
     )
+
+
+def _anchor(*parts: str) -> str:
+    """What a link leads to: the same as long as the parts are, whatever else is on the page."""
+    return "-".join(re.sub(r"[^A-Za-z0-9]+", "-", part).strip("-")[:40] for part in parts).lower()
+
+
+def _anchors(element: str, defenses: Iterable[str]) -> dict[str, str]:
+    """An anchor per defense of a place; those that would be one end in a hash of the label."""
+    names = list(defenses)
+    plain = {name: _anchor(element, name) for name in names}
+    often = Counter(plain.values())
+    return {
+        name: f"{anchor}-{content_key({'defense': name})[:6]}" if often[anchor] > 1 else anchor
+        for name, anchor in plain.items()
+    }
 
 
 def _made(part: Part, defense: str) -> list[Made]:
