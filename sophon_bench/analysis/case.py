@@ -185,7 +185,7 @@ class Case:
 
     def cells(self, column: str) -> NDArray[Any]:
         """(cells,) a column of these rows."""
-        values: NDArray[Any] = self.found.cells[column].to_numpy()[self.positions]
+        values: NDArray[Any] = self.found.columns[column][self.positions]
         return values
 
     @property
@@ -335,7 +335,7 @@ class Case:
     def _search(self, side: int, setting: int, cost: float) -> float:
         """What all trials of the search cost if each is stopped at ``cost``, a mean over seeds."""
         rows = self.found.attacks[self.models[side], setting]
-        units, seeds = (self.found.cells[name].to_numpy()[rows] for name in ("units", "seed"))
+        units, seeds = (self.found.columns[name][rows] for name in ("units", "seed"))
         spent = np.minimum(units, cost)[np.isin(seeds, self.seeds) & ~np.isnan(units)]
         return float(sum(spent.tolist()) / len(self.seeds))
 

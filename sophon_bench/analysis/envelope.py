@@ -162,6 +162,11 @@ class Outcomes:
         return [model, undefended, undefended + 1]
 
     @functools.cached_property
+    def columns(self) -> Mapping[str, NDArray[Any]]:
+        """(cells,) the columns of `cells`, for what asks for some of their rows many times."""
+        return {name: column.to_numpy() for name, column in self.cells.items()}
+
+    @functools.cached_property
     def stand_ins(self) -> DataFrame:
         """Pairs ``cell`` and ``other`` for cells that are not finite from their first update.
 

@@ -116,11 +116,11 @@ def slots(found: Outcomes, models: Sequence[int], seeds: Sequence[int]) -> dict[
     were followed to; in a benign domain at the whole budget alone.
     """
     utilities: dict[Slot, Floats] = {}
+    budget = found.models["budget"].to_list()[models[0]]
     for setting in shared_settings(found, models) if seeds else ():
         followed = int(found.stretches[models[:-1], setting].min())
         for times in multiples(followed) if found.restricted[setting] else [1.0]:
             levels = found.reached[models, setting, :, found.times.index(times)][:, seeds]
             if not np.isnan(levels).any():
-                cost = found.models["budget"].to_numpy()[models[0]].item() * times
-                utilities[found.settings[setting], cost] = levels
+                utilities[found.settings[setting], budget * times] = levels
     return utilities

@@ -83,7 +83,7 @@ def _restricted(case: Case) -> Positions:
 def _scored(case: Case) -> Positions:
     """Those of them on the seeds of its score, or all if there are none."""
     rows = _restricted(case)
-    among = np.isin(case.found.cells["seed"].to_numpy()[rows], case.seeds)
+    among = np.isin(case.found.columns["seed"][rows], case.seeds)
     return rows[among] if among.any() else rows
 
 

@@ -113,12 +113,12 @@ def _levels(found: Outcomes, model: int, block: Block) -> list[Level]:
     times = multiples(int(found.stretches[own]) or 1)
     seeds = found.ran[own] & np.isin(found.seeds, block.seeds)
     by_times = found.reached[own][seeds][:, found.at(times)].T.tolist()
+    budget = found.models["budget"].to_list()[model]
     levels: list[Level] = []
     for multiple, tests in zip(times, by_times, strict=True):
         if tests and not any(map(math.isnan, tests)):
             level = interval(tests)
-            cost = found.models["budget"].to_list()[model] * multiple
-            levels.append((cost, level.mean, level.half_width))
+            levels.append((budget * multiple, level.mean, level.half_width))
     return levels
 
 

@@ -40,7 +40,7 @@ def table(
       sophon-bench table --published --format latex
       sophon-bench table --from out.json --against sophon-ice
     """
-    from sophon_bench.leaderboard import entries, frozen, tables
+    from sophon_bench.leaderboard import frozen, tables
 
     if published and (source or store):
         raise Refused("--published is of entries that come with the package; give no other records")
@@ -50,6 +50,8 @@ def table(
         records = read_records(source, store)
         text = tables.show_differences(form, records, against, frozen.published())
     elif published:
+        from sophon_bench.leaderboard import entries
+
         without_collector()
         text = tables.show(form, entries.report(entries.published(), frozen.published()))
     else:

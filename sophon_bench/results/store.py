@@ -133,11 +133,12 @@ class Store:
 
         Cells of one trial share what says which it is: a sixth of what a record takes.
         """
-        known: dict[bytes, PluginId] = {}
-        encode = msgspec.msgpack.Encoder().encode
+        known: dict[str, PluginId] = {}
         for name in self._files.names("cells", ".json"):
             cell = self._record(f"cells/{name}", CELLS)
-            force_setattr(cell, "attack", known.setdefault(encode(cell.attack), cell.attack))
+            attack = known.setdefault(cell.attack.label, cell.attack)
+            if attack == cell.attack:
+                force_setattr(cell, "attack", attack)
             yield cell
 
     def models(self, keys: Iterable[str]) -> dict[str, ModelRecord]:
