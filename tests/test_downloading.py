@@ -49,6 +49,7 @@ class Server:
         cut: Bytes after which it closes each connection; None: it sends everything.
         sized: Whether it says how long its answers are.
         shift: How far off the range is that it answers with.
+        extent: What it says of that range; None: the truth.
         asked: Path and ``Range`` of every request.
     """
 
@@ -58,6 +59,7 @@ class Server:
     cut: int | None = None
     sized: bool = True
     shift: int = 0
+    extent: str | None = None
     asked: list[tuple[str, str | None]] = field(default_factory=list)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
@@ -75,7 +77,7 @@ class Server:
             start += self.shift
             request.send_response(206)
             extent = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            request.send_header("Content-Range", extent)
+            request.send_header("Content-Range", self.extent or extent)
         else:
             request.send_response(200)
         if self.sized:
@@ -202,10 +204,20 @@ def test_an_answer_of_unknown_length_that_is_cut_is_not_taken(
     assert not (tmp_path / "set.bin").exists()
 
 
-def test_another_range_than_asked_for_is_refused(server: Server, tmp_path: Path) -> None:
-    server.shift = 5
+@pytest.mark.parametrize(
+    ("extent", "words"),
+    [
+        (None, "bytes from 405 came, those from 400 were asked for"),
+        ("bytes */1000", "invalid literal for int"),
+        ("nonsense", "invalid literal for int"),
+    ],
+)
+def test_another_range_than_asked_for_is_refused(
+    extent: str | None, words: str, server: Server, tmp_path: Path
+) -> None:
+    server.shift, server.extent = 5, extent
     (tmp_path / "set.bin.part").write_bytes(CONTENT[:400])
-    with pytest.raises(DownloadError, match="bytes from 405 came, those from 400 were asked for"):
+    with pytest.raises(DownloadError, match=re.escape(words)):
         fetch(offered(server), tmp_path)
     assert (tmp_path / "set.bin.part").read_bytes() == CONTENT[:400]
 

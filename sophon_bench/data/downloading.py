@@ -75,7 +75,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
     for url in archive.urls:
         try:
             _receive(url, part)
-        except (OSError, HTTPException) as error:
+        except (OSError, HTTPException, ValueError) as error:  # the last of headers without sense
             reasons.append(f"{url}: {first_line(error)}")
             continue
         if (found := _md5(part)) == archive.md5:

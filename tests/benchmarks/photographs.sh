@@ -9,7 +9,8 @@
 # DATA holds the published sets (sophon-bench data list --data DATA). Options go to sophon-bench:
 # --device cuda, --threads 1, --workers 2, --dry-run. SLICE=540 stops it after so many seconds,
 # with exit code 124; the same command goes on from there, and exits with 0 once nothing is left. OUT
-# gets the searches' documents and run.json.
+# gets the searches' documents and run.json. To a machine without network, pack_photographs.py takes
+# what is needed of DATA and the weights.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 data=${1:?usage: $0 DATA STORE OUT [OPTION...]} store=${2:?STORE} out=${3:?OUT}
