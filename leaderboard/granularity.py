@@ -106,7 +106,7 @@ def _cell(defense: str, line: Mapping[str, Any]) -> str:
 def figure(found: DataFrame) -> Figure | None:
     """Utility lost to the undefended model by similarity to the restricted domain.
 
-    Of rows of `with_similarity` of one place and n; None where no similarity is known.
+    Of rows of `with_similarity` of one place; None where no similarity is known.
     """
     rows = [
         row

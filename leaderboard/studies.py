@@ -223,7 +223,8 @@ def by_domain(outcome: Outcome) -> Findings:
     found = granularity.with_similarity(analysis.by_domain(outcome.results), outcome.similarities)
     scores = analysis.scores(outcome.results, outcome.frozen)
     places = granularity.places(found, scores, outcome.notes)
-    return Findings(records(found), places, granularity.figure(found))
+    first = next(iter(layout.by_place(found).values()))
+    return Findings(records(found), places, granularity.figure(first))
 
 
 def claims(outcome: Outcome) -> Findings:

@@ -249,7 +249,9 @@ def measured(size: Size, backbone: Backbone, device: torch.device) -> Size:
     """The same with what its updates take on a device, in fp32, with random weights."""
 
     def make() -> TimmModel:
-        return backbone.bare.build(CLASSES, torch.Generator()).to(device)
+        model = backbone.bare.build(CLASSES, torch.Generator()).to(device)
+        moved: TimmModel = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return moved
 
     seconds, resident = {}, {}
     for name, update in updates(INNER).items():
