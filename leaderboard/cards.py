@@ -10,6 +10,7 @@ from sophon_bench.leaderboard import layout, provenance
 from sophon_bench.leaderboard.columns import NOTHING, Column, Row, frame, percent, records, span
 from sophon_bench.leaderboard.layout import HEAD, Key
 from sophon_bench.leaderboard.names import Attacks, Legend
+from sophon_bench.leaderboard.recipe import Recipe
 from sophon_bench.leaderboard.render import Place, Table, to_markdown
 from sophon_bench.leaderboard.tables import Gaps
 from sophon_bench.leaderboard.templates import rendered
@@ -51,20 +52,6 @@ class Subject:
         different = " ".join(after.strip() for _, _, after in found).strip()
         formulas = [before.strip() for before, _, _ in found if before.strip()]
         return summary, formulas, different
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """The trials that a paper would attack with.
-
-    Args:
-        name: The suite and its version.
-        trials, controls: Labels of its attacks, and of the control attacks beside them.
-    """
-
-    name: str
-    trials: Collection[str]
-    controls: Collection[str]
 
 
 def cards(

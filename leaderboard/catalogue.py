@@ -7,12 +7,12 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
-from sophon_bench.leaderboard.cards import Recipe, Subject
+from sophon_bench.leaderboard.cards import Subject
 from sophon_bench.leaderboard.studies import load_study, study_files
 from sophon_bench.plugins.failures import BadInput
 from sophon_bench.plugins.registry import Entry, Registry, attacks, defenses, scenarios, unknown
 from sophon_bench.plugins.selectors import accepted, parse
-from sophon_bench.plugins.suites import load_suite, suite_files, trials
+from sophon_bench.plugins.suites import load_suite, suite_files
 
 REGISTRIES: dict[str, Registry] = {
     "attacks": attacks,
@@ -152,12 +152,3 @@ def presets_of(entry: Entry) -> dict[str, str]:
         name: ", ".join(f"{k}={v}" for k, v in values.items()) or "the defaults"
         for name, values in entry.declared.presets.items()
     }
-
-
-def paper_recipe() -> Recipe:
-    """What a paper would attack with: ``@paper``."""
-    return Recipe(
-        name=load_suite("paper").label,
-        trials=[trial.label for trial in trials(attacks, ["@paper"])],
-        controls=[trial.label for trial in trials(attacks, attacks.controls())],
-    )

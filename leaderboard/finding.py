@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from sophon_bench.analysis import series
 from sophon_bench.analysis.verdict import verdict
 from sophon_bench.leaderboard import columns, layout, vega
-from sophon_bench.leaderboard.catalogue import paper_recipe
 from sophon_bench.leaderboard.columns import Column, Row, percent, pick, records
+from sophon_bench.leaderboard.recipe import paper_recipe
 from sophon_bench.leaderboard.render import Place, Table
 from sophon_bench.leaderboard.tables import Report
 from sophon_bench.leaderboard.vega import CONTROLS, SCRATCH, UNDEFENDED, Figure

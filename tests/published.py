@@ -60,11 +60,11 @@ def _pictures(report: Report) -> Iterator[tuple[str, bytes]]:
     for number, df in enumerate(layout.by_place(report.scores).values(), 1):
         if figure := finding.dumbbells(df):
             for theme in vega.THEMES:
-                yield _picture(number, theme), vega.encode(figure, "png", theme)
+                yield _picture(number, theme), vega.encode(figure, "svg", theme)
 
 
 def _picture(number: int, theme: str) -> str:
-    return f"docs/finding-{number}-{theme}.png"
+    return f"docs/finding-{number}-{theme}.svg"
 
 
 def _shown(number: int, place: Place) -> str:

@@ -15,7 +15,8 @@ from sophon_bench.analysis.trials import ROLLED_BACK
 from sophon_bench.api import defenses
 from sophon_bench.cli import main
 from sophon_bench.leaderboard import cards, tables
-from sophon_bench.leaderboard.cards import Recipe, Subject
+from sophon_bench.leaderboard.cards import Subject
+from sophon_bench.leaderboard.recipe import Recipe
 from sophon_bench.results import Results
 from sophon_bench.results.store import Store
 

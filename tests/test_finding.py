@@ -8,8 +8,8 @@ import pytest
 
 from sophon_bench.analysis.score import scores
 from sophon_bench.leaderboard import finding, tables, vega
-from sophon_bench.leaderboard.catalogue import paper_recipe
 from sophon_bench.leaderboard.columns import records
+from sophon_bench.leaderboard.recipe import paper_recipe
 from sophon_bench.plugins.selectors import parse
 from sophon_bench.results import Results
 from sophon_bench.results.records import Records

@@ -150,8 +150,9 @@ def cards(
       sophon-bench cards --from standard.json --from paper.json --out docs/defenses.md
     """
     from sophon_bench.leaderboard.cards import cards
-    from sophon_bench.leaderboard.catalogue import paper_recipe, subject_of
+    from sophon_bench.leaderboard.catalogue import subject_of
     from sophon_bench.leaderboard.frozen import published
+    from sophon_bench.leaderboard.recipe import paper_recipe
     from sophon_bench.plugins.registry import defenses
     from sophon_bench.results.files import write_atomic
     from sophon_bench.results.records import Records
