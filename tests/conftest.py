@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+from hypothesis import settings
 from msgspec import convert
 from msgspec.structs import replace
 from pandas import DataFrame
@@ -39,6 +40,9 @@ from sophon_bench.results.records import (
     protect_key,
 )
 from sophon_bench.results.store import Store
+
+settings.register_profile("suite", deadline=None)  # a busy machine is no failure
+settings.load_profile("suite")
 
 TINY = Path(__file__).with_name("tiny_scenario.py")
 

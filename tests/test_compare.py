@@ -438,9 +438,7 @@ def test_what_cannot_be_compared_is_refused(
     ),
     limit=st.integers(0, 5),
 )
-@settings(
-    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
-)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_way_back_undoes_the_change(
     make_cell: MakeCell, levels: list[tuple[float, ...]], limit: int
 ) -> None:

@@ -393,7 +393,7 @@ def test_names_of_any_length_leave_a_picture_its_size() -> None:
         assert float(root.attrib["height"]) < 1000
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.text(min_size=1, max_size=12))
 def test_any_name_is_drawn(name: str) -> None:
     figure = only([{**curve_rows()[1], "defense": name}], "envelopes")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from conftest import TINY
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sophon_bench.cli import main
@@ -376,7 +376,6 @@ def test_of_several_faults_the_first_is_said_and_the_others_are_counted(
         settings_of(lambda: replace(narrow("test", labels=labels("test") + 1), samples=(), steps=0))
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_labels_pass_only_if_they_are_0_to_k_minus_1(data: st.DataObject) -> None:
     domain = data.draw(st.sampled_from(DATA.domains))

@@ -448,9 +448,7 @@ def test_series_do_without_controls(make_cell: MakeCell) -> None:
 fractions = st.floats(0, 1).map(lambda x: round(x, 3))
 levels = st.lists(fractions, min_size=5, max_size=5)
 seeds_of = st.lists(st.tuples(levels, levels, levels, fractions), min_size=1, max_size=4)
-fixture = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
-)
+fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 
 
 def cells_of(make_cell: MakeCell, found: Sequence[Any]) -> list[Attempt]:

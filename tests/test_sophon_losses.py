@@ -73,7 +73,7 @@ def value_and_gradient(loss, z: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("loss", "naive", "gradient"), LOSSES)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(case=labelled_logits(size=8.0))
 def test_equals_its_formula_and_the_formulas_gradient(loss, naive, gradient, case):
     value, slope = value_and_gradient(loss, *case)
@@ -84,7 +84,7 @@ def test_equals_its_formula_and_the_formulas_gradient(loss, naive, gradient, cas
 
 
 @pytest.mark.parametrize(("loss", "naive", "gradient"), LOSSES)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(case=labelled_logits(size=300.0))
 def test_gradient_is_the_closed_form_where_the_naive_formula_saturates(loss, naive, gradient, case):
     value, slope = value_and_gradient(loss, *case)
@@ -93,7 +93,7 @@ def test_gradient_is_the_closed_form_where_the_naive_formula_saturates(loss, nai
 
 
 @pytest.mark.parametrize(("loss", "naive", "gradient"), LOSSES)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(case=labelled_logits(size=1e4))
 def test_single_precision_is_enough(loss, naive, gradient, case):
     z, y = case[0].float(), case[1]

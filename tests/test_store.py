@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import MakeCell, gather
 from fsspec.implementations.memory import MemoryFileSystem
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -393,7 +393,6 @@ curves = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(curves, st.text(), st.lists(st.text(), max_size=2), st.booleans())
 def test_any_records_survive_both_forms_of_a_file(
     curve: list[Point], reason: str, suites: list[str], derived: bool
@@ -438,7 +437,6 @@ json_values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text(), json_values, max_size=4))
 def test_keys_depend_on_content_not_on_order(content: dict[str, object]) -> None:
     turned = dict(reversed(content.items()))
@@ -446,7 +444,6 @@ def test_keys_depend_on_content_not_on_order(content: dict[str, object]) -> None
     assert content_key({"more": 1, "content": content}) != content_key({"content": content})
 
 
-@settings(deadline=None)
 @given(st.lists(st.text() | st.integers(), min_size=1, max_size=3))
 def test_derived_seeds_fit_a_generator_and_differ_by_axis(parts: list[str | int]) -> None:
     seed = derive_seed(*parts)

@@ -173,9 +173,7 @@ fractions = st.floats(0, 1)
 curves = st.lists(st.tuples(st.floats(1, 1000), fractions, fractions), min_size=1, max_size=4)
 
 
-fixture = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
-)
+fixture = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 
 
 @fixture

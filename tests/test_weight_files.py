@@ -68,7 +68,7 @@ chains = st.lists(
 
 
 @given(chains, st.sampled_from([TIMM, OWN]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_chain_of_wrappers_on_every_name_is_read_and_told(chain: str, weights: Weights) -> None:
     found = fitted(under(chain, weights))
     assert same(found)
@@ -76,7 +76,7 @@ def test_any_chain_of_wrappers_on_every_name_is_read_and_told(chain: str, weight
 
 
 @given(chains, st.sampled_from(["", "model."]), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_chain_of_wrappers_on_the_body_alone_is_read_and_told(
     chain: str, prefix: str, own: bool
 ) -> None:
@@ -251,7 +251,7 @@ def test_counters_of_another_type_are_the_same_counts(
 
 
 @given(st.sets(st.sampled_from(COUNTERS), min_size=1), st.sampled_from(["", "net."]))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_counters_that_are_missing_are_zero(missing: set[str], prefix: str) -> None:
     counted = {**TIMM, **{name: torch.tensor(7) for name in COUNTERS}}
     kept = {name: tensor for name, tensor in counted.items() if name not in missing}
@@ -524,7 +524,7 @@ WHOLE = save({"a.weight": torch.ones(3, 2), "b": torch.zeros((), dtype=torch.lon
         st.binary(max_size=100).map(lambda text: len(text).to_bytes(8, "little") + text),
     )
 )
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_in_a_file_it_is_tensors_or_one_error(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "x.safetensors"
     file.write_bytes(content)
@@ -552,7 +552,7 @@ NUMBERS = [
     st.none() | st.sampled_from([*WORDS, "body.head", "."]),
     st.sampled_from([{}, TIMM, OWN, under("fc.", TIMM)]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_whatever_names_and_numbers_there_are_it_is_a_model_or_one_line(
     strange: Weights, prefix: str | None, weights: Weights
 ) -> None:
