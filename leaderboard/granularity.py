@@ -78,8 +78,8 @@ def _tables(found: DataFrame, scores: DataFrame, notes: Sequence[str]) -> list[T
     ]
     title = (
         f"{layout.plural(rows[0]['utility']).capitalize()} in % on every domain after the tuned "
-        f"attack there, {span(row['seeds'] for row in rows)}; closest to the restricted "
-        "domain first"
+        f"attack there, {span(row['seeds'] for row in rows)}"
+        + ("; closest to the restricted domain first" if measured else "")
     )
     words = [*([SIMILARITY] if measured else []), LOST, *notes, *legend.notes(defenses)]
     return [

@@ -64,7 +64,8 @@ def _sizes(rows: Sequence[Row], notes: Sequence[str]) -> Table:
         notes=[
             "GiB: peak memory of an update, computed from shapes alone (weights, gradients, both "
             "optimizers, activations); checkpointed: timm's gradient checkpointing; measured GiB: "
-            "fp32, of the process above what it had before",
+            "fp32, above what was held before; on a CPU a lower bound, since a process keeps what "
+            "it freed",
             f"{COMPUTED} seconds computed: FLOPs by the rate of the backbones that were measured",
             *notes,
         ],
