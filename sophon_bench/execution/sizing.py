@@ -250,7 +250,7 @@ def measured(size: Size, backbone: Backbone, device: torch.device) -> Size:
 
     def make() -> TimmModel:
         model = backbone.bare.build(CLASSES, torch.Generator()).to(device)
-        moved: TimmModel = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        moved: TimmModel = model.to(memory_format=torch.channels_last)
         return moved
 
     seconds, resident = {}, {}
