@@ -298,8 +298,18 @@ def declared_names(kind: str) -> list[str]:
     return sorted({name for text in texts for name in form.findall(text)})
 
 
-def load_file(path: Path) -> None:
+def file_module(path: Path) -> str:
+    """The name of the module that a plugin file becomes."""
+    return f"{FILE_PREFIX}{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+
+
+def load_file(path: Path, name: str | None = None) -> None:
     """Load one plugin file (``--plugin FILE.py``).
+
+    Args:
+        path: The file.
+        name: The module's name; None: `file_module`. For a copy on another machine, whose classes
+            are to be known by the names that they have on this one.
 
     Raises:
         BrokenPlugin: If the file is missing, is not Python, raises, or registers nothing.
@@ -308,7 +318,7 @@ def load_file(path: Path) -> None:
     discover()
     if not path.is_file():
         raise BrokenPlugin(f"plugin file {str(path)!r} does not exist")
-    name = f"{FILE_PREFIX}{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+    name = name or file_module(path)
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, path)

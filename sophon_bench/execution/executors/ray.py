@@ -25,7 +25,7 @@ from sophon_bench.execution.executors import Done, ExecutorError, Work, WorkerDi
 from sophon_bench.execution.plan import Setting, Stage
 from sophon_bench.execution.shipping import pack, unpack
 from sophon_bench.execution.worker import Upstream, Worker
-from sophon_bench.plugins.registry import load_file
+from sophon_bench.plugins.registry import file_module, load_file
 from sophon_bench.results.provenance import SOURCE, source
 from sophon_bench.results.store import Store, StoreError
 
@@ -185,15 +185,15 @@ def _connect(address: str, folder: str, threads: int) -> None:
         ) from error
 
 
-def _stage(folder: Path, plugins: Sequence[Path]) -> list[str]:
-    """Copy this package and the plugin files; the plugins' paths inside ``folder``."""
+def _stage(folder: Path, plugins: Sequence[Path]) -> list[tuple[str, str]]:
+    """Copy this package and the plugin files; the plugins' paths inside, and modules' names."""
     shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=LEFT_HERE)
     found = []
     for number, plugin in enumerate(plugins):
         place = folder / "plugins" / str(number)
         place.mkdir(parents=True)
         shutil.copy(plugin, place)
-        found.append(str((place / plugin.name).relative_to(folder)))
+        found.append((str((place / plugin.name).relative_to(folder)), file_module(plugin)))
     return found
 
 
@@ -244,8 +244,8 @@ def _worker(made_from: Any) -> tuple[Worker, Sequence[Setting]]:
         place, identity, device, plugins, threads, compiled, settings = ray.get(made_from)
         torch.set_num_threads(threads)
         with warnings.catch_warnings(action="ignore"):  # the driver has said them
-            for plugin in plugins:
-                load_file(Path(plugin))
+            for plugin, name in plugins:
+                load_file(Path(plugin), name)
         store = Store(place)
         if store.identity != identity:
             raise StoreError(
