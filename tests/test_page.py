@@ -210,10 +210,7 @@ def test_a_control_is_shown_once_and_is_the_one_with_most_seeds(make_cell: MakeC
 
 
 def sections(*submissions: Submission) -> list[SimpleNamespace]:
-    return [
-        view.section(number, key, parts, {}, {})
-        for number, (key, parts) in enumerate(view.by_place(submissions, None), 1)
-    ]
+    return [view.section(key, parts, {}, {}) for key, parts in view.by_place(submissions, None)]
 
 
 @pytest.mark.parametrize("names", [("x", "x"), ("", ""), ("x", "y")])

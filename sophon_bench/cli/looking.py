@@ -72,7 +72,7 @@ def show(name: str, images: Path | None, image_size: int | None, store: str | No
 @options.data_folder
 @options.store
 def info(as_json: bool, store: str | None) -> None:
-    """Print versions, devices, data, caches and plugins, for a bug report.
+    """Print versions, devices, data, caches and plugins.
 
     \b
     Examples:

@@ -193,7 +193,7 @@ def study(
     dry_run: bool,
     **options: Any,
 ) -> int:
-    """Run a named experiment: the paper's, or how a hyperparameter changes a defense's resistance.
+    """Run a named experiment, as the paper's or over a parameter.
 
     NAME is one of 'sophon-bench list studies', or a YAML file like them. Writes NAME.md, NAME.json
     and NAME.png. Finished work is not repeated.

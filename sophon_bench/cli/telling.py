@@ -74,7 +74,7 @@ def _formats(_context: click.Context, _parameter: click.Parameter, text: str) ->
 @options.directory("Folder for the pictures; made if need be.")
 @options.option("--format formats", "png, svg or both.", callback=_formats, default="png,svg")
 def plot(source: Path | None, store: str | None, out: Path, formats: list[str]) -> None:
-    """Draw the finding, envelopes and resistance by budget, and sweeps of step sizes.
+    """Draw the finding, envelopes, resistance and sweeps of step sizes.
 
     The finding (what the paper's recipe and a tuned attacker reach) per scenario, backbone and
     budget, and the others per n too; of all records in the store or of a run's JSON file. Prints

@@ -284,10 +284,14 @@ class Manifest:
         Raises:
             StoreError: If the file cannot be read.
         """
-        decode = msgspec.json.Decoder(Asked).decode
-        for line in self._lines()[1:]:
-            with contextlib.suppress(msgspec.DecodeError):
-                yield decode(line)
+        decoder = msgspec.json.Decoder(Asked)
+        lines = self._lines()[1:]
+        try:
+            yield from decoder.decode_lines(b"\n".join(lines))
+        except msgspec.DecodeError:
+            for line in lines:
+                with contextlib.suppress(msgspec.DecodeError):
+                    yield decoder.decode(line)
 
     def add(self, asked: Iterable[Asked]) -> None:
         """Write what the search added, if it is not there yet.
