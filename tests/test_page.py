@@ -699,8 +699,9 @@ class TestBrowser:
         found.page.locator("details[open] .figure svg").last.wait_for()
         width, window = found.page.evaluate(wide)
         assert width == window == browser.PHONE[0]
-        scores = found.page.locator(".scroll").first
-        assert scores.evaluate("e => e.scrollWidth > e.clientWidth")
+        wider = "e => e.scrollWidth > e.clientWidth"
+        assert not found.page.locator(".scroll:has(.scores)").first.evaluate(wider)  # cards
+        assert found.page.locator(".scroll:has(.heat-map)").first.evaluate(wider)
 
     def test_it_is_dark_where_the_system_is_and_where_one_asks(self, show: Show) -> None:
         def paper(found: browser.Opened) -> str:

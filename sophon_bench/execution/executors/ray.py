@@ -8,6 +8,7 @@ and the other libraries have to be installed there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import platform
@@ -32,6 +33,7 @@ from sophon_bench.results.store import Store, StoreError
 try:
     import ray
     import ray.exceptions
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ModuleNotFoundError as missing:
     raise ExecutorError("--executor ray needs Ray; pip install 'sophon-bench[ray]'") from missing
 
@@ -85,7 +87,11 @@ class OnRay:
             place = (work.store, store.identity, work.device.type)
             setup = (*place, plugins, work.threads, work.compiled)
             self._box = [ray.put((*setup, pickle.dumps(self._settings)))]
-            self._news: Any = ray.remote(num_cpus=0)(_News).remote()
+            here = NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=True
+            )
+            actor = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_News)
+            self._news: Any = actor.remote()
             self._do = ray.remote(max_retries=RETRIES, retry_exceptions=False)(_do)
         except BaseException:
             ray.shutdown()
@@ -142,7 +148,9 @@ class OnRay:
     def _pass_on(self) -> None:
         """Tell the ticks of stages that are open."""
         stages = {stage.key: stage for open_ in self._open.values() for stage in open_}
-        news: dict[str, tuple[float | None, str]] = ray.get(self._news.take.remote())
+        news: dict[str, tuple[float | None, str]] = {}
+        with contextlib.suppress(ray.exceptions.RayActorError):  # its node is lost; it starts again
+            news = ray.get(self._news.take.remote())
         for key, how in news.items():
             if key in stages:
                 self._tick(stages[key], *how)
@@ -228,7 +236,8 @@ def _do(box: Sequence[Any], content: bytes, news: Any) -> tuple[list[Any], float
 
     worker.tick = tick
     records = worker.do(*unpack(content, settings))
-    ray.get(news.tell.remote(latest))
+    with contextlib.suppress(ray.exceptions.RayActorError):
+        ray.get(news.tell.remote(latest))
     if worker.device.type != "cuda":
         return records, 0.0
     return records, torch.cuda.max_memory_reserved() / torch.cuda.mem_get_info()[1]
