@@ -90,8 +90,9 @@ class OnRay:
             here = NodeAffinitySchedulingStrategy(
                 ray.get_runtime_context().get_node_id(), soft=True
             )
-            actor = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_News)
-            self._news: Any = actor.remote()
+            actor: Any = ray.remote(_News)
+            kept = actor.options(num_cpus=0, max_restarts=-1, scheduling_strategy=here)
+            self._news = kept.remote()
             self._do = ray.remote(max_retries=RETRIES, retry_exceptions=False)(_do)
         except BaseException:
             ray.shutdown()
