@@ -59,9 +59,15 @@ def recipe_beside(scores: DataFrame, results: Results) -> DataFrame:
     if found.empty:
         return scores.assign(recipe_after=None, recipe_after_half_width=None, recipe_listed=None)
     keys = [*PLACE, "defense"]
-    means = found.groupby(keys, sort=False)[["protected_after", "protected_half_width"]]
-    reached = means.agg(lambda each: each.mean() if len(each) == 1 or each.notna().all() else None)
-    reached.columns = pd.Index(["recipe_after", "recipe_after_half_width"])
+    found = found.set_index(keys).sort_index()
+    means = {
+        key: own["protected_after"].mean(skipna=False) for key, own in found.groupby(level=keys)
+    }
+    # a mean over several n has no interval here: they share seeds
+    alone = found["protected_half_width"][~found.index.duplicated(keep=False)]
+    reached = pd.DataFrame(
+        {"recipe_after": pd.Series(means), "recipe_after_half_width": alone}
+    ).rename_axis(keys)
     return scores.join(reached, on=keys).assign(recipe_listed=listed)
 
 
@@ -109,8 +115,8 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     found = ["paper's recipe: the best of the trials of @paper, picked on a hidden split"]
     if False in listed:
         found = [
-            "paper's recipe: the best of fine-tuning at the paper's step size, 1e-4, picked on a "
-            "hidden split; @paper itself was not run here"
+            "paper's recipe: the best of @paper's attacks at its step size, picked on a hidden "
+            "split; @paper itself was not run here"
         ]
     if any(row["resistance_half_width"] is not None for row in rows):
         found.append("±: half-width of a 95 % interval over seeds and test images")

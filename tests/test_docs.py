@@ -65,3 +65,17 @@ def test_every_environment_variable_of_the_project_is_documented() -> None:
     used = {name for text in sources for name in re.findall(r"\bSOPHON_BENCH_[A-Z]+\b", text)}
     assert used
     assert sorted(name for name in used if f"`{name}`" not in page) == []
+
+
+def test_the_row_that_is_explained_is_the_published_one() -> None:
+    cells = {
+        file: [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in (ROOT / file).read_text(encoding="utf-8").splitlines()
+            if line.startswith("| sophon-wide ")
+        ]
+        for file in ("README.md", "docs/reading-results.md")
+    }
+    (published,), (explained,) = cells.values()
+    assert explained == published
+    assert f"resistance {published[-1]} means" in (ROOT / "README.md").read_text(encoding="utf-8")

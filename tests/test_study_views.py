@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import Attempt, MakeCell, drawn, gather, records
+from conftest import MakeCell, drawn, gather, records
+from test_studies import trial
 
-from sophon_bench import protocol
 from sophon_bench.analysis.domains import domains
 from sophon_bench.analysis.score import scores
 from sophon_bench.cli import main
@@ -23,8 +23,6 @@ from sophon_bench.leaderboard.columns import frame
 from sophon_bench.leaderboard.reported import Reported
 from sophon_bench.results import Results
 
-BUDGET = 1600
-COSTS = [BUDGET * at for at in protocol.SCORED_AT]
 FAST = "iterations=1,watch_every=1,batch_size=16,adapt=8,inner_steps=1"
 TEXT = f"""\
 version: 1
@@ -116,13 +114,6 @@ def test_a_defense_may_be_given_in_place_of_the_studys(folder: Path) -> None:
     assert "in part: --defense, --seeds, --steps in place" in text
     assert {row["defense"] for row in rows} == {"none"}
     assert not (folder / "out" / "other.png").exists()
-
-
-def trial(
-    make_cell: MakeCell, defense: str, level: float, *, attack: str = "finetune", **changes: Any
-) -> Attempt:
-    curve = [(cost, level, level) for cost in COSTS]
-    return make_cell(defense=defense, attack=attack, curve=curve, budget=BUDGET, **changes)
 
 
 @pytest.fixture

@@ -35,7 +35,9 @@ try:
     import ray.exceptions
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ModuleNotFoundError as missing:
-    raise ExecutorError("--executor ray needs Ray; pip install 'sophon-bench[ray]'") from missing
+    raise ExecutorError(
+        "--executor ray needs Ray: in a clone of the repository, pip install '.[ray]'"
+    ) from missing
 
 LOCAL = "local"
 """The address of a cluster that is started on this machine and ends with the run."""
@@ -117,7 +119,7 @@ class OnRay:
         try:
             records, peak = ray.get(done[0])
         except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, StoreError) else error) from error
+            raise error.cause from error
         except ray.exceptions.RayError as error:
             raise WorkerDied(
                 f"Ray lost the workers of a stage {1 + RETRIES} times ({type(error).__name__}; out "
