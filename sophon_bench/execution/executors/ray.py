@@ -48,6 +48,12 @@ RETRIES = 3
 SECONDS = 0.5
 """Between two looks at how stages go."""
 
+PATIENCE = 5.0
+"""Seconds that progress may keep anybody waiting: its actor may be lost, and starts again then."""
+
+LOST = (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError)
+"""What a call of that actor may raise."""
+
 FILLED = 0.9
 """Share of a GPU's memory that stages on it may take together."""
 
@@ -152,8 +158,8 @@ class OnRay:
         """Tell the ticks of stages that are open."""
         stages = {stage.key: stage for open_ in self._open.values() for stage in open_}
         news: dict[str, tuple[float | None, str]] = {}
-        with contextlib.suppress(ray.exceptions.RayActorError):  # its node is lost; it starts again
-            news = ray.get(self._news.take.remote())
+        with contextlib.suppress(*LOST):
+            news = ray.get(self._news.take.remote(), timeout=PATIENCE)
         for key, how in news.items():
             if key in stages:
                 self._tick(stages[key], *how)
@@ -185,6 +191,8 @@ def _connect(address: str, folder: str, threads: int) -> None:
         "logging_level": "ERROR",
     }
     if address == LOCAL:
+        # by default workers yield to everything else on the machine, and starve on a busy one
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init("local", include_dashboard=False, **common)
         return
     try:
@@ -239,8 +247,8 @@ def _do(box: Sequence[Any], content: bytes, news: Any) -> tuple[list[Any], float
 
     worker.tick = tick
     records = worker.do(*unpack(content, settings))
-    with contextlib.suppress(ray.exceptions.RayActorError):
-        ray.get(news.tell.remote(latest))
+    with contextlib.suppress(*LOST):
+        ray.get(news.tell.remote(latest), timeout=PATIENCE)
     if worker.device.type != "cuda":
         return records, 0.0
     return records, torch.cuda.max_memory_reserved() / torch.cuda.mem_get_info()[1]
