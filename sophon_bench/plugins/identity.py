@@ -129,15 +129,27 @@ def _canonical(node: Any) -> Any:
 
 
 def _imported(file: Path, *, beside: bool) -> Iterator[Path]:
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.ImportFrom) and (node.level or beside):
-            folder, module = file.parents[max(node.level - 1, 0)], node.module or ""
-            names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import) and beside:
-            folder, names = file.parent, [alias.name for alias in node.names]
+    for level, module, names in _statements(file.read_bytes()):
+        if level is not None and (level or beside):
+            folder, names = file.parents[max(level - 1, 0)], [f"{module}.{n}" for n in names]
+            names.insert(0, module)
+        elif level is None and beside:
+            folder = file.parent
         else:
             continue
         for parts in (name.strip(".").split(".") for name in names):
             path = folder.joinpath(*parts)
             if parts[0] != PACKAGE:
                 yield from filter(Path.is_file, (path.with_suffix(".py"), path / "__init__.py"))
+
+
+@functools.cache
+def _statements(content: bytes) -> list[tuple[int | None, str, list[str]]]:
+    """Level (None of a plain ``import``), module and names of every import statement of a file."""
+    found: list[tuple[int | None, str, list[str]]] = []
+    for node in ast.walk(ast.parse(content)):
+        if isinstance(node, ast.ImportFrom):
+            found.append((node.level, node.module or "", [alias.name for alias in node.names]))
+        elif isinstance(node, ast.Import):
+            found.append((None, "", [alias.name for alias in node.names]))
+    return found
