@@ -704,6 +704,23 @@ class TestBrowser:
         tables = found.page.locator(".scroll")
         assert any(table.evaluate(wider) for table in tables.all())
 
+    @pytest.mark.parametrize("size", [browser.DESKTOP, browser.PHONE], ids=["desktop", "phone"])
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    def test_it_breaks_no_rule_of_accessibility(
+        self, show: Show, scheme: str, size: tuple[int, int]
+    ) -> None:
+        """Contrast, labels, names, order of headings, keyboard, as axe-core knows them (WCAG 2)."""
+        from axe_playwright_python.sync_playwright import Axe
+
+        found = show(color_scheme=scheme, size=size)
+        for card in found.page.locator("details.card > summary").all():
+            card.click()
+        found.page.locator("details[open] .figure svg").last.wait_for()
+        result = Axe().run(found.page, options={"preload": False})
+        assert result.violations_count == 0, result.generate_report()
+        checked = {rule["id"] for rule in result.response["passes"]}
+        assert {"color-contrast", "label", "heading-order", "link-name"} <= checked
+
     def test_it_is_dark_where_the_system_is_and_where_one_asks(self, show: Show) -> None:
         def paper(found: browser.Opened) -> str:
             return str(found.page.evaluate("getComputedStyle(document.body).backgroundColor"))

@@ -26,6 +26,7 @@ document.addEventListener("DOMContentLoaded", () => {
     drawn.set(element, after);
     (await before)?.finalize();
     await after;
+    element.querySelector("svg").setAttribute("aria-hidden", "true"); // the figure has a label
   }
   const visible = (element) => !element.closest("details:not([open])");
   function drawVisible(within) {
