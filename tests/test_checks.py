@@ -329,7 +329,7 @@ class Misnamed(AtOnce):
 @pytest.mark.parametrize(
     ("attack", "words"),
     [
-        (AtOnce(lr=2.0), r"run_many makes of AtOnce\(lr=1.0\) another than run does"),
+        (AtOnce(lr=2.0), r"run_many gives other results for AtOnce\(lr=1.0\) than run"),
         (Misnamed(), "together names rate, which the attack has not; .* of lr"),
     ],
 )

@@ -93,7 +93,7 @@ def test_a_threshold_is_a_metric_a_direction_and_a_size(
         ("flags:+2pt", r"unknown metric 'flags'.*metrics: restricted, original, "),
         ("restricted:+2%", r"did you mean 'restricted:\+2pt'\?"),
         ("seconds:-20pt@same-machine", "did you mean 'seconds:-20%@same-machine'"),
-        ("score:-2pt@same-machine", "takes no @same-machine"),
+        ("score:-2pt@same-machine", "does not apply"),
     ],
 )
 def test_what_is_no_threshold_says_what_to_write(text: str, words: str) -> None:
@@ -232,7 +232,7 @@ def test_nothing_is_a_percentage_of_nothing(make_cell: MakeCell) -> None:
     base, new = ([costing(cell, seconds, 1) for cell in cells] for seconds in (0.0, 1.0))
     row = only(compared(base, new, "seconds:+20%"))
     assert (row["verdict"], row["reason"]) == (
-        "not applied", "0 in base, and nothing is a percentage of it"
+        "not applied", "0 in base, so a percentage change is undefined"
     )  # fmt: skip
     assert only(compared(base, base, "seconds:+20%"))["verdict"] == "unchanged"
 

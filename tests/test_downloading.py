@@ -177,8 +177,7 @@ def test_another_file_is_refused_and_not_gone_on_with(
     with pytest.raises(DownloadError) as raised:
         fetch(archive, tmp_path)
     assert str(raised.value) == (
-        f"{server.url}/set.bin is another file, with the MD5 sum {md5(wrong)} instead of "
-        f"{md5(CONTENT)}"
+        f"{server.url}/set.bin has MD5 {md5(wrong)}, expected {md5(CONTENT)}"
     )
     assert [*tmp_path.iterdir()] == []
 
@@ -188,7 +187,7 @@ def test_a_part_of_another_file_is_told_and_the_next_call_starts_over(
 ) -> None:
     archive = offered(server)
     (tmp_path / "set.bin.part").write_bytes(b"x" * 1500)  # longer than the file: 416
-    with pytest.raises(DownloadError, match="is another file"):
+    with pytest.raises(DownloadError, match="has MD5 "):
         fetch(archive, tmp_path)
     assert fetch(archive, tmp_path).read_bytes() == CONTENT
     assert [wanted for _, wanted in server.asked] == ["bytes=1500-", None]
@@ -199,7 +198,7 @@ def test_an_answer_of_unknown_length_that_is_cut_is_not_taken(
 ) -> None:
     archive = offered(server)
     server.sized, server.cut = False, 300
-    with pytest.raises(DownloadError, match="is another file"):
+    with pytest.raises(DownloadError, match="has MD5 "):
         fetch(archive, tmp_path)
     assert not (tmp_path / "set.bin").exists()
 
@@ -224,7 +223,7 @@ def test_another_range_than_asked_for_is_refused(
 
 def test_a_file_of_the_same_name_is_not_written_over(server: Server, tmp_path: Path) -> None:
     (tmp_path / "set.bin").write_bytes(b"mine")
-    with pytest.raises(DownloadError, match=r"set\.bin' is another file, .* take it away$"):
+    with pytest.raises(DownloadError, match=r"set\.bin' has MD5 .* remove it$"):
         fetch(offered(server), tmp_path)
     assert (tmp_path / "set.bin").read_bytes() == b"mine"
     assert server.asked == []
@@ -376,7 +375,7 @@ def test_a_folder_that_is_not_whole_is_not_written_over(
     folder.mkdir(parents=True)
     (folder / "batches.meta").write_bytes(b"mine")
     line = refused("data", "prepare", "cifar10", "--download", "--data", tmp_path / "new")
-    assert f"'{folder}' is there and is not whole; take it away" in line
+    assert f"'{folder}' is there and is not whole; remove it" in line
     assert (folder / "batches.meta").read_bytes() == b"mine"
     assert {path.name for path in folder.parent.iterdir()} == {
         "cifar-10-batches-py",

@@ -118,7 +118,7 @@ def wrote(name: str) -> Callable[[Path], None]:
         ("", made("."[1:] or "x"), "no picture in .*; expected"),
         ("1.png 2.png", None, r"/1.png' lies at the wrong level|/2.png' lies at the wrong level"),
         (CLASSES, wrote("stray.png"), "/stray.png' lies at the wrong level; expected in .*<class>"),
-        (CLASSES, made("c"), "class folder .*/c' has no picture; take it away"),
+        (CLASSES, made("c"), "class folder .*/c' has no picture; remove it"),
         (SPLITS, made("val/c"), "class folder .*/val/c' has no picture"),
         (SPLITS, wrote("train/stray.png"), "/train/stray.png' lies at the wrong level"),
         (SPLITS, wrote("val/c/1.png"), "class 'c' is in .*/val' and not in .*/train'"),

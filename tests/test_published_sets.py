@@ -384,7 +384,7 @@ def test_a_set_with_too_few_pictures_is_told(name: str, part: str, root: Path) -
     folder = root / SETS[name].layouts[0].files[0]
     next((folder / part).rglob("*.png")).unlink()
     assert f"{SETS[name].title} in '{root}' has " in refused(name)
-    assert " were published; get it anew from " in refused(name)
+    assert " were published; get it again from " in refused(name)
 
 
 def test_nothing_is_decoded_where_another_set_is_missing(

@@ -273,7 +273,7 @@ def second(content: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: second(d)["curve"]["test"].__setitem__(0, 0.9), "so that it was edited"),
+        (lambda d: second(d)["curve"]["test"].__setitem__(0, 0.9), "it was edited"),
         (lambda d: second(d).pop("budget"), "budget"),
         (lambda d: second(d).update(status=7), "status"),
         (lambda d: second(d).update(samples=-1.5), "samples"),

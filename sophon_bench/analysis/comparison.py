@@ -413,7 +413,7 @@ def _change(threshold: Threshold, pairs: Sequence[tuple[float, float]]) -> Row:
     if UNITS[threshold.metric] == "pt":
         changes = [new - base for base, new in pairs]
     elif any(base == 0 != new for base, new in pairs):
-        return _not_applied("0 in base, and nothing is a percentage of it")
+        return _not_applied("0 in base, so a percentage change is undefined")
     else:
         changes = [new / base - 1 if base else 0.0 for base, new in pairs]
     base, new = (interval(side).mean for side in zip(*pairs, strict=True))

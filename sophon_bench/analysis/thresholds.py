@@ -87,5 +87,5 @@ def threshold(text: str) -> Threshold:
             f"'{name}:{sign}{found['limit']}{UNITS[metric]}{found['at'] or ''}'?"
         )
     if found["at"] and metric in STATISTICS:
-        raise ValueError(f"{text!r}: {name} is of many records, and takes no @same-machine")
+        raise ValueError(f"{text!r}: {name} covers many records, so @same-machine does not apply")
     return Threshold(text, metric, int(f"{sign}1"), float(found["limit"]), bool(found["at"]))

@@ -64,10 +64,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
     file = folder / archive.name
     if file.exists():
         if (found := _md5(file)) != archive.md5:
-            raise DownloadError(
-                f"{str(file)!r} is another file, with the MD5 sum {found} instead of "
-                f"{archive.md5}; take it away"
-            )
+            raise DownloadError(f"{str(file)!r} has MD5 {found}, expected {archive.md5}; remove it")
         return file
     folder.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.part")
@@ -81,7 +78,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
         if (found := _md5(part)) == archive.md5:
             return part.replace(file)
         part.unlink()
-        reasons.append(f"{url} is another file, with the MD5 sum {found} instead of {archive.md5}")
+        reasons.append(f"{url} has MD5 {found}, expected {archive.md5}")
     raise DownloadError("; ".join(reasons))
 
 

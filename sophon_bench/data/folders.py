@@ -120,7 +120,7 @@ def _classes(folder: Path, root: Path) -> tuple[tuple[str, ...], list[Picture]]:
         raise ScenarioError(f"no picture in {str(folder)!r}; expected in {str(root)!r}: {LEVELS}")
     for each, pictures in zip(folders, found, strict=True):
         if not pictures:
-            raise ScenarioError(f"class folder {str(each)!r} has no picture; take it away")
+            raise ScenarioError(f"class folder {str(each)!r} has no picture; remove it")
     if not any(next(_pictures(each, deep=False), None) for each in folders):
         level = folders[0] if len(folders) == 1 else Path(found[0][0]).parent.parent
         raise ScenarioError(
@@ -149,7 +149,7 @@ def _pictures(
     """Files that are pictures by their names, at any depth if ``deep``."""
     real = os.path.realpath(folder)
     if real in above:
-        raise ScenarioError(f"{str(folder)!r} is a link to a folder above it; take it away")
+        raise ScenarioError(f"{str(folder)!r} is a link to a folder above it; remove it")
     for entry in _entries(folder):
         dot, suffix = entry.name.rpartition(".")[1:]
         kind = (dot + suffix).lower()
@@ -160,7 +160,7 @@ def _pictures(
             raise ScenarioError(f"{entry.path!r}: {kind} is not decoded; save it as PNG or JPEG")
         elif kind in SUFFIXES:
             if not entry.is_file():
-                raise ScenarioError(f"{entry.path!r} is a broken link, or no file; take it away")
+                raise ScenarioError(f"{entry.path!r} is a broken link, or no file; remove it")
             yield entry.path
 
 

@@ -102,7 +102,7 @@ def _reason(file: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read: {error.strerror}"
     if file.stat().st_size == 0:
-        return "is empty (0 bytes); get it anew, or take it away"
+        return "is empty (0 bytes); get it again, or remove it"
     if isinstance(error, UnidentifiedImageError):
         return f"is no picture of a known format ({', '.join(FORMATS)})"
-    return f"cannot be decoded: {first_line(error)}; get it anew, or take it away"
+    return f"cannot be decoded: {first_line(error)}; get it again, or remove it"

@@ -126,5 +126,5 @@ def _unpack(file: Path, root: Path, folder: str) -> None:
         shutil.unpack_archive(file, Path(temporary, folder), filter="data")
         for content in Path(temporary).iterdir():
             if (place := root / content.name).exists():
-                raise DownloadError(f"{str(place)!r} is there and is not whole; take it away")
+                raise DownloadError(f"{str(place)!r} is there and is not whole; remove it")
             content.rename(place)

@@ -121,7 +121,7 @@ class Published:
         for file in layout.files:
             if not (root / file).exists():
                 raise ScenarioError(
-                    f"{self.title} is not whole: {str(root / file)!r} does not exist; get it anew "
+                    f"{self.title} is not whole: {str(root / file)!r} does not exist; get it again "
                     f"from {self.page}"
                 )
         return root, layout
@@ -163,7 +163,7 @@ class Published:
             if found.get(part) != count:
                 raise ScenarioError(
                     f"{self.title} in {str(root)!r} has {found.get(part, 0)} {part} images, "
-                    f"{count} were published; get it anew from {self.page}"
+                    f"{count} were published; get it again from {self.page}"
                 )
 
 
@@ -276,7 +276,7 @@ def _verified(found: Published, root: Path, load: Callable[[], Any]) -> Any:
 def _altered(found: Published, root: Path) -> str:
     return (
         f"{found.title} in {str(root)!r} is not as published: the MD5 sum of one of its files "
-        f"differs; get it anew from {found.page}"
+        f"differs; get it again from {found.page}"
     )
 
 
@@ -346,5 +346,5 @@ def _idx(found: Published, file: Path, dimensions: int) -> NDArray[np.uint8]:
         return np.frombuffer(content, np.uint8, offset=4 * len(head)).reshape(head[1:])
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise ScenarioError(
-            f"{str(given)!r} of {found.title} is damaged: {error}; get it anew from {found.page}"
+            f"{str(given)!r} of {found.title} is damaged: {error}; get it again from {found.page}"
         ) from error

@@ -191,7 +191,7 @@ def _where(options: Options) -> tuple[torch.device, int, Store]:
     if options.executor not in (known := [AUTO, *executors()]):
         raise PlanError(unknown("executor", options.executor, known))
     if options.address is not None and options.executor != "ray":
-        raise PlanError("--address is of a Ray cluster; add --executor ray")
+        raise PlanError("--address names a Ray cluster; add --executor ray")
     place = find_device(options.device)
     sharing = options.workers or (1 if options.executor == AUTO else torch.get_num_threads())
     threads = options.threads or max(1, torch.get_num_threads() // sharing)

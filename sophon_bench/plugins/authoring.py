@@ -71,9 +71,9 @@ def _check_name(kind: Kind, name: str) -> None:
 
 def _check_module(name: str, module: str) -> None:
     if keyword.iskeyword(module):
-        raise AuthoringError(f"{name!r} is a word of Python's; choose another name")
+        raise AuthoringError(f"{name!r} is a Python keyword; choose another name")
     if module.startswith("test_") or module.endswith("_test"):
-        raise AuthoringError(f"pytest would take {module}.py for a test; choose another name")
+        raise AuthoringError(f"pytest would collect {module}.py as a test; choose another name")
     if module in sys.stdlib_module_names or importlib.util.find_spec(module) is not None:
         raise AuthoringError(
             f"{module}.py would hide the installed Python module {module!r}; choose another name, "

@@ -256,7 +256,7 @@ def _altered(record: ModelRecord | Asked | Cell, line: Line) -> str | None:
         return "its hash is missing; have 'sophon-bench run --json' write the file again"
     # Of what is there, not of `record`: fields that a later version adds have no value in it.
     if content_key(line.plain) != line.sha256:
-        return "its hash is another, so that it was edited"
+        return "its hash does not match: it was edited"
     if isinstance(record, Cell) and not record.curve.even:
         return "the lists of its curve differ in length"
     return None if isinstance(record, Asked) else misnamed(record)

@@ -35,7 +35,7 @@ def declaration_problem(entry: Entry) -> str | None:
     except Exception as error:
         return f"{type(error).__name__} with the default hyperparameters: {error}"
     if again != trial.plugin:
-        return "the default hyperparameters do not survive the trip through a record"
+        return "the default hyperparameters are not the same once read from a record"
     return None
 
 

@@ -184,7 +184,7 @@ def _at_once(attack: AttackMany, bench: Bench, weights: Weights, seen: Twice) ->
         one, other = _scores(alone), _scores(found)
         if not (len(one) == len(other) and all(map(_close, one, other))):
             return (
-                f"run_many makes of {trial} another than run does (steps, units, scores: "
+                f"run_many gives other results for {trial} than run (steps, units, scores: "
                 f"{other[-1:]} at the end, alone {one[-1:]}); each trial has to see the same "
                 f"batches and draws as alone"
             )

@@ -190,7 +190,7 @@ def _verified(source: Source, root: Path, load: Callable[[], T]) -> T:
     except RuntimeError as error:  # torchvision's only word for an MD5 sum that differs
         raise ScenarioError(
             f"{source.title} in {str(root)!r} is not as published: the MD5 sum of one of "
-            f"{', '.join(source.files)} differs; get it anew from {source.page}"
+            f"{', '.join(source.files)} differs; get it again from {source.page}"
         ) from error
 
 
@@ -286,7 +286,7 @@ def _photograph(file: Path, size: int) -> NDArray[np.uint8]:
             return _square(image, size)
     except OSError as error:
         raise ScenarioError(
-            f"{str(file)!r} cannot be read as an image: {error}; get the file anew"
+            f"{str(file)!r} cannot be read as an image: {error}; get the file again"
         ) from error
 
 

@@ -214,7 +214,7 @@ def _kept(timesteps: Tensor) -> Tensor:
 
 def _predicted(predictor: Predictor, noisy: Tensor, timesteps: Tensor) -> Tensor:
     if not _takes_timesteps(predictor):
-        raise Incompatible("it predicts from images alone, and a denoiser is told the timestep too")
+        raise Incompatible("it predicts from images alone; a denoiser also gets the timestep")
     outputs = cast(Denoiser, predictor)(noisy, timesteps)
     if isinstance(outputs, Tensor) and outputs.shape == noisy.shape:
         return outputs
