@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
@@ -23,7 +23,7 @@ from sophon_bench.data.published import sets_in
 from sophon_bench.execution import runs
 from sophon_bench.execution.checkpoints import audited, inspect
 from sophon_bench.execution.plan import PlanError, setting_of
-from sophon_bench.leaderboard import answers, audits, entries
+from sophon_bench.leaderboard import answers, audits, entries, zoo
 from sophon_bench.leaderboard.columns import records
 from sophon_bench.leaderboard.frozen import published
 from sophon_bench.models import weight_files
@@ -40,10 +40,10 @@ from sophon_bench.results.records import Records
 from sophon_bench.results.store import Store, StoreError, default_root
 from sophon_bench.testing import Finding
 
-if TYPE_CHECKING:
-    from pandas import Series
-
 __all__ = ["Report", "Results", "Verdict", "audit", "check", "load_model", "load_results", "run"]
+
+PUBLISHED = "published/"
+"""Begins the names of entries and models that are published."""
 
 BACKBONE = runs.DEFAULT_BACKBONES["classification"]
 
@@ -145,11 +145,11 @@ def load_results(source: str | Path) -> Results:
         UnknownName: If no entry has that name.
     """
     text, path = str(source), Path(source)
-    if text == "published":
+    if text == PUBLISHED.rstrip("/"):
         return Results.of(Records.joined(entry.records for entry in entries.published()))
-    if text.startswith("published/"):
+    if text.startswith(PUBLISHED):
         known = {entry.name: entry for entry in entries.published()}
-        name = text.removeprefix("published/")
+        name = text.removeprefix(PUBLISHED)
         if name not in known:
             raise StoreError(unknown("published entry", name, known))
         return Results.of(known[name].records)
@@ -159,57 +159,65 @@ def load_results(source: str | Path) -> Results:
 
 
 def load_model(
-    results: Results,
-    defense: str,
-    seed: int = 0,
+    source: Results | str,
+    defense: str | None = None,
+    seed: int | None = None,
     *,
     scenario: str | None = None,
     backbone: str | None = None,
+    store: str | Path | None = None,
 ) -> Model:
-    """The released model of a defense, in train mode on the CPU.
+    """A released model, in train mode on the CPU: of results, or a published one.
+
+    A published one is found by the SHA-256 that its record has. Where weights of the same recipe
+    and seed were made again on another processor, and the very ones are nowhere, these are
+    returned with a warning that says how they differ.
 
     Args:
-        results: Of `run`, or of a store's directory: models are in no other file.
-        defense: Its selector, as in ``results.models["defense"]``.
-        seed: Of the model.
+        source: Results of `run`, or of a store's directory: models are in no other file. Or
+            ``published/DEFENSE@SCENARIO``, with ``:seed=K`` behind it or without, as
+            ``sophon-bench models list`` shows them.
+        defense: Of results, the selector of the defense, as in ``results.models["defense"]``.
+        seed: Of the model; None: 0, or what the name says.
         scenario: Which one, where results have several.
-        backbone: The same.
+        backbone: The same; of a published model too.
+        store: Directory or URL of a store that has weights of published models, besides the one
+            that comes with the package; None: the user's own.
 
     Raises:
-        StoreError: If there is no such model, there are several, or its file is damaged.
+        StoreError: If there is no such model, there are several, or its weights are nowhere here
+            or damaged.
     """
-    if results.store is None:
+    if isinstance(source, str):
+        if not source.startswith(PUBLISHED):
+            raise StoreError(
+                f"load_model takes results, or the name of a published model such as "
+                f"'{PUBLISHED}sophon-ice@glyphs-digits'; got {source!r}"
+            )
+        name = source.removeprefix(PUBLISHED)
+        wanted = zoo.named(name, zoo.published(), seed=seed, backbone=backbone)
+        copy = zoo.needed(wanted, zoo.places(store))
+        if not copy.as_published:
+            warnings.warn(copy.difference, stacklevel=2)
+        return zoo.load(copy)
+    if source.store is None:
         raise StoreError("these results are of a file, which holds no models; load their store")
-    found = results.models[results.models["kind"] == "released"]
+    found = source.models[source.models["kind"] == "released"]
     for column, value in (("scenario", scenario), ("backbone", backbone), ("defense", defense)):
         if value is not None:
             if value not in (known := set(found[column])):
                 raise StoreError(unknown(column, value, known))
             found = found[found[column] == value]
-    found = found[(found["seed"] == seed) & found["weights"].notna()]
+    found = found[(found["seed"] == (seed or 0)) & found["weights"].notna()]
     if len(found) != 1:
         raise StoreError(
-            f"{len(found)} models of {defense} and seed {seed}; say which scenario and backbone"
+            f"{len(found)} models of {defense} and seed {seed or 0}; say which scenario, backbone "
+            f"and defense"
             if len(found)
-            else f"no model of {defense} was made with seed {seed}"
+            else f"no model of {defense} was made with seed {seed or 0}"
         )
-    return _model(results.store, found.iloc[0])
-
-
-def _model(root: str | Path, row: Series) -> Model:
-    import torch
-
-    store = Store(root, reading=True)
-    architecture = runs.find_backbone(row["backbone"])
-    if isinstance(architecture, Backbone):  # what it started from is not needed any more
-        architecture = architecture.bare
-    setting = runs.find_setting(
-        row["scenario"], architecture.label, row["precision"], cache=store.data
-    )
-    outputs = setting.data.original.task.num_outputs
-    model = setting.backbone.build(outputs, torch.Generator(), fresh=True)
-    model.load_state_dict(store.weights(store.model(row["key"])))
-    return model
+    own = Store(source.store, reading=True)
+    return zoo.model(found.iloc[0]["backbone"], own.weights(own.model(found.iloc[0]["key"])))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

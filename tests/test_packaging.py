@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PACKAGED = (".py", ".yaml", ".html", ".css", ".js")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_the_wheel_has_all_plugins_and_suites_and_no_generic_top_level(wheel: Pa
     assert {p for p in packages if not p.endswith(".dist-info")} == {"sophon_bench"}
     for folder in ("attacks", "defenses", "leaderboard"):
         for file in (ROOT / folder).rglob("*"):
-            if file.suffix in (".py", ".yaml", ".html", ".css", ".js") and file.is_file():
+            if file.is_file() and (file.suffix in PACKAGED or "zoo" in file.parts):
                 assert f"sophon_bench/{file.relative_to(ROOT)}" in names
     assert "sophon_bench/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)

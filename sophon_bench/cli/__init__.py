@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from sophon_bench import __version__
-from sophon_bench.cli import costs, datasets, looking, running, submitting, telling
+from sophon_bench.cli import costs, datasets, looking, models, running, submitting, telling
 from sophon_bench.cli.common import Refused
 from sophon_bench.plugins.failures import Failure
 from sophon_bench.results.files import remedy
@@ -89,7 +89,7 @@ SECTIONS = {
         telling.table, telling.plot, telling.page, telling.cards, telling.pictures,
         telling.compare, costs.overhead,
     ),
-    "Look up": (looking.list_, looking.show, looking.info),
+    "Look up": (looking.list_, looking.show, looking.info, models.models),
     "Extend": (looking.new, looking.check, datasets.data),
     "Publish": (submitting.submit, submitting.verify, telling.freeze),
 }  # fmt: skip

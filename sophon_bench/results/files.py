@@ -79,6 +79,13 @@ class Folder:
         """Whether there is such a file."""
         return bool(self._fs.exists(self._inside(name)))
 
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None if there is no such file."""
+        try:
+            return int(self._fs.size(self._inside(name)))
+        except FileNotFoundError:
+            return None
+
     def names(self, name: str, suffix: str) -> list[str]:
         """Names with that suffix in a folder inside, in order; none if there is no such folder."""
         try:
@@ -130,6 +137,13 @@ class LocalFolder(Folder):
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
         return os.path.exists(self.place(name))  # noqa: PTH110 - a Path for each is slow
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None if there is no such file."""
+        try:
+            return Path(self.place(name)).stat().st_size
+        except FileNotFoundError:
+            return None
 
     def read(self, name: str) -> bytes:
         """What is in a file: of 100 000, file objects and their buffers take half the time."""

@@ -208,6 +208,10 @@ class Store:
         from safetensors.torch import save
 
         content = save({name: t.detach().cpu().contiguous() for name, t in weights.items()})
+        return self.put_weights_file(content)
+
+    def put_weights_file(self, content: bytes) -> str:
+        """Write a file of safetensors under its SHA-256, and return that."""
         digest = hashlib.sha256(content).hexdigest()
         self._files.write(f"models/{digest}.safetensors", content)
         return digest
@@ -216,18 +220,39 @@ class Store:
         """The state dict of a made model, on the CPU.
 
         Raises:
-            StoreError: If the file is missing or is not the one that the record describes.
+            StoreError: If the file is missing, is not the one that the record describes, or is no
+                file of safetensors.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load
 
-        name = f"models/{record.weights}.safetensors"
-        content = _content(self._files, name)
+        content = self.weights_file(record)
+        try:
+            return load(content)
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise StoreError(f"{self.weights_place(record)!r} is no file of safetensors") from error
+
+    def weights_file(self, record: ModelRecord) -> bytes:
+        """The content of the safetensors file of a made model.
+
+        Raises:
+            StoreError: If the file is missing or is not the one that the record describes.
+        """
+        content = _content(self._files, _weights_name(record))
         if hashlib.sha256(content).hexdigest() != record.weights:
             raise StoreError(
-                f"{self._files.place(name)!r} is not the file that its record describes (SHA-256 "
-                f"differs); delete it and models/{record.key}.json to have it made again"
+                f"{self.weights_place(record)!r} is not the file that its record describes "
+                f"(SHA-256 differs); delete it and models/{record.key}.json to have it made again"
             )
-        return load(content)
+        return content
+
+    def weights_size(self, record: ModelRecord) -> int | None:
+        """Bytes of the safetensors file of a made model; None if it is not there."""
+        return self._files.size(_weights_name(record))
+
+    def weights_place(self, record: ModelRecord) -> str:
+        """The path or URL of the safetensors file of a made model."""
+        return self._files.place(_weights_name(record))
 
     def _manifests(self) -> list[Manifest]:
         return [Manifest(self._files, f"runs/{n}") for n in self._files.names("runs", ".jsonl")]
@@ -244,6 +269,10 @@ class Store:
 
 CELLS = msgspec.json.Decoder(Cell)
 MODELS = msgspec.json.Decoder(ModelRecord)
+
+
+def _weights_name(record: ModelRecord) -> str:
+    return f"models/{record.weights}.safetensors"
 
 
 def _prepare(files: Folder) -> None:
