@@ -238,7 +238,7 @@ def test_the_list_says_what_is_here(published: Records, made: Path) -> None:
     assert (unknown.exit_code, "did you mean 'acme'" in unknown.stderr) == (2, True)
 
 
-SHIPPED = ("none", "sophon-ice")
+SHIPPED = ("none", "sophon-ice", "sophon-klu", "sophon-wide")
 
 
 def test_the_package_comes_with_small_models_that_their_records_describe() -> None:
@@ -255,7 +255,7 @@ def test_the_package_comes_with_small_models_that_their_records_describe() -> No
         assert store.weights(record)
         assert (record.provenance.dirty, record.seed) == (False, 0)
         if record.defense is not None:
-            assert abs(record.original - told[record.key].original) < 0.02
+            assert abs(record.original - told[record.key].original) < 0.03
 
 
 @pytest.mark.parametrize("defense", SHIPPED)
