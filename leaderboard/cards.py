@@ -11,7 +11,7 @@ from sophon_bench.leaderboard.columns import NOTHING, Column, Row, frame, percen
 from sophon_bench.leaderboard.layout import HEAD, Key
 from sophon_bench.leaderboard.names import Attacks, Legend
 from sophon_bench.leaderboard.recipe import Recipe
-from sophon_bench.leaderboard.render import Place, Table, to_markdown
+from sophon_bench.leaderboard.render import Place, Table, markdown_text, to_markdown
 from sophon_bench.leaderboard.tables import Gaps
 from sophon_bench.leaderboard.templates import rendered
 from sophon_bench.results import Results
@@ -78,6 +78,7 @@ def cards(
         command=command,
         provenance=provenance,
         span=span,
+        text=markdown_text,
         unmeasured=UNMEASURED,
     )
 

@@ -25,7 +25,15 @@ from sophon_bench.leaderboard.columns import (
     span,
 )
 from sophon_bench.leaderboard.names import Legend
-from sophon_bench.leaderboard.render import Flat, Place, Table, to_console, to_json, to_markdown
+from sophon_bench.leaderboard.render import (
+    Flat,
+    Place,
+    Table,
+    markdown_text,
+    to_console,
+    to_json,
+    to_markdown,
+)
 from sophon_bench.plugins.registry import unknown
 from sophon_bench.plugins.suites import read_document
 
@@ -229,8 +237,8 @@ def text(result: Comparison) -> str:
 def markdown(result: Comparison) -> str:
     """In GitHub's Markdown."""
     tables = [to_markdown(places).rstrip()] if (places := _places(result)) else []
-    parts = [f"## {verdict(result)}", *tables, *_remarks(result), f"{summary(result)}\n"]
-    return "\n\n".join(parts)
+    remarks = [*map(markdown_text, _remarks(result)), f"{markdown_text(summary(result))}\n"]
+    return "\n\n".join([f"## {markdown_text(verdict(result))}", *tables, *remarks])
 
 
 def github(result: Comparison) -> str:

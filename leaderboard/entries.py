@@ -21,13 +21,14 @@ from sophon_bench.results import documents
 from sophon_bench.results.files import write_atomic
 from sophon_bench.results.records import Record, Records
 from sophon_bench.results.store import StoreError
+from sophon_bench.results.untrusted import LARGEST_ENTRY, UNSEEN, printable
 
 PUBLISHED = Path(__file__).parent / "results"
 
 Label = Literal["self-reported", "spot-checked", "reproduced"]
 
-Line = Annotated[str, msgspec.Meta(min_length=1, max_length=300, pattern=r"^[^\x00-\x1f\x7f]*$")]
-"""One line of text."""
+Line = Annotated[str, msgspec.Meta(min_length=1, max_length=300, pattern=rf"\A[^{UNSEEN}]*\Z")]
+"""One line of text, whose characters can be seen."""
 
 
 class EntryError(StoreError):
@@ -50,9 +51,11 @@ class Head(Record, frozen=True, kw_only=True):
     name: Annotated[str, msgspec.Meta(pattern=NAME, max_length=NAME_LENGTH)]
     title: Line
     authors: Annotated[list[Line], msgspec.Meta(min_length=1, max_length=50)]
-    link: Annotated[str, msgspec.Meta(pattern=r"^https://[^\s<>\"'\\]+$", max_length=300)]
+    link: Annotated[
+        str, msgspec.Meta(pattern=rf"\Ahttps://[^\s<>\"'\\{UNSEEN}]+\Z", max_length=300)
+    ]
     label: Label = "self-reported"
-    submitted: Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\d$")]
+    submitted: Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}\Z")]
 
 
 class Entry(Head, frozen=True, kw_only=True, gc=True):
@@ -83,14 +86,15 @@ def read(file: Path) -> Entry:
             names the record that is damaged or missing.
     """
     try:
-        head, found = documents.read_file(file)
+        head, found = documents.read_file(file, LARGEST_ENTRY)
         if head is None:
             raise StoreError(f"{str(file)!r} is not an entry of 'sophon-bench submit'")
         entry = Entry.of(head, found)
     except StoreError as error:
         raise EntryError(str(error)) from error
     except msgspec.ValidationError as error:
-        raise EntryError(f"{str(file)!r} is not an entry: {error}") from error
+        words = printable(str(error))
+        raise EntryError(f"{str(file)!r} is not an entry: {words}") from error
     if file.name != f"{entry.name}.jsonl":
         raise EntryError(f"{str(file)!r} says that its name is {entry.name!r}; call it so")
     return entry

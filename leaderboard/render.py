@@ -197,21 +197,28 @@ def to_markdown(places: Iterable[Place]) -> str:
 
 
 def _markdown(place: Place) -> Iterator[str]:
-    yield f"### {place.title}"
+    yield f"### {markdown_text(place.title)}"
     if place.verdict:
         yield _one_cell(place.verdict)
     for table in place.tables:
-        yield f"**{table.title}**"
+        yield f"**{markdown_text(table.title)}**"
         loud = [[f"**{cell}**" for cell in line] for line in table.lines("loud", "md")]
         lines = [*table.lines("quiet", "md"), *table.lines("body", "md"), *loud]
         escaped = [[_one_cell(cell) for cell in line] for line in [table.headers("md"), *lines]]
         yield _tabulated(escaped[1:], escaped[0], "pipe")
-        yield from table.notes
+        yield from map(markdown_text, table.notes)
 
 
 def _one_cell(text: str) -> str:
     """Reasons are anybody's words: a bar or a new line in one would end its cell."""
-    return " ".join(text.splitlines()).replace("|", r"\|")
+    return " ".join(markdown_text(text).splitlines()).replace("|", r"\|")
+
+
+def markdown_text(text: str) -> str:
+    """Anybody's words in Markdown: no HTML, no code, no link, no image, no address of a link."""
+    text = text.replace("\\", r"\\").replace("<", "&lt;").replace("`", r"\`")
+    text = re.sub(r"\](?=[(\[])", r"]\\", text)
+    return re.sub(r"(?<!\S)\[(?=[^\[\]]*\]:)", r"\\[", text)
 
 
 LATEX = {
@@ -220,9 +227,10 @@ LATEX = {
     "<": r"$<$", ">": r"$>$", "→": r"$\to$", "≤": r"$\le$", "₀": "$_0$",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     **{chr(sign): f"$^{chr(digit)}$" for digit, sign in SUPERSCRIPTS.items()},
-    "\ue000": r"\textbf{", "\ue001": "}",
+    "\ue000": r"\textbf{", "\ue001": "}", "\ue002": "{}",
 }  # fmt: skip
-"""What LaTeX does not print as it is; the last two are around what is bold."""
+"""What LaTeX does not print as it is. The last three are around what is bold, and before a line
+that begins with a bracket: the end of the line above would take it for its own."""
 
 HIDDEN = {ord(sign): chr(0xE100 + number) for number, sign in enumerate(LATEX)}
 SHOWN = {0xE100 + number: text for number, text in enumerate(LATEX.values())}
@@ -244,12 +252,18 @@ def _latex(place: Place, table: Table) -> str:
     lines: list[Any] = []
     for group in filter(None, [table.lines("quiet", "latex"), _with_best(table), loud]):
         lines += [SEPARATING_LINE] * bool(lines)
-        lines += [[cell.translate(HIDDEN) for cell in line] for line in group]
+        lines += [[cell.translate(HIDDEN) for cell in _guarded(line)] for line in group]
     headers = [header.translate(HIDDEN) for header in table.headers("latex")]
     drawn = _tabulated(lines, headers, "latex_booktabs")
     caption = ". ".join([f"{place.title}. {table.title}", *table.notes]).translate(HIDDEN)
     text = f"\\begin{{table}}\n\\caption{{{caption}}}\n{drawn}\n\\end{{table}}\n"
     return text.translate(SHOWN)
+
+
+def _guarded(line: Sequence[str]) -> Iterator[str]:
+    first, *others = line
+    yield f"\ue002{first}" if first.startswith("[") else first
+    yield from others
 
 
 def _bold(text: str) -> str:

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 from sophon_bench.leaderboard import entries, finding, frozen, layout, provenance, tables, vega
@@ -72,7 +73,7 @@ def _shown(number: int, place: Place) -> str:
     light, dark = (_picture(number, theme) for theme in vega.THEMES)
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{place.title}: {place.verdict}"></picture>\n'
+        f'<img src="{light}" alt="{escape(f"{place.title}: {place.verdict}")}"></picture>\n'
     )
 
 

@@ -716,7 +716,7 @@ def test_github_gets_escaped_commands_and_a_summary(
     assert first.startswith(
         "::error title=regression in status::finetune against d (digits, n=200)"
     )
-    assert "50 %25%0Aof it, or: all" in first
+    assert r"50 %25\nof it, or: all" in first
     assert plain.output.splitlines()[-2] == "REGRESSION: 1 in 2 comparisons"
     summary = tmp_path / "summary.md"
     summary.write_text("before\n")

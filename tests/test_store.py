@@ -43,6 +43,7 @@ from sophon_bench.results.records import (
     protect_key,
 )
 from sophon_bench.results.store import Store, StoreError, is_store
+from sophon_bench.results.untrusted import printable
 from sophon_bench.seeding import derive_seed
 
 
@@ -304,9 +305,9 @@ def test_an_altered_record_is_named(
         ("cell", {"budget": 64}, "its attack, n, budget and domain"),
         ("cell", {"stretch": 10}, "its attack, n, budget and domain"),
         ("cell", {"domain": "shapes"}, "its attack, n, budget and domain"),
-        ("cell", {"model": "k"}, "its attack, n, budget and domain"),
-        ("model", {"key": "k"}, "does not follow from its defense"),
-        ("model", {"pretrained": "k"}, "does not follow from its defense"),
+        ("cell", {"model": "0" * 64}, "its attack, n, budget and domain"),
+        ("model", {"key": "0" * 64}, "does not follow from its defense"),
+        ("model", {"pretrained": "0" * 64}, "does not follow from its defense"),
         ("model", {"defense": None}, "not both"),
     ],
 )
@@ -393,7 +394,10 @@ curves = st.lists(
 )
 
 
-@given(curves, st.text(), st.lists(st.text(), max_size=2), st.booleans())
+seen = st.text().map(printable)
+
+
+@given(curves, seen, st.lists(seen, max_size=2), st.booleans())
 def test_any_records_survive_both_forms_of_a_file(
     curve: list[Point], reason: str, suites: list[str], derived: bool
 ) -> None:
@@ -408,10 +412,11 @@ def test_any_records_survive_both_forms_of_a_file(
         "scenario": DataId(name="s", label="s", parameters={}, revision="r"), "backbone": "b",
         "precision": "fp32", "seed": 0, "status": "ok", "provenance": run,
     }  # fmt: skip
-    key = protect_key("p", plugin)
+    before = "0" * 64
+    key = protect_key(before, plugin)
     models = [
-        ModelRecord(key="p", **place),
-        ModelRecord(key=key, pretrained="p", defense=plugin, **place),
+        ModelRecord(key=before, **place),
+        ModelRecord(key=key, pretrained=before, defense=plugin, **place),
     ]
     own = {"samples": 9, "budget": 64, "domain": "d", "stretch": 1}
     cell = Cell(

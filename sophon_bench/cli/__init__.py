@@ -19,6 +19,7 @@ from sophon_bench.cli import costs, datasets, looking, models, running, submitti
 from sophon_bench.cli.common import Refused
 from sophon_bench.plugins.failures import Failure
 from sophon_bench.results.files import remedy
+from sophon_bench.results.untrusted import printable
 
 
 class Group(click.Group):
@@ -45,7 +46,7 @@ class Group(click.Group):
             raise _refused(error) from error
         except Failure as error:
             kind = Refused if error.exit_code == Refused.exit_code else click.ClickException
-            raise kind(str(error)) from error
+            raise kind(printable(str(error))) from error
         except OSError as error:
             if error.errno in (None, errno.EPIPE):
                 raise
@@ -80,7 +81,7 @@ def _refused(error: click.UsageError) -> click.ClickException:
 
 
 def _warn(message: Warning | str, *_rest: Any, **_named: Any) -> None:
-    click.echo(f"warning: {message}", err=True)
+    click.echo(f"warning: {printable(str(message))}", err=True)
 
 
 SECTIONS = {

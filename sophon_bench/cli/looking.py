@@ -110,8 +110,8 @@ def _said(value: object) -> str:
 def check(file: Path, name: str | None, backbone: str) -> int:
     """Check that the plugins of a file keep the contract, in seconds.
 
-    Runs every attack, defense and scenario of the file with its defaults on a small bench. A
-    backbone with dropout hides draws from the global generator.
+    The file is executed: every attack, defense and scenario runs with its defaults on a small
+    bench. A backbone with dropout hides draws from the global generator.
 
     \b
     Examples:

@@ -175,7 +175,7 @@ def directory(help: str) -> Decorator:
 
 def plugins(*, expose: bool = False) -> Decorator:
     """``--plugin``, which loads the files; a command that hands them on gets the paths as well."""
-    words = "Load an attack, a defense or a scenario from a file. Repeatable."
+    words = "Load an attack, a defense or a scenario from a file; its code is executed. Repeatable."
     more = {"multiple": True, "metavar": "FILE.py", "callback": _load, "expose_value": expose}
     return path("--plugin", words, **more)
 

@@ -31,6 +31,7 @@ from sophon_bench.results.records import (
     misnamed,
 )
 from sophon_bench.results.store import StoreError
+from sophon_bench.results.untrusted import LARGEST, LONGEST_LINE, parsed, printable
 
 KINDS: Mapping[str, type[Any]] = {"model": ModelRecord, "asked": Asked, "cell": Cell}
 """What a line may hold, by the name that it is under."""
@@ -40,6 +41,9 @@ PARTS = {"models": "model", "asked": "asked", "cells": "cell"}
 
 ENTRY = b'{"entry":'
 """What an entry begins with."""
+
+SHOWN = 100
+"""Characters of a label that an error shows."""
 
 Plain = Mapping[str, Any]
 """A record as JSON has it."""
@@ -100,17 +104,18 @@ def json_lines(head: Plain, records: Records) -> bytes:
     return "".join(f"{compact(line)}\n" for line in whole).encode()
 
 
-def read_file(source: str | Path) -> tuple[Plain | None, Records]:
+def read_file(source: str | Path, most: int = LARGEST) -> tuple[Plain | None, Records]:
     """The records in a file, each checked, and the head of an entry; None if it is of a run.
 
     Args:
         source: A path, or a URL that fsspec knows.
+        most: Bytes of the largest file that is read.
 
     Raises:
         StoreError: As `read`, or if it cannot be read.
     """
     try:
-        content = read_bytes(source)
+        content = read_bytes(source, most)
     except OSError as error:
         raise StoreError(f"{str(source)!r} cannot be read: {error.strerror or error}") from error
     return read(content, str(source))
@@ -132,12 +137,12 @@ def read(content: bytes, name: str) -> tuple[Plain | None, Records]:
             return _entry(content)
         return None, _run(content.decode())
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{name!r}: {error}") from error
+        raise StoreError(f"{name!r}: {printable(str(error))}") from error
 
 
 def _run(text: str) -> Records:
     try:
-        found = json.loads(text)
+        found = parsed(text)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         begun, end = text.lstrip()[:1] in ("", "{"), len(text.rstrip())
@@ -165,15 +170,19 @@ def _entry(content: bytes) -> tuple[Plain, Records]:
 
 
 def _line(number: int, text: bytes, kinds: Iterable[str]) -> Line:
+    if len(text) > LONGEST_LINE:
+        raise ValueError(f"line {number} has more than {LONGEST_LINE} bytes, and no more are read")
     try:
-        plain = json.loads(text)
+        plain = parsed(text)
         (kind,) = plain.keys() - {"sha256"}
         if kind not in kinds or not isinstance(plain[kind], dict):
             raise KeyError(kind)
         return Line(kind, plain[kind], plain.get("sha256"), f"line {number}")
     except (ValueError, KeyError, AttributeError, RecursionError) as error:
         known = " or ".join(kinds)
-        raise ValueError(f"line {number} is damaged: it is no JSON of {known}") from error
+        told = isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError)
+        reason = f" ({error})" if told else ""
+        raise ValueError(f"line {number} is damaged: it is no JSON of {known}{reason}") from error
 
 
 def _of_this_schema(version: Any) -> None:
@@ -198,8 +207,10 @@ def checked(found: Sequence[Line]) -> Records:
     for line in found:
         try:
             record = msgspec.convert(line.plain, KINDS[line.kind])
-            parts[line.kind][record.key] = record
             reason = _altered(record, line)
+            if (plain := printable(line.plain)) != line.plain:
+                record = msgspec.convert(plain, KINDS[line.kind])
+            parts[line.kind][record.key] = record
             if there[line.kind][record.key] > 1:
                 reason = "its key is there twice"
             made = getattr(record, "generated", None)
@@ -268,7 +279,8 @@ def _words(line: Line, found: Sequence[Line]) -> str:
     of_it = (other.plain for other in found if other.key and other.key == own.get("model"))
     model = next(of_it, own)
     plugins = [p for p in (own.get("attack"), model.get("defense")) if isinstance(p, dict)]
-    told = [" against ".join(str(plain.get("label")) for plain in plugins)] if plugins else []
+    labels = [str(plain.get("label"))[:SHOWN] for plain in plugins]
+    told = [" against ".join(labels)] if plugins else []
     told += [f"n={own['samples']}"] if "samples" in own else []
     told += [f"seed={model['seed']}"] if "seed" in model else []
     return ", ".join([*told, f"{line.kind} {line.key}"])

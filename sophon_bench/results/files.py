@@ -43,14 +43,23 @@ def is_url(place: str | Path) -> bool:
     return "://" in str(place) and not str(place).startswith(LOCAL)
 
 
-def read_bytes(place: str | Path) -> bytes:
+def read_bytes(place: str | Path, most: int) -> bytes:
     """What is in a file, at a path or a URL.
 
     Raises:
-        OSError: If it cannot be read.
+        OSError: If it cannot be read, or has more than ``most`` bytes.
     """
-    above, _, name = str(place).rpartition("/")
-    return folder(above).read(name) if is_url(place) else Path(place).read_bytes()
+    if is_url(place):
+        above, _, name = str(place).rpartition("/")
+        files = folder(above)
+        if (files.size(name) or 0) <= most:
+            return files.read(name)
+    else:
+        with Path(place).open("rb") as file:
+            content = file.read(most + 1)
+        if len(content) <= most:
+            return content
+    raise OSError(errno.EFBIG, f"it has more than {most} bytes, and no more are read")
 
 
 class Folder:

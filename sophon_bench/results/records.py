@@ -25,7 +25,16 @@ SCHEMA = 3
 
 Status = Literal["ok", "diverged", "skipped", "failed"]
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+"""Whole numbers that columns of a frame can hold."""
+
+Hash = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+"""A content key or a SHA-256: they are names of files."""
+
+Label = Annotated[str, msgspec.Meta(max_length=10_000)]
+"""A selector or a name."""
+
 Amount = Annotated[float, msgspec.Meta(ge=0)]
 
 
@@ -56,7 +65,7 @@ class Cost(Record, frozen=True, kw_only=True):
     units: Amount
     flops: Amount
     peak_bytes: Count | None = None
-    together: Annotated[int, msgspec.Meta(ge=1)] = 1
+    together: Positive = 1
 
 
 class Point(Record, frozen=True, kw_only=True):
@@ -71,7 +80,7 @@ class Point(Record, frozen=True, kw_only=True):
         second_test: Utility on the test split in its second rendering, if the domain has one.
     """
 
-    steps: int
+    steps: Count
     units: float
     seconds: float
     fit: float
@@ -87,7 +96,7 @@ class Curve(Record, frozen=True, kw_only=True):
     ``second_test`` is null where the domain has no second rendering.
     """
 
-    steps: list[int] = []
+    steps: list[Count] = []
     units: list[float] = []
     seconds: list[float] = []
     fit: list[float] = []
@@ -122,11 +131,11 @@ class PluginId(Record, frozen=True, kw_only=True, gc=True, dict=True):
     ``mechanism`` is what an attack works by: ``gradient``, ``function``, ``repair`` or ``noise``.
     """
 
-    name: str
-    label: str
+    name: Label
+    label: Label
     parameters: dict[str, Any]
     source: str
-    distribution: str
+    distribution: Label
     control: bool
     mechanism: str = "gradient"
 
@@ -158,8 +167,8 @@ class PluginId(Record, frozen=True, kw_only=True, gc=True, dict=True):
 class DataId(Record, frozen=True, kw_only=True):
     """Which scenario and which data: ``revision`` is a hash of every pixel and label."""
 
-    name: str
-    label: str
+    name: Label
+    label: Label
     parameters: dict[str, Any]
     revision: str
 
@@ -175,7 +184,7 @@ class Provenance(Record, frozen=True, kw_only=True):
     timm: str
     cuda: str | None
     device: str
-    threads: int
+    threads: Count
     finished: str
     compiled: str = "off"
 
@@ -208,7 +217,7 @@ class Generated(Record, frozen=True, kw_only=True):
         picture: The first of them in a row, a PNG in base64.
     """
 
-    count: Annotated[int, msgspec.Meta(ge=1)]
+    count: Positive
     frechet: float
     frechet_real: float
     classifier_score: float
@@ -243,14 +252,14 @@ class ModelRecord(Record, frozen=True, kw_only=True):
         contained: What the plugin did to the process around it and was undone, in sentences.
     """
 
-    key: str
+    key: Hash
     protocol: str = rules.VERSION
     protocol_digest: str = msgspec.field(default_factory=rules.digest)
     scenario: DataId
-    backbone: str
+    backbone: Label
     precision: str
-    seed: int
-    pretrained: str | None = None
+    seed: Count
+    pretrained: Hash | None = None
     defense: PluginId | None = None
     status: Status
     reason: str | None = None
@@ -264,7 +273,7 @@ class ModelRecord(Record, frozen=True, kw_only=True):
     generated: Generated | None = None
     sigma_ratios: Ratios | None = None
     gradient_ratios: Ratios | None = None
-    weights: str | None = None
+    weights: Hash | None = None
     contained: list[str] = []
     recipe: ChosenRecipe | None = None
     provenance: Provenance
@@ -290,23 +299,23 @@ class Cell(Record, frozen=True, kw_only=True):
         contained: What the attack did to the process around it and was undone, in sentences.
     """
 
-    key: str
+    key: Label
     protocol: str = rules.VERSION
     protocol_digest: str = msgspec.field(default_factory=rules.digest)
-    model: str
+    model: Hash
     attack: PluginId
-    domain: str
+    domain: Label
     role: Literal["restricted", "benign"] = "restricted"
-    samples: int
-    budget: int
-    stretch: Annotated[int, msgspec.Meta(ge=1)] = 1
-    test_examples: Annotated[int, msgspec.Meta(ge=1)]
+    samples: Count
+    budget: Count
+    stretch: Positive = 1
+    test_examples: Positive
     status: Status
     reason: str | None = None
     utility: str = "accuracy"
     trivial_loss: float | None = None
     generated: Generated | None = None
-    nonfinite_step: int | None = None
+    nonfinite_step: Count | None = None
     curve: Curve = Curve()
     cost: Cost | None = None
     contained: list[str] = []
@@ -325,7 +334,7 @@ class Asked(Record, frozen=True, kw_only=True):
         derived: Whether a search added it, going by the results of listed trials.
     """
 
-    key: str
+    key: Label
     suites: tuple[str, ...] = ()
     derived: bool = False
 

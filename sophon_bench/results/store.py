@@ -33,6 +33,7 @@ from sophon_bench.results.records import (
     content_key,
     dump,
 )
+from sophon_bench.results.untrusted import harmless, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -259,11 +260,11 @@ class Store:
 
     def _record(self, name: str, decoder: msgspec.json.Decoder[R]) -> R:
         try:
-            return decoder.decode(_content(self._files, name))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            place = self._files.place(name)
+            return decoder.decode(harmless(_content(self._files, name)))
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            place, reason = self._files.place(name), printable(str(error))
             raise StoreError(
-                f"record {place!r} is damaged ({error}); delete it to have it made again"
+                f"record {place!r} is damaged ({reason}); delete it to have it made again"
             ) from error
 
 
@@ -334,4 +335,12 @@ class Manifest:
             self._files.append(self.name, b"".join(b"\n" + dump(each) for each in new))
 
     def _lines(self) -> list[bytes]:
-        return _content(self._files, self.name).split(b"\n")
+        return [*map(_harmless, _content(self._files, self.name).split(b"\n"))]
+
+
+def _harmless(line: bytes) -> bytes:
+    """The line of a manifest with text that does nothing; none if that cannot be told."""
+    try:
+        return harmless(line)
+    except (ValueError, RecursionError):
+        return b""
