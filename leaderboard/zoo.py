@@ -29,6 +29,9 @@ from sophon_bench.results.store import Store, StoreError, default_root, is_store
 ZOO = Path(__file__).parent / "zoo"
 """The store that comes with the package."""
 
+LARGEST = 2**33
+"""Bytes of a file of weights at most."""
+
 PLACE = ("scenario", "backbone", "precision", "seed", "protocol", "pretrained")
 """What two records of one key have in common, besides the defense."""
 
@@ -214,7 +217,8 @@ def needed(released: Released, stores: Sequence[Store]) -> Copy:
     """The same, where there has to be one.
 
     Raises:
-        StoreError: If the weights are in none of the stores; says what makes them.
+        StoreError: If the weights are in none of the stores (says what makes them), or their file
+            is larger than `LARGEST`.
     """
     found = find(released, stores)
     if found is None:
@@ -223,6 +227,11 @@ def needed(released: Released, stores: Sequence[Store]) -> Copy:
             f"{released.title} is published in {' and '.join(released.entries)}, but its weights "
             f"(SHA-256 {released.record.weights}) are in none of {where}; name a store that has "
             f"them with --store, or make them again: {released.command}"
+        )
+    if found.size > LARGEST:
+        raise StoreError(
+            f"the weights of {released.title} in {str(found.store.root)!r} have {found.size} "
+            f"bytes; at most {LARGEST} are read"
         )
     return found
 

@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from safetensors.torch import save
 from sophon_bench.analysis import comparison
 from sophon_bench.cli import main
 from sophon_bench.execution.runs import find_backbone
-from sophon_bench.leaderboard import cards, compare, entries, tables
+from sophon_bench.leaderboard import cards, compare, entries, tables, zoo
 from sophon_bench.leaderboard.columns import Column
 from sophon_bench.leaderboard.entries import Entry, EntryError
 from sophon_bench.leaderboard.recipe import Recipe
@@ -34,11 +35,13 @@ from sophon_bench.leaderboard.render import Place, Table, markdown_text, to_late
 from sophon_bench.leaderboard.tables import Report
 from sophon_bench.models.architecture import BackboneError
 from sophon_bench.models.weight_files import CheckpointError, read
+from sophon_bench.plugins.registry import NAME_LENGTH
 from sophon_bench.results import Results, documents
 from sophon_bench.results.documents import json_lines, read_file
+from sophon_bench.results.pictures import HIGHEST, WIDEST
 from sophon_bench.results.records import Asked, Records, compact, content_key
 from sophon_bench.results.store import Store, StoreError
-from sophon_bench.results.untrusted import UNSEEN, harmless, parsed, printable
+from sophon_bench.results.untrusted import LARGEST, UNSEEN, harmless, parsed, printable
 
 HEAD = {
     "name": "acme", "title": "Acme", "authors": ["A. Author"], "link": "https://example.org",
@@ -382,6 +385,7 @@ def one(offsets: list[int], shape: list[int]) -> bytes:
 LIES = {
     "pickle": lambda marker: pickle.dumps(Payload(marker)),
     "torch.save": lambda marker: saved(Payload(marker)),
+    "a packed torch.save": lambda _: packed(torch.zeros(10**6)),
     "a header longer than the file": lambda _: header(b"{}", 2**62),
     "a header longer than 100 MB": lambda _: header(b"{" + b" " * 16, 2**27),
     "data beyond the end": lambda _: one([0, 2**40], [2**38]),
@@ -395,6 +399,17 @@ LIES = {
 def saved(payload: object) -> bytes:
     file = io.BytesIO()
     torch.save({"a": payload}, file)
+    return file.getvalue()
+
+
+def packed(payload: object) -> bytes:
+    """A file of torch.save that is a thousandth of what is in it."""
+    file = io.BytesIO()
+    archive = zipfile.ZipFile(io.BytesIO(saved(payload)))
+    with archive, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as into:
+        for name in archive.namelist():
+            into.writestr(name, archive.read(name))
+    assert len(file.getvalue()) < 10_000
     return file.getvalue()
 
 
@@ -446,3 +461,23 @@ def test_json_is_strict() -> None:
         parsed('[{"a": {"b": 1, "b": 1}}]')
     with pytest.raises(ValueError, match="20 digits"):
         parsed("1" * 21)
+
+
+@pytest.mark.parametrize(
+    ("what", "number"),
+    [
+        ("an entry", f"{entries.LARGEST_ENTRY // 2**20} MiB"),
+        ("a file of `run --json`", f"{LARGEST // 2**30} GiB"),
+        ("a record of an entry, which is a line", f"{documents.LONGEST_LINE // 2**20} MiB"),
+        ("a picture", f"{WIDEST} × {HIGHEST} pixels, 8.5 MB of base64"),
+        ("weights of a published model", f"{zoo.LARGEST // 2**30} GiB"),
+        (
+            "name of an entry, a plugin",
+            f"{NAME_LENGTH} characters: lower-case letters, digits, hyphens",
+        ),
+        ("a selector or name in a record", "10,000 characters"),
+    ],
+)
+def test_the_page_says_what_the_limits_are(what: str, number: str) -> None:
+    page = (Path(__file__).parent.parent / "docs/safety.md").read_text(encoding="utf-8")
+    assert f"| {what} | {number} |" in page

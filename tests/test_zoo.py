@@ -196,6 +196,15 @@ def test_a_damaged_file_is_never_loaded(published: Records, copy: Path, damage: 
 
 
 @pytest.mark.parametrize("where", ["path", "url"])
+def test_no_more_is_read_than_the_largest_weights_have(
+    published: Records, made: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr(zoo, "LARGEST", 1000)
+    with pytest.raises(StoreError, match="at most 1000 are read"):
+        sophon_bench.load_model(f"published/{NAME}", store=as_zoo(made, where))
+
+
+@pytest.mark.parametrize("where", ["path", "url"])
 def test_what_was_fetched_is_attacked_without_being_made_again(
     published: Records, made: Path, tmp_path: Path, where: str
 ) -> None:

@@ -13,6 +13,7 @@ import io
 import json
 import pickle
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -169,6 +170,11 @@ def _saved_by_torch(file: Path, content: bytes) -> dict[str, Tensor]:
     """The tensors of a file of torch.save, by names joined by dots."""
     import torch
 
+    if _grows(content):
+        raise CheckpointError(
+            f"{str(file)!r} would grow when it is unpacked, as no file of torch.save does; save "
+            f"the model's state_dict() anew"
+        )
     try:
         found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if isinstance(found, Mapping):
@@ -186,6 +192,17 @@ def _saved_by_torch(file: Path, content: bytes) -> dict[str, Tensor]:
         f"{str(file)!r} holds a {type(found).__name__}; expected tensors by name, as in "
         f"torch.save(model.state_dict(), {file.name!r})"
     )
+
+
+def _grows(content: bytes) -> bool:
+    """Whether an archive says that it holds more than its own size, or cannot be read."""
+    if not content.startswith(b"PK"):
+        return False
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return sum(part.file_size for part in archive.infolist()) > len(content)
+    except zipfile.BadZipFile:
+        return True
 
 
 def _named(found: Mapping[Any, Any], depth: int = 0) -> Iterator[tuple[str, Tensor]]:
