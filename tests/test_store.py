@@ -278,7 +278,7 @@ def second(content: dict[str, Any]) -> dict[str, Any]:
         (lambda d: second(d).pop("budget"), "budget"),
         (lambda d: second(d).update(status=7), "status"),
         (lambda d: second(d).update(samples=-1.5), "samples"),
-        (lambda d: second(d)["curve"]["test"].__setitem__(0, math.nan), "not JSON compliant"),
+        (lambda d: second(d)["curve"]["test"].__setitem__(0, math.nan), "Expected `float`"),
         (lambda d: d["cells"].append(second(d)), "there twice"),
         (lambda d: d["hashes"]["cells"].pop(second(d)["key"]), "hash is missing"),
     ],
@@ -381,7 +381,7 @@ def test_records_refuse_unknown_fields_and_nan(make_cell: MakeCell) -> None:
         dump(make_cell(curve=[(1.0, float("nan"), 0.5)]).cell)
 
 
-utilities = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=8, max_size=8)
+utilities = st.lists(st.floats(-1e40, 1e40), min_size=8, max_size=8)
 curves = st.lists(
     st.builds(
         lambda steps, values: Point(

@@ -114,6 +114,8 @@ HOSTILE_ENTRIES: dict[str, tuple[Change, str]] = {
     "Infinity": (swap(BUDGET, '"budget":Infinity'), "damaged"),
     "1e999": (swap(BUDGET, '"budget":1e999'), "damaged"),
     "digits": (swap(BUDGET, f'"budget":1{"0" * 5000}'), "20 digits"),
+    "a number": (swap('"test":[0.5]', '"test":[1e41]'), "test"),
+    "an amount": (edit("model", lambda model: model["cost"].update(flops=1e41)), "flops"),
     "deep": (swap(BUDGET, f'"budget":{"[" * 10**5}{"]" * 10**5}'), "damaged"),
     "a seed": (edit("model", lambda model: model.update(seed=2**63)), "seed"),
     "weights that climb": (weights("../../x"), "weights"),

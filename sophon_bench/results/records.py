@@ -35,7 +35,9 @@ Hash = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Label = Annotated[str, msgspec.Meta(max_length=10_000)]
 """A selector or a name."""
 
-Amount = Annotated[float, msgspec.Meta(ge=0)]
+Number = Annotated[float, msgspec.Meta(ge=-1e40, le=1e40)]
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e40)]
+"""Numbers that single precision has, so that a sum of their squares is finite."""
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -97,13 +99,13 @@ class Curve(Record, frozen=True, kw_only=True):
     """
 
     steps: list[Count] = []
-    units: list[float] = []
-    seconds: list[float] = []
-    fit: list[float] = []
-    validation: list[float] = []
-    selection: list[float] = []
-    test: list[float] = []
-    second_test: list[float] | None = None
+    units: list[Number] = []
+    seconds: list[Number] = []
+    fit: list[Number] = []
+    validation: list[Number] = []
+    selection: list[Number] = []
+    test: list[Number] = []
+    second_test: list[Number] | None = None
 
     @classmethod
     def of(cls, points: Sequence[Point]) -> Curve:
@@ -195,9 +197,9 @@ class Ratios(Record, frozen=True, kw_only=True):
     None as a ratio: not finite.
     """
 
-    smallest: float | None
+    smallest: Number | None
     smallest_at: str
-    largest: float | None
+    largest: Number | None
     largest_at: str
 
 
@@ -218,12 +220,12 @@ class Generated(Record, frozen=True, kw_only=True):
     """
 
     count: Positive
-    frechet: float
-    frechet_real: float
-    classifier_score: float
+    frechet: Number
+    frechet_real: Number
+    classifier_score: Number
     picture: str
-    fid: float | None = None
-    fid_real: float | None = None
+    fid: Number | None = None
+    fid_real: Number | None = None
 
 
 class ModelRecord(Record, frozen=True, kw_only=True):
@@ -265,11 +267,11 @@ class ModelRecord(Record, frozen=True, kw_only=True):
     reason: str | None = None
     note: str | None = None
     cost: Cost | None = None
-    original: float | None = None
-    original_second: float | None = None
-    original_validation: float | None = None
-    restricted: float | None = None
-    trivial_loss: float | None = None
+    original: Number | None = None
+    original_second: Number | None = None
+    original_validation: Number | None = None
+    restricted: Number | None = None
+    trivial_loss: Number | None = None
     generated: Generated | None = None
     sigma_ratios: Ratios | None = None
     gradient_ratios: Ratios | None = None
@@ -313,7 +315,7 @@ class Cell(Record, frozen=True, kw_only=True):
     status: Status
     reason: str | None = None
     utility: str = "accuracy"
-    trivial_loss: float | None = None
+    trivial_loss: Number | None = None
     generated: Generated | None = None
     nonfinite_step: Count | None = None
     curve: Curve = Curve()
