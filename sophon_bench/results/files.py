@@ -6,12 +6,27 @@ import contextlib
 import errno
 import gc
 import os
+import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from sophon_bench.plugins.failures import BadInput
+
 LOCAL = "file://"
+
+EXTRAS = {"s3": "s3", "s3a": "s3"}
+"""The extra that brings the library for a kind of URL, where the installation alone does not."""
+
+BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
+"""Kinds of URL that have no folders; making one there would make a bucket."""
+
+PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
+"""Where a URL holds a name and a password."""
+
+AT_ONCE = 64
+"""Files that are asked for at once, where a file system can."""
 
 
 @contextlib.contextmanager
@@ -34,8 +49,28 @@ class WriteError(OSError):
 
 
 def folder(root: str | Path) -> Folder:
-    """The folder at a path of this machine, or at a URL of any kind that fsspec knows."""
-    return Folder(str(root)) if is_url(root) else LocalFolder(str(root).removeprefix(LOCAL))
+    """The folder at a path of this machine, or at a URL of any kind that fsspec knows.
+
+    Raises:
+        BadInput: For a URL that holds a password, or is of a kind that cannot be opened.
+    """
+    if not is_url(root):
+        return LocalFolder(str(root).removeprefix(LOCAL))
+    kind = str(root).partition("://")[0]
+    if PASSWORD.search(str(root)):
+        raise BadInput(
+            f"a URL {kind}://… with a password in it is refused: records and messages may show it. "
+            f"Give credentials by the environment or a file (for S3, AWS_ACCESS_KEY_ID and "
+            f"AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
+        )
+    try:
+        return Folder(str(root))
+    except ImportError as error:
+        extra = EXTRAS.get(kind)
+        remedy = f"pip install 'sophon-bench[{extra}]'" if extra else str(error)
+        raise BadInput(f"{str(root)!r} cannot be opened: {remedy}") from error
+    except ValueError as error:
+        raise BadInput(f"{str(root)!r} cannot be opened: {error}") from error
 
 
 def is_url(place: str | Path) -> bool:
@@ -69,6 +104,7 @@ class Folder:
         self.root = url.rstrip("/")
         self._fs: Any
         self._fs, self._path = url_to_fs(self.root)
+        self._fs.dircache.use_listings_cache = False  # others write too
         self.shared: bool = self._fs.protocol != "memory"
 
     def place(self, name: str) -> str:
@@ -91,18 +127,49 @@ class Folder:
         """What is in a file."""
         return bytes(self._fs.cat_file(self._inside(name)))
 
+    def contents(self, names: Sequence[str]) -> Iterator[bytes]:
+        """What is in each of several files; over a network many are under way at once."""
+        for start in range(0, len(names), AT_ONCE):
+            batch = names[start : start + AT_ONCE]
+            places = [self._inside(name) for name in batch]
+            found = self._fs.cat_ranges(places, None, None, on_error="return")
+            for name, content in zip(batch, found, strict=True):
+                yield bytes(content) if not isinstance(content, Exception) else self.read(name)
+
     def make(self, name: str) -> None:
-        """Make a folder inside, and those above it."""
-        with _named(self.place(name)):
-            self._fs.makedirs(self._inside(name), exist_ok=True)
+        """Make a folder inside, and those above it, where there are folders."""
+        kinds = self._fs.protocol
+        if BUCKETS.isdisjoint([kinds] if isinstance(kinds, str) else kinds):
+            with _named(self.place(name)):
+                self._fs.makedirs(self._inside(name), exist_ok=True)
 
     def write(self, name: str, content: bytes) -> None:
         """Make or replace a file."""
         with _named(self.place(name)):
             self._fs.pipe_file(self._inside(name), content)
 
+    def create(self, name: str, content: bytes) -> bool:
+        """Make a file, and say so, unless there is one: of several writers the first wins.
+
+        Where the file system cannot tell, as a server without conditional puts, one that writes at
+        the same time may win; what then stands there is whole too.
+        """
+        try:
+            with _named(self.place(name)):
+                self._fs.pipe_file(self._inside(name), content, mode="create")
+        except WriteError as error:
+            if self.exists(name):
+                return False
+            if error.errno not in UNKNOWN:
+                raise
+            self.write(name, content)
+        return True
+
     def append(self, name: str, content: bytes) -> None:
-        """Add to the end of a file; after a crash a part of it may be there."""
+        """Add to the end of a file; after a crash a part of it may be there.
+
+        Where files are put as a whole, what another process adds at the same time may be lost.
+        """
         self.write(name, self.read(name) + content)
 
     def probe(self, name: str, count: int) -> None:
@@ -112,7 +179,6 @@ class Folder:
         self._fs.rm_file(self._inside(file))
 
     def _list(self, name: str) -> list[str]:
-        self._fs.invalidate_cache(self._inside(name))  # others write too
         found = self._fs.ls(self._inside(name), detail=False)
         return [str(path).rsplit("/", 1)[-1] for path in found]
 
@@ -142,6 +208,10 @@ class LocalFolder(Folder):
             os.close(file)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def contents(self, names: Sequence[str]) -> Iterator[bytes]:
+        """What is in each of several files."""
+        return map(self.read, names)
+
     def make(self, name: str) -> None:
         """Make a folder inside, and those above it."""
         with _named(self.place(name)):
@@ -150,6 +220,12 @@ class LocalFolder(Folder):
     def write(self, name: str, content: bytes) -> None:
         """Make or replace a file, as `write_atomic`."""
         write_atomic(Path(self.root, name), content)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Make a file, and say so, unless there is one: of several writers the first wins."""
+        return not self.exists(name) and write_atomic(
+            Path(self.root, name), content, replacing=False
+        )
 
     def append(self, name: str, content: bytes) -> None:
         """Add to the end of a file; after a crash a part of it may be there."""
@@ -176,8 +252,21 @@ SMALL = 1 << 16
 """Bytes that one record hardly ever has."""
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+UNKNOWN = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL)
+"""What a file system says that cannot tell whether it makes a file or replaces one."""
+
+
+def write_atomic(path: Path, content: bytes, *, replacing: bool = True) -> bool:
     """Write ``content`` so that ``path`` is either absent, old, or whole, also after a crash.
+
+    Args:
+        path: The file.
+        content: All that is to be in it.
+        replacing: Whether a file that is there is replaced; if not, it stays, unless the file
+            system has no hard links.
+
+    Returns:
+        Whether it was written.
 
     Raises:
         WriteError: If it cannot be written; ``path`` is then as it was.
@@ -189,12 +278,26 @@ def write_atomic(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
+            made = _move(temporary, path, replacing=replacing)
+        finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            raise
         _sync_directory(path.parent)
+    return made
+
+
+def _move(temporary: Path, path: Path, *, replacing: bool) -> bool:
+    if not replacing:
+        try:
+            path.hardlink_to(temporary)
+            return True
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in UNKNOWN:
+                raise
+    temporary.replace(path)
+    return True
 
 
 @contextlib.contextmanager

@@ -69,16 +69,14 @@ class Store:
         reading: Whether it is only read: it has to be there, and may be read-only or full.
 
     Raises:
+        BadInput: If `folder` refuses the URL.
         StoreError: If it cannot be written or has no room, or another schema version wrote it.
     """
 
     def __init__(self, root: str | Path, *, reading: bool = False) -> None:
         self.root = root
         name = repr(str(root))
-        try:
-            self._files = folder(root)
-        except (ValueError, ImportError) as error:
-            raise StoreError(f"store {name} cannot be opened: {error}") from error
+        self._files = folder(root)
         try:
             version = SCHEMA
             if reading or self._files.exists(MARKER):
@@ -125,8 +123,9 @@ class Store:
 
     def put_cell(self, cell: Cell) -> None:
         """Write a cell; only one that failed is ever written over."""
-        if not self.has_cell(cell.key) or self.cell(cell.key).status == "failed":
-            self._files.write(f"cells/{cell.key}.json", dump(cell))
+        name, content = f"cells/{cell.key}.json", dump(cell)
+        if not self._files.create(name, content) and self.cell(cell.key).status == "failed":
+            self._files.write(name, content)
 
     def cells(self) -> Iterator[Cell]:
         """Every finished cell in order of key.
@@ -134,8 +133,8 @@ class Store:
         Cells of one trial share what says which it is: a sixth of what a record takes.
         """
         known: dict[str, PluginId] = {}
-        for name in self._files.names("cells", ".json"):
-            cell = self._record(f"cells/{name}", CELLS)
+        names = [f"cells/{name}" for name in self._files.names("cells", ".json")]
+        for cell in self._records(names, CELLS):
             attack = known.setdefault(cell.attack.label, cell.attack)
             if attack == cell.attack:
                 force_setattr(cell, "attack", attack)
@@ -143,9 +142,8 @@ class Store:
 
     def models(self, keys: Iterable[str]) -> dict[str, ModelRecord]:
         """The records of made models by key, and of the pre-trained ones that they are of."""
-        models = {key: self.model(key) for key in sorted(keys)}
-        upstream = {str(model.pretrained) for model in models.values()}
-        return models | {key: self.model(key) for key in sorted(upstream)}
+        models = self._models(keys)
+        return models | self._models({str(model.pretrained) for model in models.values()})
 
     @no_collector()
     def records(self) -> Records:
@@ -166,8 +164,7 @@ class Store:
         """
         plain = {"command": run.command, "asked": msgspec.to_builtins(asked)}
         name = f"runs/{content_key(plain)}.jsonl"
-        if not self._files.exists(name):
-            self._files.write(name, b"\n".join(map(dump, (run, *asked))))
+        self._files.create(name, b"\n".join(map(dump, (run, *asked))))
         return Manifest(self._files, name)
 
     def asked(self) -> dict[str, Asked]:
@@ -198,9 +195,13 @@ class Store:
 
         Another process may have made the model meanwhile: its record stays.
         """
-        if self.has_model(record.key) and self.model(record.key).status != "failed":
-            return self.model(record.key)
-        self._files.write(f"models/{record.key}.json", dump(record))
+        name, content = f"models/{record.key}.json", dump(record)
+        if self._files.create(name, content):
+            return record
+        known = self.model(record.key)
+        if known.status != "failed":
+            return known
+        self._files.write(name, content)
         return record
 
     def put_weights(self, weights: Mapping[str, Tensor]) -> str:
@@ -232,18 +233,37 @@ class Store:
     def _manifests(self) -> list[Manifest]:
         return [Manifest(self._files, f"runs/{n}") for n in self._files.names("runs", ".jsonl")]
 
+    def _models(self, keys: Iterable[str]) -> dict[str, ModelRecord]:
+        names = [f"models/{key}.json" for key in sorted(keys)]
+        return {model.key: model for model in self._records(names, MODELS)}
+
     def _record(self, name: str, decoder: msgspec.json.Decoder[R]) -> R:
-        try:
-            return decoder.decode(_content(self._files, name))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            place = self._files.place(name)
-            raise StoreError(
-                f"record {place!r} is damaged ({error}); delete it to have it made again"
-            ) from error
+        return next(self._records([name], decoder))
+
+    def _records(self, names: Sequence[str], decoder: msgspec.json.Decoder[R]) -> Iterator[R]:
+        """Records in order of their names."""
+        contents = self._files.contents(names)
+        for name in names:
+            with _reading(self._files, name):
+                content = next(contents)
+            try:
+                yield _named(name, decoder.decode(content))
+            except ValueError as error:
+                raise StoreError(
+                    f"record {self._files.place(name)!r} is damaged ({error}); delete it to have "
+                    "it made again"
+                ) from error
 
 
 CELLS = msgspec.json.Decoder(Cell)
 MODELS = msgspec.json.Decoder(ModelRecord)
+
+
+def _named(name: str, record: R) -> R:
+    """The record of a file, which has to be that of the file's name."""
+    if name.rpartition("/")[2] != f"{record.key}.json":
+        raise ValueError(f"it is the record of {record.key}")
+    return record
 
 
 def _prepare(files: Folder) -> None:
@@ -251,13 +271,19 @@ def _prepare(files: Folder) -> None:
     for name in ("data", "models", "cells", "runs"):
         files.make(name)
     if not files.exists(MARKER):
-        files.write(MARKER, json.dumps({"schema": SCHEMA, "id": uuid.uuid4().hex}).encode())
+        files.create(MARKER, json.dumps({"schema": SCHEMA, "id": uuid.uuid4().hex}).encode())
     files.probe("cells", PROBE)
 
 
 def _content(files: Folder, name: str) -> bytes:
-    try:
+    with _reading(files, name):
         return files.read(name)
+
+
+@contextlib.contextmanager
+def _reading(files: Folder, name: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         place, reason = files.place(name), error.strerror or error
         raise StoreError(f"{place!r} cannot be read: {reason}") from error
