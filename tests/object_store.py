@@ -10,8 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import count
 
 ENVIRONMENT = {
@@ -53,14 +52,13 @@ class Server:
         self._process.kill()
         self._process.wait()
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Connections are taken, and nothing is answered, until the context is left."""
+    def freeze(self) -> None:
+        """From now on connections are taken, and nothing is answered."""
         self._process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._process.send_signal(signal.SIGCONT)
+
+    def thaw(self) -> None:
+        """Answer again, with all that it holds."""
+        self._process.send_signal(signal.SIGCONT)
 
     def bucket(self) -> str:
         """The URL of a new bucket."""

@@ -49,8 +49,9 @@ from sophon_bench.seeding import derive_seed
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a store may be: a further back end is one more of these."""
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where a store may be, without copies: a further back end is one more of these."""
+    monkeypatch.setenv("SOPHON_BENCH_COPIES_GB", "0")
     if request.param == "s3":
         return f"{request.getfixturevalue('s3')}/some/prefix"
     return str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path}"

@@ -8,11 +8,15 @@ import gc
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sophon_bench.plugins.failures import BadInput
+from sophon_bench.plugins.failures import BadInput, first_line
+
+T = TypeVar("T")
 
 LOCAL = "file://"
 
@@ -24,6 +28,21 @@ BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
 
 PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 """Where a URL holds a name and a password."""
+
+SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
+"""Environment variables that no message shows the values of."""
+
+PATIENCE = "SOPHON_BENCH_PATIENCE"
+"""Environment variable: for how many seconds a server that does not answer is asked again."""
+
+LONGEST_PAUSE = 15.0
+"""Seconds between two of those attempts at most; the first follows after a quarter of one."""
+
+STALLED = 20.0
+"""Seconds after which a server that is given nothing more to do has stalled."""
+
+SLOWEST = 50_000
+"""Bytes in a second that a server takes at least."""
 
 AT_ONCE = 64
 """Files that are asked for at once, where a file system can."""
@@ -46,6 +65,10 @@ class WriteError(OSError):
 
     ``filename`` is the file that was meant, not a temporary one.
     """
+
+
+class Unreachable(WriteError):
+    """A server that did not answer for as long as `PATIENCE` says."""
 
 
 def folder(root: str | Path) -> Folder:
@@ -92,7 +115,8 @@ class Folder:
     """Files by their names relative to a URL; parts of a name are separated by slashes.
 
     What cannot be read raises an `OSError`, what cannot be written a `WriteError`. A file is put
-    as a whole: that is atomic where puts of the file system are, as those of object stores.
+    as a whole: that is atomic where puts of the file system are, as those of object stores. A
+    server that does not answer is asked again, with a warning, before `Unreachable` is raised.
 
     Attributes:
         shared: Whether other processes see the same files.
@@ -105,6 +129,9 @@ class Folder:
         self._fs: Any
         self._fs, self._path = url_to_fs(self.root)
         self._fs.dircache.use_listings_cache = False  # others write too
+        if hasattr(self._fs, "config_kwargs"):  # S3: trying again is said, and so done here
+            self._fs.config_kwargs.setdefault("retries", {"total_max_attempts": 1})
+            self._fs.retries = 1
         self.shared: bool = self._fs.protocol != "memory"
 
     def place(self, name: str) -> str:
@@ -113,7 +140,7 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
-        return bool(self._fs.exists(self._inside(name)))
+        return bool(self._ask(name, lambda inside: self._fs.exists(inside)))
 
     def names(self, name: str, suffix: str) -> list[str]:
         """Names with that suffix in a folder inside, in order; none if there is no such folder."""
@@ -125,7 +152,7 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """What is in a file."""
-        return bytes(self._fs.cat_file(self._inside(name)))
+        return bytes(self._ask(name, lambda inside: self._fs.cat_file(inside)))
 
     def contents(self, names: Sequence[str]) -> Iterator[bytes]:
         """What is in each of several files; over a network many are under way at once."""
@@ -141,12 +168,11 @@ class Folder:
         kinds = self._fs.protocol
         if BUCKETS.isdisjoint([kinds] if isinstance(kinds, str) else kinds):
             with _named(self.place(name)):
-                self._fs.makedirs(self._inside(name), exist_ok=True)
+                self._ask(name, lambda inside: self._fs.makedirs(inside, exist_ok=True))
 
     def write(self, name: str, content: bytes) -> None:
         """Make or replace a file."""
-        with _named(self.place(name)):
-            self._fs.pipe_file(self._inside(name), content)
+        self._put(name, content)
 
     def create(self, name: str, content: bytes) -> bool:
         """Make a file, and say so, unless there is one: of several writers the first wins.
@@ -155,8 +181,9 @@ class Folder:
         the same time may win; what then stands there is whole too.
         """
         try:
-            with _named(self.place(name)):
-                self._fs.pipe_file(self._inside(name), content, mode="create")
+            self._put(name, content, mode="create")
+        except Unreachable:
+            raise
         except WriteError as error:
             if self.exists(name):
                 return False
@@ -176,11 +203,45 @@ class Folder:
         """Try whether a folder inside takes so many bytes; nothing is left of it."""
         file = f"{name}/{TEMPORARY}{secrets.token_hex(8)}"
         self.write(file, bytes(count))
-        self._fs.rm_file(self._inside(file))
+        self.remove(file)
+
+    def remove(self, name: str) -> None:
+        """Delete a file."""
+        with _named(self.place(name)):
+            self._ask(name, lambda inside: self._fs.rm_file(inside))
+
+    def _put(self, name: str, content: bytes, **how: Any) -> None:
+        if self._fs.async_impl:  # aiohttp alone would wait for a server's "100 Continue" for ever
+            how["timeout"] = STALLED + len(content) / SLOWEST
+        with _named(self.place(name)):
+            self._ask(name, lambda inside: self._fs.pipe_file(inside, content, **how))
 
     def _list(self, name: str) -> list[str]:
-        found = self._fs.ls(self._inside(name), detail=False)
+        found = self._ask(name, lambda inside: self._fs.ls(inside, detail=False))
         return [str(path).rsplit("/", 1)[-1] for path in found]
+
+    def _ask(self, name: str, call: Callable[[str], T]) -> T:
+        """What the file system says of the path of a file; asked again if it does not answer."""
+        until, pause = time.monotonic() + patience(), 0.25
+        while True:
+            try:
+                return call(self._inside(name))
+            except Exception as error:
+                if not _passes(error):
+                    raise _plain(error) from None  # what it comes from may show credentials
+                words, left = hidden(first_line(error)), until - time.monotonic()
+            if left < pause:
+                raise Unreachable(
+                    errno.ETIMEDOUT, f"it does not answer ({words})", self.place(name)
+                )
+            if pause > 0.25:
+                warnings.warn(
+                    f"{self.root} does not answer ({words}); trying again for {left:.0f} seconds",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def _inside(self, name: str) -> str:
         return f"{self._path}/{name}"
@@ -241,8 +302,79 @@ class LocalFolder(Folder):
         with tempfile.TemporaryFile(dir=Path(self.root, name)) as file:
             file.write(bytes(count))
 
+    def remove(self, name: str) -> None:
+        """Delete a file."""
+        with _named(self.place(name)):
+            Path(self.root, name).unlink()
+
     def _list(self, name: str) -> list[str]:
         return os.listdir(self.place(name))  # noqa: PTH208
+
+
+def patience() -> float:
+    """Seconds that a server which does not answer is asked again.
+
+    Raises:
+        BadInput: If the environment says something else than a number.
+    """
+    return number_in(PATIENCE, 60.0)
+
+
+def number_in(variable: str, default: float) -> float:
+    """What an environment variable says, a number that is not negative.
+
+    Raises:
+        BadInput: If it is something else.
+    """
+    text = os.environ.get(variable, "")
+    try:
+        found = float(text or default)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise BadInput(f"{variable} is a number of at least 0; got {text!r}")
+    return found
+
+
+ANSWERS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError,
+           NotADirectoryError)  # fmt: skip
+"""Errors that a server answered with, so that asking again helps nothing."""
+
+PASSING = {
+    errno.EIO, errno.EBUSY, errno.EAGAIN, errno.EPIPE, errno.ETIMEDOUT, errno.ECONNREFUSED,
+    errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH,
+    getattr(errno, "EREMOTEIO", errno.EIO), None,
+}  # fmt: skip
+
+CONNECTIONS = {"ConnectionError", "HTTPClientError", "ClientConnectionError", "TransportError"}
+"""Classes of botocore, aiohttp and httpx for what happens between here and a server."""
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the same may work later."""
+    if isinstance(error, OSError):
+        return not isinstance(error, ANSWERS) and error.errno in PASSING
+    return not CONNECTIONS.isdisjoint(each.__name__ for each in type(error).__mro__)
+
+
+NUMBERS = {
+    FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES,
+    IsADirectoryError: errno.EISDIR, NotADirectoryError: errno.ENOTDIR,
+}  # fmt: skip
+
+
+def _plain(error: Exception) -> OSError:
+    """The same as the system would say it, with a number and no credentials."""
+    number = getattr(error, "errno", None) or NUMBERS.get(type(error), errno.EINVAL)
+    return OSError(number, hidden(getattr(error, "strerror", None) or first_line(error)))
+
+
+def hidden(words: str) -> str:
+    """The same words without credentials."""
+    words = re.sub(r"://[^/@\s]*@", "://…@", words)
+    for value in filter(None, map(os.environ.get, SECRETS)):
+        words = words.replace(value, "…")
+    return words
 
 
 TEMPORARY = ".writing-"
@@ -305,6 +437,8 @@ def _named(place: str) -> Iterator[None]:
     """Turn what the system says inside into a `WriteError` of the file at ``place``."""
     try:
         yield
+    except Unreachable:
+        raise
     except OSError as error:
         raise WriteError(error.errno, error.strerror or str(error), place) from error
 
@@ -326,6 +460,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def remedy(error: OSError) -> str:
     """What the system refused, in one line, and how to go on."""
     place = "standard output" if error.filename is None else repr(str(error.filename))
+    if isinstance(error, Unreachable):
+        return (
+            f"{place}: {error.strerror}. Everything finished is kept: when it answers, the same "
+            "command does the rest"
+        )
     verb = " cannot be written" if isinstance(error, WriteError) else ""
     advice = "make room" if error.errno in FULL else "make it writable"
     return (

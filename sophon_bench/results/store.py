@@ -14,6 +14,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,7 +22,15 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from sophon_bench.plugins.failures import BadInput
-from sophon_bench.results.files import Folder, LocalFolder, folder, no_collector
+from sophon_bench.results.copies import Copies
+from sophon_bench.results.files import (
+    Folder,
+    LocalFolder,
+    Unreachable,
+    folder,
+    no_collector,
+    remedy,
+)
 from sophon_bench.results.records import (
     SCHEMA,
     Asked,
@@ -44,6 +53,12 @@ class StoreError(BadInput):
     """Records that cannot be used: unreadable, damaged, or of another schema version."""
 
 
+class StoreLost(StoreError):
+    """A store that does not answer any more; what is finished is in it."""
+
+    exit_code = 1
+
+
 def default_root() -> Path:
     """The store in the user's cache directory (``$XDG_CACHE_HOME`` or ``~/.cache``)."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -52,7 +67,9 @@ def default_root() -> Path:
 
 def is_store(root: str | Path) -> bool:
     """Whether there is a store."""
-    return folder(root).exists(MARKER)
+    files = folder(root)
+    with _reading(files, MARKER):
+        return files.exists(MARKER)
 
 
 MARKER = "store.json"
@@ -83,6 +100,8 @@ class Store:
                 version = json.loads(self._files.read(MARKER))["schema"]
             if not reading and version == SCHEMA:
                 _prepare(self._files)
+        except Unreachable as error:
+            raise StoreLost(remedy(error)) from error
         except OSError as error:
             raise StoreError(
                 f"store {name} cannot be {'read' if reading else 'written'}: "
@@ -96,6 +115,12 @@ class Store:
                 f"store {name} was written with schema version {version}, this program "
                 f"writes version {SCHEMA}; choose another directory with --store DIR"
             )
+
+    @cached_property
+    def _copies(self) -> Copies | None:
+        """Weights that this machine keeps of a store that is elsewhere."""
+        local = isinstance(self._files, LocalFolder) or not self.shared
+        return None if local else Copies.of(default_root() / "copies")
 
     @property
     def data(self) -> Path:
@@ -211,6 +236,8 @@ class Store:
         content = save({name: t.detach().cpu().contiguous() for name, t in weights.items()})
         digest = hashlib.sha256(content).hexdigest()
         self._files.write(f"models/{digest}.safetensors", content)
+        if self._copies is not None:
+            self._copies.keep(digest, content)
         return digest
 
     def weights(self, record: ModelRecord) -> dict[str, Tensor]:
@@ -221,13 +248,19 @@ class Store:
         """
         from safetensors.torch import load
 
-        name = f"models/{record.weights}.safetensors"
-        content = _content(self._files, name)
-        if hashlib.sha256(content).hexdigest() != record.weights:
-            raise StoreError(
-                f"{self._files.place(name)!r} is not the file that its record describes (SHA-256 "
-                f"differs); delete it and models/{record.key}.json to have it made again"
-            )
+        digest = str(record.weights)
+        content = None if self._copies is None else self._copies.read(digest)
+        if content is None:
+            name = f"models/{digest}.safetensors"
+            content = _content(self._files, name)
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise StoreError(
+                    f"{self._files.place(name)!r} is not the file that its record describes "
+                    f"(SHA-256 differs); delete it and models/{record.key}.json to have it made "
+                    "again"
+                )
+            if self._copies is not None:
+                self._copies.keep(digest, content)
         return load(content)
 
     def _manifests(self) -> list[Manifest]:
@@ -284,6 +317,8 @@ def _content(files: Folder, name: str) -> bytes:
 def _reading(files: Folder, name: str) -> Iterator[None]:
     try:
         yield
+    except Unreachable as error:
+        raise StoreLost(remedy(error)) from error
     except OSError as error:
         place, reason = files.place(name), error.strerror or error
         raise StoreError(f"{place!r} cannot be read: {reason}") from error
