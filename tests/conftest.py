@@ -88,6 +88,15 @@ def s3(object_store: Server, monkeypatch: pytest.MonkeyPatch) -> str:
     return object_store.bucket()
 
 
+@pytest.fixture(params=["local", "memory", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where a store may be, without copies: a further back end is one more of these."""
+    monkeypatch.setenv("SOPHON_BENCH_COPIES_GB", "0")
+    if request.param == "s3":
+        return f"{request.getfixturevalue('s3')}/some/prefix"
+    return str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path}"
+
+
 @pytest.fixture(scope="session")
 def bench() -> Bench:
     data = registry.scenarios.get("tiny").cls().build()

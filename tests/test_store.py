@@ -48,15 +48,6 @@ from sophon_bench.results.store import Store, StoreError, is_store
 from sophon_bench.seeding import derive_seed
 
 
-@pytest.fixture(params=["local", "memory", "s3"])
-def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where a store may be, without copies: a further back end is one more of these."""
-    monkeypatch.setenv("SOPHON_BENCH_COPIES_GB", "0")
-    if request.param == "s3":
-        return f"{request.getfixturevalue('s3')}/some/prefix"
-    return str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path}"
-
-
 def content(root: str, name: str) -> bytes:
     return folder(root).read(name)
 

@@ -8,9 +8,11 @@ import gc
 import os
 import re
 import secrets
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -154,14 +156,23 @@ class Folder:
         """What is in a file."""
         return bytes(self._ask(name, lambda inside: self._fs.cat_file(inside)))
 
-    def contents(self, names: Sequence[str]) -> Iterator[bytes]:
-        """What is in each of several files; over a network many are under way at once."""
+    def contents(self, names: Sequence[str]) -> Iterator[bytes | OSError]:
+        """What is in each of several files, or why it cannot be read; many are read at once."""
         for start in range(0, len(names), AT_ONCE):
             batch = names[start : start + AT_ONCE]
             places = [self._inside(name) for name in batch]
             found = self._fs.cat_ranges(places, None, None, on_error="return")
             for name, content in zip(batch, found, strict=True):
-                yield bytes(content) if not isinstance(content, Exception) else self.read(name)
+                yield self.tried(name) if isinstance(content, Exception) else bytes(content)
+
+    def tried(self, name: str) -> bytes | OSError:
+        """What is in a file, or why it cannot be read."""
+        try:
+            return self.read(name)
+        except Unreachable:
+            raise
+        except OSError as error:
+            return error
 
     def make(self, name: str) -> None:
         """Make a folder inside, and those above it, where there are folders."""
@@ -209,6 +220,15 @@ class Folder:
         """Delete a file."""
         with _named(self.place(name)):
             self._ask(name, lambda inside: self._fs.rm_file(inside))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return int(self._ask(name, lambda inside: self._fs.size(inside)))
+
+    def modified(self, name: str) -> float:
+        """When a file was written, in seconds since 1970."""
+        found: float = self._ask(name, lambda inside: self._fs.modified(inside)).timestamp()
+        return found
 
     def _put(self, name: str, content: bytes, **how: Any) -> None:
         if self._fs.async_impl:  # aiohttp alone would wait for a server's "100 Continue" for ever
@@ -269,9 +289,9 @@ class LocalFolder(Folder):
             os.close(file)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def contents(self, names: Sequence[str]) -> Iterator[bytes]:
-        """What is in each of several files."""
-        return map(self.read, names)
+    def contents(self, names: Sequence[str]) -> Iterator[bytes | OSError]:
+        """What is in each of several files, or why it cannot be read."""
+        return map(self.tried, names)
 
     def make(self, name: str) -> None:
         """Make a folder inside, and those above it."""
@@ -305,7 +325,20 @@ class LocalFolder(Folder):
     def remove(self, name: str) -> None:
         """Delete a file."""
         with _named(self.place(name)):
-            Path(self.root, name).unlink()
+            path = Path(self.root, name)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def size(self, name: str) -> int:
+        """Bytes of a file, or of what is in a folder."""
+        return sum(each.stat().st_size for each in self._within(name))
+
+    def modified(self, name: str) -> float:
+        """When a file, or the last in a folder, was written, in seconds since 1970."""
+        return max(each.stat().st_mtime for each in self._within(name))
+
+    def _within(self, name: str) -> Iterator[Path]:
+        path = Path(self.root, name)
+        return chain([path], path.rglob("*") if path.is_dir() else ())
 
     def _list(self, name: str) -> list[str]:
         return os.listdir(self.place(name))  # noqa: PTH208
@@ -357,7 +390,7 @@ def _passes(error: Exception) -> bool:
     return not CONNECTIONS.isdisjoint(each.__name__ for each in type(error).__mro__)
 
 
-NUMBERS = {
+NUMBERS: dict[type[Exception], int] = {
     FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES,
     IsADirectoryError: errno.EISDIR, NotADirectoryError: errno.ENOTDIR,
 }  # fmt: skip

@@ -158,8 +158,8 @@ class Store:
         Cells of one trial share what says which it is: a sixth of what a record takes.
         """
         known: dict[str, PluginId] = {}
-        names = [f"cells/{name}" for name in self._files.names("cells", ".json")]
-        for cell in self._records(names, CELLS):
+        for _, tried in self.tried_cells():
+            cell = _sound(tried)
             attack = known.setdefault(cell.attack.label, cell.attack)
             if attack == cell.attack:
                 force_setattr(cell, "attack", attack)
@@ -179,6 +179,13 @@ class Store:
         models = self.models({cell.model for cell in cells})
         return Records(models, cells, {key: asked[key] for key in keys})
 
+    def take(self, manifest: Manifest) -> bool:
+        """Take over a manifest of another store, or what it adds; whether anything was new."""
+        run, asked = manifest.run(), list(manifest.lines())
+        if self._files.create(manifest.name, b"\n".join(map(dump, (run, *asked)))):
+            return True
+        return Manifest(self._files, manifest.name).add(asked)
+
     def begin(self, run: Run, asked: Sequence[Asked]) -> Manifest:
         """Write the manifest of a run that asks for these cells, before it begins.
 
@@ -195,7 +202,7 @@ class Store:
     def asked(self) -> dict[str, Asked]:
         """Who asked for which cell, in all runs together, by the cell's key."""
         found: dict[str, Asked] = {}
-        for manifest in self._manifests():
+        for manifest in self.manifests():
             for line in manifest.lines():
                 known = found.get(line.key)
                 found[line.key] = line if known is None else line.and_by(known)
@@ -203,7 +210,7 @@ class Store:
 
     def names(self) -> dict[str, str]:
         """Names that runs gave to selectors, by label; the last run's where several did."""
-        runs = [manifest.run() for manifest in self._manifests()]
+        runs = [manifest.run() for manifest in self.manifests()]
         ordered = sorted(runs, key=lambda run: run.provenance.finished)
         return {label: name for run in ordered for label, name in run.names.items()}
 
@@ -235,7 +242,7 @@ class Store:
 
         content = save({name: t.detach().cpu().contiguous() for name, t in weights.items()})
         digest = hashlib.sha256(content).hexdigest()
-        self._files.write(f"models/{digest}.safetensors", content)
+        self._files.write(weights_name(digest), content)
         if self._copies is not None:
             self._copies.keep(digest, content)
         return digest
@@ -251,7 +258,7 @@ class Store:
         digest = str(record.weights)
         content = None if self._copies is None else self._copies.read(digest)
         if content is None:
-            name = f"models/{digest}.safetensors"
+            name = weights_name(digest)
             content = _content(self._files, name)
             if hashlib.sha256(content).hexdigest() != digest:
                 raise StoreError(
@@ -263,40 +270,70 @@ class Store:
                 self._copies.keep(digest, content)
         return load(content)
 
-    def _manifests(self) -> list[Manifest]:
+    def manifests(self) -> list[Manifest]:
+        """The manifests of all runs, in order of their names."""
         return [Manifest(self._files, f"runs/{n}") for n in self._files.names("runs", ".jsonl")]
+
+    def tried_models(self) -> Iterator[tuple[str, ModelRecord | StoreError]]:
+        """Every model in order of key, or what is wrong with its record; by the file's name."""
+        return self._tried_all("models", MODELS)
+
+    def tried_cells(self) -> Iterator[tuple[str, Cell | StoreError]]:
+        """Every cell in order of key, or what is wrong with its record; by the file's name."""
+        return self._tried_all("cells", CELLS)
+
+    def _tried_all(
+        self, kind: str, decoder: msgspec.json.Decoder[R]
+    ) -> Iterator[tuple[str, R | StoreError]]:
+        names = [f"{kind}/{name}" for name in self._files.names(kind, ".json")]
+        return zip(names, self._tried(names, decoder), strict=True)
 
     def _models(self, keys: Iterable[str]) -> dict[str, ModelRecord]:
         names = [f"models/{key}.json" for key in sorted(keys)]
-        return {model.key: model for model in self._records(names, MODELS)}
+        return {model.key: model for model in map(_sound, self._tried(names, MODELS))}
 
     def _record(self, name: str, decoder: msgspec.json.Decoder[R]) -> R:
-        return next(self._records([name], decoder))
+        return self._decoded(name, _content(self._files, name), decoder)
 
-    def _records(self, names: Sequence[str], decoder: msgspec.json.Decoder[R]) -> Iterator[R]:
-        """Records in order of their names."""
-        contents = self._files.contents(names)
-        for name in names:
-            with _reading(self._files, name):
-                content = next(contents)
+    def _tried(
+        self, names: Sequence[str], decoder: msgspec.json.Decoder[R]
+    ) -> Iterator[R | StoreError]:
+        """Records in order of their names, or what is wrong with them."""
+        for name, content in zip(names, self._files.contents(names), strict=True):
             try:
-                yield _named(name, decoder.decode(content))
-            except ValueError as error:
-                raise StoreError(
-                    f"record {self._files.place(name)!r} is damaged ({error}); delete it to have "
-                    "it made again"
-                ) from error
+                with _reading(self._files, name):
+                    if isinstance(content, OSError):
+                        raise content
+                yield self._decoded(name, content, decoder)
+            except StoreError as error:
+                yield error
+
+    def _decoded(self, name: str, content: bytes, decoder: msgspec.json.Decoder[R]) -> R:
+        try:
+            record = decoder.decode(content)
+            if name.rpartition("/")[2] != f"{record.key}.json":
+                raise ValueError(f"it is the record of {record.key}")
+        except ValueError as error:
+            raise StoreError(
+                f"record {self._files.place(name)!r} is damaged ({error}); delete it to have it "
+                "made again"
+            ) from error
+        return record
+
+
+def _sound(record: R | StoreError) -> R:
+    if isinstance(record, StoreError):
+        raise record
+    return record
+
+
+def weights_name(digest: str | None) -> str:
+    """The file of weights with that SHA-256."""
+    return f"models/{digest}.safetensors"
 
 
 CELLS = msgspec.json.Decoder(Cell)
 MODELS = msgspec.json.Decoder(ModelRecord)
-
-
-def _named(name: str, record: R) -> R:
-    """The record of a file, which has to be that of the file's name."""
-    if name.rpartition("/")[2] != f"{record.key}.json":
-        raise ValueError(f"it is the record of {record.key}")
-    return record
 
 
 def _prepare(files: Folder) -> None:
@@ -354,8 +391,8 @@ class Manifest:
                 with contextlib.suppress(msgspec.DecodeError):
                     yield decoder.decode(line)
 
-    def add(self, asked: Iterable[Asked]) -> None:
-        """Write what the search added, if it is not there yet.
+    def add(self, asked: Iterable[Asked]) -> bool:
+        """Write what the search added, if it is not there yet; whether anything was new.
 
         Raises:
             WriteError: If it cannot be written.
@@ -364,6 +401,7 @@ class Manifest:
         new = [each for each in asked if each not in known]
         if new:
             self._files.append(self.name, b"".join(b"\n" + dump(each) for each in new))
+        return bool(new)
 
     def _lines(self) -> list[bytes]:
         return _content(self._files, self.name).split(b"\n")
