@@ -28,6 +28,9 @@ EXTRAS = {"s3": "s3", "s3a": "s3"}
 BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
 """Kinds of URL that have no folders; making one there would make a bucket."""
 
+READ_ONLY = {"hf", "http", "https"}
+"""Kinds of URL that are read, and not written file by file."""
+
 PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
 """Where a URL holds a name and a password."""
 
@@ -122,6 +125,7 @@ class Folder:
 
     Attributes:
         shared: Whether other processes see the same files.
+        writable: Whether files can be written there at all.
     """
 
     def __init__(self, url: str) -> None:
@@ -130,11 +134,18 @@ class Folder:
         self.root = url.rstrip("/")
         self._fs: Any
         self._fs, self._path = url_to_fs(self.root)
-        self._fs.dircache.use_listings_cache = False  # others write too
+        if hasattr(self._fs.dircache, "use_listings_cache"):
+            self._fs.dircache.use_listings_cache = False  # others write too
         if hasattr(self._fs, "config_kwargs"):  # S3: trying again is said, and so done here
             self._fs.config_kwargs.setdefault("retries", {"total_max_attempts": 1})
             self._fs.retries = 1
         self.shared: bool = self._fs.protocol != "memory"
+        self.writable: bool = READ_ONLY.isdisjoint(self._kinds)
+
+    @property
+    def _kinds(self) -> Sequence[str]:
+        kinds: str | Sequence[str] = self._fs.protocol
+        return [kinds] if isinstance(kinds, str) else kinds
 
     def place(self, name: str) -> str:
         """The whole URL or path of a file."""
@@ -176,8 +187,7 @@ class Folder:
 
     def make(self, name: str) -> None:
         """Make a folder inside, and those above it, where there are folders."""
-        kinds = self._fs.protocol
-        if BUCKETS.isdisjoint([kinds] if isinstance(kinds, str) else kinds):
+        if BUCKETS.isdisjoint(self._kinds):
             with _named(self.place(name)):
                 self._ask(name, lambda inside: self._fs.makedirs(inside, exist_ok=True))
 
@@ -272,7 +282,7 @@ class LocalFolder(Folder):
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.shared = True
+        self.shared = self.writable = True
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -379,12 +389,18 @@ PASSING = {
     getattr(errno, "EREMOTEIO", errno.EIO), None,
 }  # fmt: skip
 
+PASSING_STATUS = (408, 425, 429)
+"""HTTP status codes below 500 that say: later."""
+
 CONNECTIONS = {"ConnectionError", "HTTPClientError", "ClientConnectionError", "TransportError"}
 """Classes of botocore, aiohttp and httpx for what happens between here and a server."""
 
 
 def _passes(error: Exception) -> bool:
     """Whether the same may work later."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None and status < 500 and status not in PASSING_STATUS:
+        return False
     if isinstance(error, OSError):
         return not isinstance(error, ANSWERS) and error.errno in PASSING
     return not CONNECTIONS.isdisjoint(each.__name__ for each in type(error).__mro__)

@@ -94,6 +94,11 @@ class Store:
         self.root = root
         name = repr(str(root))
         self._files = folder(root)
+        if not reading and not self._files.writable:
+            raise StoreError(
+                f"store {name} can only be read; 'sophon-bench store pull {root}' copies it into a "
+                "directory or a bucket (--store)"
+            )
         try:
             version = SCHEMA
             if reading or self._files.exists(MARKER):
