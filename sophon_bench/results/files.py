@@ -259,7 +259,8 @@ class Folder:
             except Exception as error:
                 if not _passes(error):
                     raise _plain(error) from None  # what it comes from may show credentials
-                words, left = hidden(first_line(error)), until - time.monotonic()
+                words = hidden(first_line(error)) if str(error) else "it took too long"
+                left = until - time.monotonic()
             if left < pause:
                 raise Unreachable(
                     errno.ETIMEDOUT, f"it does not answer ({words})", self.place(name)
