@@ -36,7 +36,9 @@ RUN = [
 ]  # fmt: skip
 COMMAND = [sys.executable, "-c", "from sophon_bench.cli import main; main()"]
 
-SECRET = [value for name, value in ENVIRONMENT.items() if "KEY" in name]
+SLOW = pytest.mark.slow
+SECRET_NAMES = [name for name in ENVIRONMENT if "KEY" in name]
+SECRET = [ENVIRONMENT[name] for name in SECRET_NAMES]
 
 Impatient = Callable[[Callable[[float], None]], None]
 
@@ -89,7 +91,10 @@ def test_a_server_that_answers_again_was_waited_for(
     assert len(warned) == 2, "a short pause is not worth a word"
 
 
-@pytest.mark.parametrize("when", ["put_cell", "put_weights", "weights", "begin"])
+@pytest.mark.parametrize(
+    "when",
+    ["put_cell", "weights", *(pytest.param(w, marks=SLOW) for w in ("put_weights", "begin"))],
+)
 def test_a_server_that_is_gone_ends_the_run_in_one_line_and_the_same_command_goes_on(
     object_store: Server,
     s3: str,
@@ -220,11 +225,33 @@ def test_the_extra_is_named_where_its_library_is_missing(monkeypatch: pytest.Mon
     assert "cannot be opened: pip install 'sophon-bench[s3]'" in done.stderr
 
 
-@pytest.mark.parametrize("command", [("table",), (*RUN,)])
-def test_a_password_in_a_url_is_refused_and_not_shown(command: tuple[str, ...]) -> None:
-    done = told(*command, "--store", "s3://AKIDSHOWN:hunter2@bucket/store")
+@pytest.mark.parametrize("password", ["hunter2", "hunter2/with+slash="])
+@pytest.mark.parametrize("command", [("table",), (*RUN,), ("store", "gc"), ("info",)])
+def test_a_password_in_a_url_is_refused_and_not_shown(
+    command: tuple[str, ...], password: str
+) -> None:
+    done = told(*command, "--store", f"s3://AKIDSHOWN:{password}@bucket/store")
     assert done.exit_code == 2, done.output
     assert "with a password in it is refused" in done.stderr
     assert "AWS_SECRET_ACCESS_KEY" in done.stderr
     for secret in ("hunter2", "AKIDSHOWN"):
         assert secret not in done.output
+
+
+def test_a_port_and_a_name_are_no_password() -> None:
+    for url in ("sftp://me@host:22/store", "sftp://host:22/home/me@here", "s3://bucket/a:b@c"):
+        assert not files.PASSWORD.search(url)
+
+
+def test_credentials_that_are_missing_are_said_to_be(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in SECRET_NAMES:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nowhere")
+    S3FileSystem.clear_instance_cache()
+    done = told(*RUN, "--store", s3)
+    S3FileSystem.clear_instance_cache()
+    assert done.exit_code == 2
+    assert f"store '{s3}' cannot be written: Unable to locate credentials" in done.stderr

@@ -111,14 +111,17 @@ def test_of_many_writers_one_record_stands_and_no_reader_sees_less(
         assert len({cell.reason for cell in found}) == 1
 
 
-def test_of_two_that_make_one_model_both_go_on_with_the_first(
+def test_of_two_that_make_one_record_both_go_on_with_the_first(
     root: str, make_cell: MakeCell
 ) -> None:
     models = [replace(make_cell().released, note=str(n)) for n in range(8)]
+    cells = [replace(make_cell().cell, reason=str(n)) for n in range(8)]
     Store(root)
     with ThreadPoolExecutor(8) as pool:
-        stands = list(pool.map(lambda model: Store(root).put_model(model), models))
-    assert stands == [Store(root).model(models[0].key)] * 8
+        standing = list(pool.map(lambda model: Store(root).put_model(model), models))
+        stands = list(pool.map(lambda cell: Store(root).put_cell(cell), cells))
+    assert standing == [Store(root).model(models[0].key)] * 8
+    assert stands == [Store(root).cell(cells[0].key)] * 8
 
 
 def test_a_manifest_grows(root: str, make_cell: MakeCell) -> None:

@@ -31,8 +31,8 @@ BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
 READ_ONLY = {"hf", "http", "https"}
 """Kinds of URL that are read, and not written file by file."""
 
-PASSWORD = re.compile(r"://[^/@]*:[^/@]*@")
-"""Where a URL holds a name and a password."""
+PASSWORD = re.compile(r"://[^/@]*:(?!\d+/)[^@]*@")
+"""Where a URL holds a name and a password, which may have slashes; a port is none."""
 
 SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
 """Environment variables that no message shows the values of."""

@@ -151,11 +151,9 @@ class Store:
         """The finished cell of that key."""
         return self._record(f"cells/{key}.json", CELLS)
 
-    def put_cell(self, cell: Cell) -> None:
-        """Write a cell; only one that failed is ever written over."""
-        name, content = f"cells/{cell.key}.json", dump(cell)
-        if not self._files.create(name, content) and self.cell(cell.key).status == "failed":
-            self._files.write(name, content)
+    def put_cell(self, cell: Cell) -> Cell:
+        """Write a cell; return what stands there then: only one that failed is written over."""
+        return self._put(f"cells/{cell.key}.json", cell, CELLS)
 
     def cells(self) -> Iterator[Cell]:
         """Every finished cell in order of key.
@@ -232,14 +230,7 @@ class Store:
 
         Another process may have made the model meanwhile: its record stays.
         """
-        name, content = f"models/{record.key}.json", dump(record)
-        if self._files.create(name, content):
-            return record
-        known = self.model(record.key)
-        if known.status != "failed":
-            return known
-        self._files.write(name, content)
-        return record
+        return self._put(f"models/{record.key}.json", record, MODELS)
 
     def put_weights(self, weights: Mapping[str, Tensor]) -> str:
         """Write a state dict as safetensors under its SHA-256, and return that."""
@@ -296,6 +287,16 @@ class Store:
     def _models(self, keys: Iterable[str]) -> dict[str, ModelRecord]:
         names = [f"models/{key}.json" for key in sorted(keys)]
         return {model.key: model for model in map(_sound, self._tried(names, MODELS))}
+
+    def _put(self, name: str, record: R, decoder: msgspec.json.Decoder[R]) -> R:
+        content = dump(record)
+        if self._files.create(name, content):
+            return record
+        stands = self._record(name, decoder)
+        if stands.status == "failed":
+            self._files.write(name, content)
+            return record
+        return stands
 
     def _record(self, name: str, decoder: msgspec.json.Decoder[R]) -> R:
         return self._decoded(name, _content(self._files, name), decoder)
