@@ -323,7 +323,6 @@ main()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("after", [4, 11])
 def test_kill_9(tmp_path: Path, fill: Fill, after: int) -> None:
     source, other = fill(str(tmp_path / "a")), tmp_path / "b"
