@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 from msgspec import convert
 from msgspec.structs import replace
+from object_store import Server
 from pandas import DataFrame
 
 from sophon_bench.harness import loop
@@ -70,6 +71,30 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("SOPHON_BENCH_STORE", raising=False)
     monkeypatch.delenv("SOPHON_BENCH_DATA", raising=False)
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(object_store: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a bucket that is empty."""
+    for name, value in object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    return object_store.bucket()
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where a store may be, without copies: a further back end is one more of these."""
+    monkeypatch.setenv("SOPHON_BENCH_COPIES_GB", "0")
+    if request.param == "s3":
+        return f"{request.getfixturevalue('s3')}/some/prefix"
+    return str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path}"
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,13 +15,14 @@ import msgspec
 import pytest
 import torch
 from conftest import MakeCell, gather
-from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.core import url_to_fs
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from sophon_bench.execution.executors import Work, start
 from sophon_bench.leaderboard.tables import document, report
+from sophon_bench.plugins.failures import BadInput
 from sophon_bench.results import files
 from sophon_bench.results.documents import Line, checked, json_lines, lines, read, read_file
 from sophon_bench.results.files import WriteError, folder, write_atomic
@@ -45,12 +47,6 @@ from sophon_bench.results.records import (
 from sophon_bench.results.store import Store, StoreError, is_store
 from sophon_bench.results.untrusted import printable
 from sophon_bench.seeding import derive_seed
-
-
-@pytest.fixture(params=["local", "memory"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a store may be: a further back end is one more of these."""
-    return str(tmp_path / "store") if request.param == "local" else f"memory://{tmp_path}"
 
 
 def content(root: str, name: str) -> bytes:
@@ -90,13 +86,43 @@ def test_only_what_failed_is_written_over(root: str, make_cell: MakeCell) -> Non
         assert (store.cell("k").status, model.status) == (kept, kept)
 
 
-def test_two_writers_leave_one_record_that_is_whole(root: str, make_cell: MakeCell) -> None:
+@pytest.mark.parametrize("status", ["failed", "ok"])
+def test_of_many_writers_one_record_stands_and_no_reader_sees_less(
+    root: str, make_cell: MakeCell, status: str
+) -> None:
+    """What failed is written over again and again; what is ok stands as the first wrote it."""
+    store = Store(root)
+    cells = [make_cell(key="k", status=status, reason=str(n) * 5000).cell for n in range(8)]
+    written = threading.Event()
+
+    def seen() -> list[Cell]:
+        found = []
+        while not written.is_set():
+            found += list(Store(root, reading=True).cells())
+        return [*found, store.cell("k")]
+
+    with ThreadPoolExecutor(9) as pool:
+        reader = pool.submit(seen)
+        list(pool.map(lambda cell: [Store(root).put_cell(cell) for _ in range(5)], cells))
+        written.set()
+        found = reader.result()
+    assert all(cell in cells for cell in found)
+    assert len(folder(root).names("cells", "")) == 1
+    if status == "ok":
+        assert len({cell.reason for cell in found}) == 1
+
+
+def test_of_two_that_make_one_record_both_go_on_with_the_first(
+    root: str, make_cell: MakeCell
+) -> None:
+    models = [replace(make_cell().released, note=str(n)) for n in range(8)]
+    cells = [replace(make_cell().cell, reason=str(n)) for n in range(8)]
     Store(root)
-    cells = [make_cell(key="k", status="failed", reason=str(n) * 5000).cell for n in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda cell: Store(root).put_cell(cell), cells))
-    assert Store(root).cell("k") in cells
-    assert len(folder(root).names("cells", ".json")) == 1
+        standing = list(pool.map(lambda model: Store(root).put_model(model), models))
+        stands = list(pool.map(lambda cell: Store(root).put_cell(cell), cells))
+    assert standing == [Store(root).model(models[0].key)] * 8
+    assert stands == [Store(root).cell(cells[0].key)] * 8
 
 
 def test_a_manifest_grows(root: str, make_cell: MakeCell) -> None:
@@ -172,8 +198,9 @@ def test_a_write_that_fails_leaves_what_was_there_and_is_named(
     def full(*_arguments: object, **_named: object) -> None:
         raise OSError(28, "No space left on device")
 
+    if "://" in root:
+        monkeypatch.setattr(url_to_fs(root)[0], "pipe_file", full)  # the one that all share
     monkeypatch.setattr(files.os, "fsync", full)
-    monkeypatch.setattr(MemoryFileSystem, "pipe_file", full)
     with pytest.raises(WriteError, match="No space") as raised:
         write(root, "inside/x.json", b"new")
     assert str(raised.value.filename) == f"{root}/inside/x.json"
@@ -194,9 +221,19 @@ def test_other_processes_do_not_see_a_store_in_memory(root: str, tmp_path: Path)
             start("processes", work)
 
 
-def test_a_url_that_nothing_knows_is_refused() -> None:
-    with pytest.raises(StoreError, match="cannot be opened"):
-        Store("nowhere://store")
+@pytest.mark.parametrize("look", [Store, is_store])
+def test_a_url_that_nothing_knows_is_refused(look: Callable[[str], object]) -> None:
+    with pytest.raises(BadInput, match="'nowhere://store' cannot be opened: Protocol not known"):
+        look("nowhere://store")
+
+
+def test_the_record_of_another_key_is_named(root: str, make_cell: MakeCell) -> None:
+    store = Store(root)
+    cell, other = make_cell().cell, make_cell(attack="finetune[lr=0.1]").cell
+    write(root, f"cells/{cell.key}.json", dump(other))
+    for look in (lambda: store.cell(cell.key), lambda: list(store.cells())):
+        with pytest.raises(StoreError, match=f"damaged .it is the record of {other.key}"):
+            look()
 
 
 def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -15,7 +15,16 @@ from typing import Any
 import click
 
 from sophon_bench import __version__
-from sophon_bench.cli import costs, datasets, looking, models, running, submitting, telling
+from sophon_bench.cli import (
+    costs,
+    datasets,
+    looking,
+    models,
+    running,
+    storing,
+    submitting,
+    telling,
+)
 from sophon_bench.cli.common import Refused
 from sophon_bench.plugins.failures import Failure
 from sophon_bench.results.files import remedy
@@ -92,6 +101,7 @@ SECTIONS = {
     ),
     "Look up": (looking.list_, looking.show, looking.info, models.models),
     "Extend": (looking.new, looking.check, datasets.data),
+    "Keep": (storing.store,),
     "Publish": (submitting.submit, submitting.verify, telling.freeze),
 }  # fmt: skip
 """All commands, as the help shows them."""

@@ -95,12 +95,8 @@ class Worker:
 
     def _one(self, stage: Stage, upstream: Upstream) -> ModelRecord | Cell:
         if isinstance(stage, AttackStage):
-            return self._written(self._attack(stage, upstream))
+            return self.store.put_cell(self._attack(stage, upstream))
         return self.store.put_model(self._make(stage, upstream))
-
-    def _written(self, cell: Cell) -> Cell:
-        self.store.put_cell(cell)
-        return cell
 
     def _pays(self, attacks: Sequence[AttackStage]) -> bool:
         """Whether companions take less time at once; measured once for so many of a kind."""
@@ -140,7 +136,7 @@ class Worker:
                 if not isinstance(outcome, Exception)
                 else _failure(outcome, [], contained)
             )
-            found.append(self._written(self._cell(stage, told)))
+            found.append(self.store.put_cell(self._cell(stage, told)))
         return found
 
     def _make(self, stage: PretrainStage | ProtectStage, upstream: Upstream) -> ModelRecord:

@@ -6,12 +6,51 @@ import contextlib
 import errno
 import gc
 import os
+import re
 import secrets
-from collections.abc import Iterator
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from sophon_bench.plugins.failures import BadInput, first_line
+
+T = TypeVar("T")
 
 LOCAL = "file://"
+
+EXTRAS = {"s3": "s3", "s3a": "s3"}
+"""The extra that brings the library for a kind of URL, where the installation alone does not."""
+
+BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs"}
+"""Kinds of URL that have no folders; making one there would make a bucket."""
+
+READ_ONLY = {"hf", "http", "https"}
+"""Kinds of URL that are read, and not written file by file."""
+
+PASSWORD = re.compile(r"://[^/@]*:(?!\d+/)[^@]*@")
+"""Where a URL holds a name and a password, which may have slashes; a port is none."""
+
+SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN")
+"""Environment variables that no message shows the values of."""
+
+PATIENCE = "SOPHON_BENCH_PATIENCE"
+"""Environment variable: for how many seconds a server that does not answer is asked again."""
+
+LONGEST_PAUSE = 15.0
+"""Seconds between two of those attempts at most; the first follows after a quarter of one."""
+
+STALLED = 20.0
+"""Seconds after which a server that is given nothing more to do has stalled."""
+
+SLOWEST = 50_000
+"""Bytes in a second that a server takes at least."""
+
+AT_ONCE = 64
+"""Files that are asked for at once, where a file system can."""
 
 
 @contextlib.contextmanager
@@ -33,9 +72,33 @@ class WriteError(OSError):
     """
 
 
+class Unreachable(WriteError):
+    """A server that did not answer for as long as `PATIENCE` says."""
+
+
 def folder(root: str | Path) -> Folder:
-    """The folder at a path of this machine, or at a URL of any kind that fsspec knows."""
-    return Folder(str(root)) if is_url(root) else LocalFolder(str(root).removeprefix(LOCAL))
+    """The folder at a path of this machine, or at a URL of any kind that fsspec knows.
+
+    Raises:
+        BadInput: For a URL that holds a password, or is of a kind that cannot be opened.
+    """
+    if not is_url(root):
+        return LocalFolder(str(root).removeprefix(LOCAL))
+    kind = str(root).partition("://")[0]
+    if PASSWORD.search(str(root)):
+        raise BadInput(
+            f"a URL {kind}://… with a password in it is refused: records and messages may show it. "
+            f"Give credentials by the environment or a file (for S3, AWS_ACCESS_KEY_ID and "
+            f"AWS_SECRET_ACCESS_KEY, or AWS_PROFILE)"
+        )
+    try:
+        return Folder(str(root))
+    except ImportError as error:
+        extra = EXTRAS.get(kind)
+        remedy = f"pip install 'sophon-bench[{extra}]'" if extra else str(error)
+        raise BadInput(f"{str(root)!r} cannot be opened: {remedy}") from error
+    except ValueError as error:
+        raise BadInput(f"{str(root)!r} cannot be opened: {error}") from error
 
 
 def is_url(place: str | Path) -> bool:
@@ -52,7 +115,7 @@ def read_bytes(place: str | Path, most: int) -> bytes:
     if is_url(place):
         above, _, name = str(place).rpartition("/")
         files = folder(above)
-        if (files.size(name) or 0) <= most:
+        if files.size(name) <= most:
             return files.read(name)
     else:
         with Path(place).open("rb") as file:
@@ -66,10 +129,12 @@ class Folder:
     """Files by their names relative to a URL; parts of a name are separated by slashes.
 
     What cannot be read raises an `OSError`, what cannot be written a `WriteError`. A file is put
-    as a whole: that is atomic where puts of the file system are, as those of object stores.
+    as a whole: that is atomic where puts of the file system are, as those of object stores. A
+    server that does not answer is asked again, with a warning, before `Unreachable` is raised.
 
     Attributes:
         shared: Whether other processes see the same files.
+        writable: Whether files can be written there at all.
     """
 
     def __init__(self, url: str) -> None:
@@ -78,7 +143,18 @@ class Folder:
         self.root = url.rstrip("/")
         self._fs: Any
         self._fs, self._path = url_to_fs(self.root)
+        if hasattr(self._fs.dircache, "use_listings_cache"):
+            self._fs.dircache.use_listings_cache = False  # others write too
+        if hasattr(self._fs, "config_kwargs"):  # S3: trying again is said, and so done here
+            self._fs.config_kwargs.setdefault("retries", {"total_max_attempts": 1})
+            self._fs.retries = 1
         self.shared: bool = self._fs.protocol != "memory"
+        self.writable: bool = READ_ONLY.isdisjoint(self._kinds)
+
+    @property
+    def _kinds(self) -> Sequence[str]:
+        kinds: str | Sequence[str] = self._fs.protocol
+        return [kinds] if isinstance(kinds, str) else kinds
 
     def place(self, name: str) -> str:
         """The whole URL or path of a file."""
@@ -86,14 +162,7 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
-        return bool(self._fs.exists(self._inside(name)))
-
-    def size(self, name: str) -> int | None:
-        """Bytes of a file; None if there is no such file."""
-        try:
-            return int(self._fs.size(self._inside(name)))
-        except FileNotFoundError:
-            return None
+        return bool(self._ask(name, lambda inside: self._fs.exists(inside)))
 
     def names(self, name: str, suffix: str) -> list[str]:
         """Names with that suffix in a folder inside, in order; none if there is no such folder."""
@@ -105,32 +174,114 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """What is in a file."""
-        return bytes(self._fs.cat_file(self._inside(name)))
+        return bytes(self._ask(name, lambda inside: self._fs.cat_file(inside)))
+
+    def contents(self, names: Sequence[str]) -> Iterator[bytes | OSError]:
+        """What is in each of several files, or why it cannot be read; many are read at once."""
+        for start in range(0, len(names), AT_ONCE):
+            batch = names[start : start + AT_ONCE]
+            places = [self._inside(name) for name in batch]
+            found = self._fs.cat_ranges(places, None, None, on_error="return")
+            for name, content in zip(batch, found, strict=True):
+                yield self.tried(name) if isinstance(content, Exception) else bytes(content)
+
+    def tried(self, name: str) -> bytes | OSError:
+        """What is in a file, or why it cannot be read."""
+        try:
+            return self.read(name)
+        except Unreachable:
+            raise
+        except OSError as error:
+            return error
 
     def make(self, name: str) -> None:
-        """Make a folder inside, and those above it."""
-        with _named(self.place(name)):
-            self._fs.makedirs(self._inside(name), exist_ok=True)
+        """Make a folder inside, and those above it, where there are folders."""
+        if BUCKETS.isdisjoint(self._kinds):
+            with _named(self.place(name)):
+                self._ask(name, lambda inside: self._fs.makedirs(inside, exist_ok=True))
 
     def write(self, name: str, content: bytes) -> None:
         """Make or replace a file."""
-        with _named(self.place(name)):
-            self._fs.pipe_file(self._inside(name), content)
+        self._put(name, content)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Make a file, and say so, unless there is one: of several writers the first wins.
+
+        Where the file system cannot tell, as a server without conditional puts, one that writes at
+        the same time may win; what then stands there is whole too.
+        """
+        try:
+            self._put(name, content, mode="create")
+        except Unreachable:
+            raise
+        except WriteError as error:
+            if self.exists(name):
+                return False
+            if error.errno not in UNKNOWN:
+                raise
+            self.write(name, content)
+        return True
 
     def append(self, name: str, content: bytes) -> None:
-        """Add to the end of a file; after a crash a part of it may be there."""
+        """Add to the end of a file; after a crash a part of it may be there.
+
+        Where files are put as a whole, what another process adds at the same time may be lost.
+        """
         self.write(name, self.read(name) + content)
 
     def probe(self, name: str, count: int) -> None:
         """Try whether a folder inside takes so many bytes; nothing is left of it."""
         file = f"{name}/{TEMPORARY}{secrets.token_hex(8)}"
         self.write(file, bytes(count))
-        self._fs.rm_file(self._inside(file))
+        self.remove(file)
+
+    def remove(self, name: str) -> None:
+        """Delete a file."""
+        with _named(self.place(name)):
+            self._ask(name, lambda inside: self._fs.rm_file(inside))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return int(self._ask(name, lambda inside: self._fs.size(inside)))
+
+    def modified(self, name: str) -> float:
+        """When a file was written, in seconds since 1970."""
+        found: float = self._ask(name, lambda inside: self._fs.modified(inside)).timestamp()
+        return found
+
+    def _put(self, name: str, content: bytes, **how: Any) -> None:
+        if self._fs.async_impl:  # aiohttp alone would wait for a server's "100 Continue" for ever
+            how["timeout"] = STALLED + len(content) / SLOWEST
+        with _named(self.place(name)):
+            self._ask(name, lambda inside: self._fs.pipe_file(inside, content, **how))
 
     def _list(self, name: str) -> list[str]:
-        self._fs.invalidate_cache(self._inside(name))  # others write too
-        found = self._fs.ls(self._inside(name), detail=False)
+        found = self._ask(name, lambda inside: self._fs.ls(inside, detail=False))
         return [str(path).rsplit("/", 1)[-1] for path in found]
+
+    def _ask(self, name: str, call: Callable[[str], T]) -> T:
+        """What the file system says of the path of a file; asked again if it does not answer."""
+        until, pause = time.monotonic() + patience(), 0.25
+        while True:
+            try:
+                return call(self._inside(name))
+            except Exception as error:
+                if not _passes(error):
+                    raise _plain(error) from None  # what it comes from may show credentials
+                words = hidden(first_line(error)) if str(error) else "it took too long"
+                left = until - time.monotonic()
+            if left < pause:
+                raise Unreachable(
+                    errno.ETIMEDOUT, f"it does not answer ({words})", self.place(name)
+                )
+            if pause > 0.25:
+                warnings.warn(
+                    f"{self.root} does not answer ({words}); trying again for {left:.0f} seconds",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
 
     def _inside(self, name: str) -> str:
         return f"{self._path}/{name}"
@@ -141,18 +292,11 @@ class LocalFolder(Folder):
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.shared = True
+        self.shared = self.writable = True
 
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
         return os.path.exists(self.place(name))  # noqa: PTH110 - a Path for each is slow
-
-    def size(self, name: str) -> int | None:
-        """Bytes of a file; None if there is no such file."""
-        try:
-            return Path(self.place(name)).stat().st_size
-        except FileNotFoundError:
-            return None
 
     def read(self, name: str) -> bytes:
         """What is in a file: of 100 000, file objects and their buffers take half the time."""
@@ -165,6 +309,10 @@ class LocalFolder(Folder):
             os.close(file)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def contents(self, names: Sequence[str]) -> Iterator[bytes | OSError]:
+        """What is in each of several files, or why it cannot be read."""
+        return map(self.tried, names)
+
     def make(self, name: str) -> None:
         """Make a folder inside, and those above it."""
         with _named(self.place(name)):
@@ -173,6 +321,12 @@ class LocalFolder(Folder):
     def write(self, name: str, content: bytes) -> None:
         """Make or replace a file, as `write_atomic`."""
         write_atomic(Path(self.root, name), content)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Make a file, and say so, unless there is one: of several writers the first wins."""
+        return not self.exists(name) and write_atomic(
+            Path(self.root, name), content, replacing=False
+        )
 
     def append(self, name: str, content: bytes) -> None:
         """Add to the end of a file; after a crash a part of it may be there."""
@@ -188,8 +342,98 @@ class LocalFolder(Folder):
         with tempfile.TemporaryFile(dir=Path(self.root, name)) as file:
             file.write(bytes(count))
 
+    def remove(self, name: str) -> None:
+        """Delete a file."""
+        with _named(self.place(name)):
+            path = Path(self.root, name)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def size(self, name: str) -> int:
+        """Bytes of a file, or of what is in a folder."""
+        return sum(each.stat().st_size for each in self._within(name))
+
+    def modified(self, name: str) -> float:
+        """When a file, or the last in a folder, was written, in seconds since 1970."""
+        return max(each.stat().st_mtime for each in self._within(name))
+
+    def _within(self, name: str) -> Iterator[Path]:
+        path = Path(self.root, name)
+        return chain([path], path.rglob("*") if path.is_dir() else ())
+
     def _list(self, name: str) -> list[str]:
         return os.listdir(self.place(name))  # noqa: PTH208
+
+
+def patience() -> float:
+    """Seconds that a server which does not answer is asked again.
+
+    Raises:
+        BadInput: If the environment says something else than a number.
+    """
+    return number_in(PATIENCE, 60.0)
+
+
+def number_in(variable: str, default: float) -> float:
+    """What an environment variable says, a number that is not negative.
+
+    Raises:
+        BadInput: If it is something else.
+    """
+    text = os.environ.get(variable, "")
+    try:
+        found = float(text or default)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise BadInput(f"{variable} is a number of at least 0; got {text!r}")
+    return found
+
+
+ANSWERS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError,
+           NotADirectoryError)  # fmt: skip
+"""Errors that a server answered with, so that asking again helps nothing."""
+
+PASSING = {
+    errno.EIO, errno.EBUSY, errno.EAGAIN, errno.EPIPE, errno.ETIMEDOUT, errno.ECONNREFUSED,
+    errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH,
+    getattr(errno, "EREMOTEIO", errno.EIO), None,
+}  # fmt: skip
+
+PASSING_STATUS = (408, 425, 429)
+"""HTTP status codes below 500 that say: later."""
+
+CONNECTIONS = {"ConnectionError", "HTTPClientError", "ClientConnectionError", "TransportError"}
+"""Classes of botocore, aiohttp and httpx for what happens between here and a server."""
+
+
+def _passes(error: Exception) -> bool:
+    """Whether the same may work later."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None and status < 500 and status not in PASSING_STATUS:
+        return False
+    if isinstance(error, OSError):
+        return not isinstance(error, ANSWERS) and error.errno in PASSING
+    return not CONNECTIONS.isdisjoint(each.__name__ for each in type(error).__mro__)
+
+
+NUMBERS: dict[type[Exception], int] = {
+    FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES,
+    IsADirectoryError: errno.EISDIR, NotADirectoryError: errno.ENOTDIR,
+}  # fmt: skip
+
+
+def _plain(error: Exception) -> OSError:
+    """The same as the system would say it, with a number and no credentials."""
+    number = getattr(error, "errno", None) or NUMBERS.get(type(error), errno.EINVAL)
+    return OSError(number, hidden(getattr(error, "strerror", None) or first_line(error)))
+
+
+def hidden(words: str) -> str:
+    """The same words without credentials."""
+    words = re.sub(r"://[^/@\s]*@", "://…@", words)
+    for value in filter(None, map(os.environ.get, SECRETS)):
+        words = words.replace(value, "…")
+    return words
 
 
 TEMPORARY = ".writing-"
@@ -199,8 +443,21 @@ SMALL = 1 << 16
 """Bytes that one record hardly ever has."""
 
 
-def write_atomic(path: Path, content: bytes) -> None:
+UNKNOWN = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL)
+"""What a file system says that cannot tell whether it makes a file or replaces one."""
+
+
+def write_atomic(path: Path, content: bytes, *, replacing: bool = True) -> bool:
     """Write ``content`` so that ``path`` is either absent, old, or whole, also after a crash.
+
+    Args:
+        path: The file.
+        content: All that is to be in it.
+        replacing: Whether a file that is there is replaced; if not, it stays, unless the file
+            system has no hard links.
+
+    Returns:
+        Whether it was written.
 
     Raises:
         WriteError: If it cannot be written; ``path`` is then as it was.
@@ -212,12 +469,26 @@ def write_atomic(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
+            made = _move(temporary, path, replacing=replacing)
+        finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            raise
         _sync_directory(path.parent)
+    return made
+
+
+def _move(temporary: Path, path: Path, *, replacing: bool) -> bool:
+    if not replacing:
+        try:
+            path.hardlink_to(temporary)
+            return True
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in UNKNOWN:
+                raise
+    temporary.replace(path)
+    return True
 
 
 @contextlib.contextmanager
@@ -225,6 +496,8 @@ def _named(place: str) -> Iterator[None]:
     """Turn what the system says inside into a `WriteError` of the file at ``place``."""
     try:
         yield
+    except Unreachable:
+        raise
     except OSError as error:
         raise WriteError(error.errno, error.strerror or str(error), place) from error
 
@@ -246,6 +519,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def remedy(error: OSError) -> str:
     """What the system refused, in one line, and how to go on."""
     place = "standard output" if error.filename is None else repr(str(error.filename))
+    if isinstance(error, Unreachable):
+        return (
+            f"{place}: {error.strerror}. Everything finished is kept: when it answers, the same "
+            "command does the rest"
+        )
     verb = " cannot be written" if isinstance(error, WriteError) else ""
     advice = "make room" if error.errno in FULL else "make it writable"
     return (

@@ -14,6 +14,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,7 +22,15 @@ import msgspec
 from msgspec.structs import force_setattr
 
 from sophon_bench.plugins.failures import BadInput
-from sophon_bench.results.files import Folder, LocalFolder, folder, no_collector
+from sophon_bench.results.copies import Copies
+from sophon_bench.results.files import (
+    Folder,
+    LocalFolder,
+    Unreachable,
+    folder,
+    no_collector,
+    remedy,
+)
 from sophon_bench.results.records import (
     SCHEMA,
     Asked,
@@ -45,6 +54,12 @@ class StoreError(BadInput):
     """Records that cannot be used: unreadable, damaged, or of another schema version."""
 
 
+class StoreLost(StoreError):
+    """A store that does not answer any more; what is finished is in it."""
+
+    exit_code = 1
+
+
 def default_root() -> Path:
     """The store in the user's cache directory (``$XDG_CACHE_HOME`` or ``~/.cache``)."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -53,7 +68,9 @@ def default_root() -> Path:
 
 def is_store(root: str | Path) -> bool:
     """Whether there is a store."""
-    return folder(root).exists(MARKER)
+    files = folder(root)
+    with _reading(files, MARKER):
+        return files.exists(MARKER)
 
 
 MARKER = "store.json"
@@ -70,22 +87,27 @@ class Store:
         reading: Whether it is only read: it has to be there, and may be read-only or full.
 
     Raises:
+        BadInput: If `folder` refuses the URL.
         StoreError: If it cannot be written or has no room, or another schema version wrote it.
     """
 
     def __init__(self, root: str | Path, *, reading: bool = False) -> None:
         self.root = root
         name = repr(str(root))
-        try:
-            self._files = folder(root)
-        except (ValueError, ImportError) as error:
-            raise StoreError(f"store {name} cannot be opened: {error}") from error
+        self._files = folder(root)
+        if not reading and not self._files.writable:
+            raise StoreError(
+                f"store {name} can only be read; 'sophon-bench store pull {root}' copies it into a "
+                "directory or a bucket (--store)"
+            )
         try:
             version = SCHEMA
             if reading or self._files.exists(MARKER):
                 version = json.loads(self._files.read(MARKER))["schema"]
             if not reading and version == SCHEMA:
                 _prepare(self._files)
+        except Unreachable as error:
+            raise StoreLost(remedy(error)) from error
         except OSError as error:
             raise StoreError(
                 f"store {name} cannot be {'read' if reading else 'written'}: "
@@ -99,6 +121,12 @@ class Store:
                 f"store {name} was written with schema version {version}, this program "
                 f"writes version {SCHEMA}; choose another directory with --store DIR"
             )
+
+    @cached_property
+    def _copies(self) -> Copies | None:
+        """Weights that this machine keeps of a store that is elsewhere."""
+        local = isinstance(self._files, LocalFolder) or not self.shared
+        return None if local else Copies.of(default_root() / "copies")
 
     @property
     def data(self) -> Path:
@@ -124,10 +152,9 @@ class Store:
         """The finished cell of that key."""
         return self._record(f"cells/{key}.json", CELLS)
 
-    def put_cell(self, cell: Cell) -> None:
-        """Write a cell; only one that failed is ever written over."""
-        if not self.has_cell(cell.key) or self.cell(cell.key).status == "failed":
-            self._files.write(f"cells/{cell.key}.json", dump(cell))
+    def put_cell(self, cell: Cell) -> Cell:
+        """Write a cell; return what stands there then: only one that failed is written over."""
+        return self._put(f"cells/{cell.key}.json", cell, CELLS)
 
     def cells(self) -> Iterator[Cell]:
         """Every finished cell in order of key.
@@ -135,8 +162,8 @@ class Store:
         Cells of one trial share what says which it is: a sixth of what a record takes.
         """
         known: dict[str, PluginId] = {}
-        for name in self._files.names("cells", ".json"):
-            cell = self._record(f"cells/{name}", CELLS)
+        for _, tried in self.tried_cells():
+            cell = _sound(tried)
             attack = known.setdefault(cell.attack.label, cell.attack)
             if attack == cell.attack:
                 force_setattr(cell, "attack", attack)
@@ -144,9 +171,8 @@ class Store:
 
     def models(self, keys: Iterable[str]) -> dict[str, ModelRecord]:
         """The records of made models by key, and of the pre-trained ones that they are of."""
-        models = {key: self.model(key) for key in sorted(keys)}
-        upstream = {str(model.pretrained) for model in models.values()}
-        return models | {key: self.model(key) for key in sorted(upstream)}
+        models = self._models(keys)
+        return models | self._models({str(model.pretrained) for model in models.values()})
 
     @no_collector()
     def records(self) -> Records:
@@ -156,6 +182,13 @@ class Store:
         keys = [cell.key for cell in cells if cell.key in asked]
         models = self.models({cell.model for cell in cells})
         return Records(models, cells, {key: asked[key] for key in keys})
+
+    def take(self, manifest: Manifest) -> bool:
+        """Take over a manifest of another store, or what it adds; whether anything was new."""
+        run, asked = manifest.run(), list(manifest.lines())
+        if self._files.create(manifest.name, b"\n".join(map(dump, (run, *asked)))):
+            return True
+        return Manifest(self._files, manifest.name).add(asked)
 
     def begin(self, run: Run, asked: Sequence[Asked]) -> Manifest:
         """Write the manifest of a run that asks for these cells, before it begins.
@@ -167,14 +200,13 @@ class Store:
         """
         plain = {"command": run.command, "asked": msgspec.to_builtins(asked)}
         name = f"runs/{content_key(plain)}.jsonl"
-        if not self._files.exists(name):
-            self._files.write(name, b"\n".join(map(dump, (run, *asked))))
+        self._files.create(name, b"\n".join(map(dump, (run, *asked))))
         return Manifest(self._files, name)
 
     def asked(self) -> dict[str, Asked]:
         """Who asked for which cell, in all runs together, by the cell's key."""
         found: dict[str, Asked] = {}
-        for manifest in self._manifests():
+        for manifest in self.manifests():
             for line in manifest.lines():
                 known = found.get(line.key)
                 found[line.key] = line if known is None else line.and_by(known)
@@ -182,7 +214,7 @@ class Store:
 
     def names(self) -> dict[str, str]:
         """Names that runs gave to selectors, by label; the last run's where several did."""
-        runs = [manifest.run() for manifest in self._manifests()]
+        runs = [manifest.run() for manifest in self.manifests()]
         ordered = sorted(runs, key=lambda run: run.provenance.finished)
         return {label: name for run in ordered for label, name in run.names.items()}
 
@@ -199,10 +231,7 @@ class Store:
 
         Another process may have made the model meanwhile: its record stays.
         """
-        if self.has_model(record.key) and self.model(record.key).status != "failed":
-            return self.model(record.key)
-        self._files.write(f"models/{record.key}.json", dump(record))
-        return record
+        return self._put(f"models/{record.key}.json", record, MODELS)
 
     def put_weights(self, weights: Mapping[str, Tensor]) -> str:
         """Write a state dict as safetensors under its SHA-256, and return that."""
@@ -214,7 +243,9 @@ class Store:
     def put_weights_file(self, content: bytes) -> str:
         """Write a file of safetensors under its SHA-256, and return that."""
         digest = hashlib.sha256(content).hexdigest()
-        self._files.write(f"models/{digest}.safetensors", content)
+        self._files.write(weights_name(digest), content)
+        if self._copies is not None:
+            self._copies.keep(digest, content)
         return digest
 
     def weights(self, record: ModelRecord) -> dict[str, Tensor]:
@@ -239,41 +270,104 @@ class Store:
         Raises:
             StoreError: If the file is missing or is not the one that the record describes.
         """
-        content = _content(self._files, _weights_name(record))
-        if hashlib.sha256(content).hexdigest() != record.weights:
-            raise StoreError(
-                f"{self.weights_place(record)!r} is not the file that its record describes "
-                f"(SHA-256 differs); delete it and models/{record.key}.json to have it made again"
-            )
+        digest = str(record.weights)
+        content = None if self._copies is None else self._copies.read(digest)
+        if content is None:
+            content = _content(self._files, weights_name(digest))
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise StoreError(
+                    f"{self.weights_place(record)!r} is not the file that its record describes "
+                    f"(SHA-256 differs); delete it and models/{record.key}.json to have it made "
+                    "again"
+                )
+            if self._copies is not None:
+                self._copies.keep(digest, content)
         return content
 
     def weights_size(self, record: ModelRecord) -> int | None:
         """Bytes of the safetensors file of a made model; None if it is not there."""
-        return self._files.size(_weights_name(record))
+        with contextlib.suppress(FileNotFoundError):
+            return self._files.size(weights_name(record.weights))
+        return None
 
     def weights_place(self, record: ModelRecord) -> str:
         """The path or URL of the safetensors file of a made model."""
-        return self._files.place(_weights_name(record))
+        return self._files.place(weights_name(record.weights))
 
-    def _manifests(self) -> list[Manifest]:
+    def manifests(self) -> list[Manifest]:
+        """The manifests of all runs, in order of their names."""
         return [Manifest(self._files, f"runs/{n}") for n in self._files.names("runs", ".jsonl")]
 
+    def tried_models(self) -> Iterator[tuple[str, ModelRecord | StoreError]]:
+        """Every model in order of key, or what is wrong with its record; by the file's name."""
+        return self._tried_all("models", MODELS)
+
+    def tried_cells(self) -> Iterator[tuple[str, Cell | StoreError]]:
+        """Every cell in order of key, or what is wrong with its record; by the file's name."""
+        return self._tried_all("cells", CELLS)
+
+    def _tried_all(
+        self, kind: str, decoder: msgspec.json.Decoder[R]
+    ) -> Iterator[tuple[str, R | StoreError]]:
+        names = [f"{kind}/{name}" for name in self._files.names(kind, ".json")]
+        return zip(names, self._tried(names, decoder), strict=True)
+
+    def _models(self, keys: Iterable[str]) -> dict[str, ModelRecord]:
+        names = [f"models/{key}.json" for key in sorted(keys)]
+        return {model.key: model for model in map(_sound, self._tried(names, MODELS))}
+
+    def _put(self, name: str, record: R, decoder: msgspec.json.Decoder[R]) -> R:
+        content = dump(record)
+        if self._files.create(name, content):
+            return record
+        stands = self._record(name, decoder)
+        if stands.status == "failed":
+            self._files.write(name, content)
+            return record
+        return stands
+
     def _record(self, name: str, decoder: msgspec.json.Decoder[R]) -> R:
+        return self._decoded(name, _content(self._files, name), decoder)
+
+    def _tried(
+        self, names: Sequence[str], decoder: msgspec.json.Decoder[R]
+    ) -> Iterator[R | StoreError]:
+        """Records in order of their names, or what is wrong with them."""
+        for name, content in zip(names, self._files.contents(names), strict=True):
+            try:
+                with _reading(self._files, name):
+                    if isinstance(content, OSError):
+                        raise content
+                yield self._decoded(name, content, decoder)
+            except StoreError as error:
+                yield error
+
+    def _decoded(self, name: str, content: bytes, decoder: msgspec.json.Decoder[R]) -> R:
         try:
-            return decoder.decode(harmless(_content(self._files, name)))
-        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            record = decoder.decode(harmless(content))
+            if name.rpartition("/")[2] != f"{record.key}.json":
+                raise ValueError(f"it is the record of {record.key}")
+        except (ValueError, RecursionError) as error:
             place, reason = self._files.place(name), printable(str(error))
             raise StoreError(
                 f"record {place!r} is damaged ({reason}); delete it to have it made again"
             ) from error
+        return record
+
+
+def _sound(record: R | StoreError) -> R:
+    if isinstance(record, StoreError):
+        raise record
+    return record
+
+
+def weights_name(digest: str | None) -> str:
+    """The file of weights with that SHA-256."""
+    return f"models/{digest}.safetensors"
 
 
 CELLS = msgspec.json.Decoder(Cell)
 MODELS = msgspec.json.Decoder(ModelRecord)
-
-
-def _weights_name(record: ModelRecord) -> str:
-    return f"models/{record.weights}.safetensors"
 
 
 def _prepare(files: Folder) -> None:
@@ -281,13 +375,21 @@ def _prepare(files: Folder) -> None:
     for name in ("data", "models", "cells", "runs"):
         files.make(name)
     if not files.exists(MARKER):
-        files.write(MARKER, json.dumps({"schema": SCHEMA, "id": uuid.uuid4().hex}).encode())
+        files.create(MARKER, json.dumps({"schema": SCHEMA, "id": uuid.uuid4().hex}).encode())
     files.probe("cells", PROBE)
 
 
 def _content(files: Folder, name: str) -> bytes:
-    try:
+    with _reading(files, name):
         return files.read(name)
+
+
+@contextlib.contextmanager
+def _reading(files: Folder, name: str) -> Iterator[None]:
+    try:
+        yield
+    except Unreachable as error:
+        raise StoreLost(remedy(error)) from error
     except OSError as error:
         place, reason = files.place(name), error.strerror or error
         raise StoreError(f"{place!r} cannot be read: {reason}") from error
@@ -323,8 +425,8 @@ class Manifest:
                 with contextlib.suppress(msgspec.DecodeError):
                     yield decoder.decode(line)
 
-    def add(self, asked: Iterable[Asked]) -> None:
-        """Write what the search added, if it is not there yet.
+    def add(self, asked: Iterable[Asked]) -> bool:
+        """Write what the search added, if it is not there yet; whether anything was new.
 
         Raises:
             WriteError: If it cannot be written.
@@ -333,6 +435,7 @@ class Manifest:
         new = [each for each in asked if each not in known]
         if new:
             self._files.append(self.name, b"".join(b"\n" + dump(each) for each in new))
+        return bool(new)
 
     def _lines(self) -> list[bytes]:
         return [*map(_harmless, _content(self._files, self.name).split(b"\n"))]
