@@ -21,6 +21,7 @@ from sophon_bench.execution.plan import (
     Tried,
     setting_of,
 )
+from sophon_bench.execution.waiting import Waiting
 from sophon_bench.execution.worker import Worker
 from sophon_bench.harness import speed
 from sophon_bench.models.architecture import Compile
@@ -45,7 +46,7 @@ class Reporter(Protocol):
         ...
 
     def end(self, stage: Stage, words: str, *, reused: bool) -> None:
-        """A stage is finished; ``reused`` if the store had it."""
+        """A stage is finished; ``reused`` if the store had it, and then it did not begin."""
         ...
 
 
@@ -94,9 +95,9 @@ class LocalEngine:
     command: str = ""
     loggers: Sequence[Logger] = ()
     _models: dict[str, ModelRecord] = field(default_factory=dict, init=False)
-    _waiting: list[Stage] = field(default_factory=list, init=False)
-    _missing: set[str] = field(default_factory=set, init=False)
-    _searches: list[_Running] = field(default_factory=list, init=False)
+    _there: set[str] = field(default_factory=set, init=False)
+    _waiting: Waiting = field(default_factory=lambda: Waiting(1), init=False)
+    _wanted: dict[str, list[_Running]] = field(default_factory=dict, init=False)
     _executor: Executor | None = field(default=None, init=False)
     _manifest: Manifest | None = field(default=None, init=False)
 
@@ -109,8 +110,10 @@ class LocalEngine:
             StoreError: If the store cannot be used.
             WorkerDied: If one of several processes ends by itself.
         """
-        self._waiting, self._missing = list(plan.models), set()
-        self._searches = [self._start(search) for search in plan.searches]
+        self._there = self.store.finished()
+        self._waiting, self._wanted = Waiting(self.together), {}
+        self._waiting.add(plan.models)
+        searches = [self._start(search) for search in plan.searches]
         run = Run(
             command=self.command,
             names=plan.names,
@@ -131,7 +134,7 @@ class LocalEngine:
                 self._executor = None
         cells: dict[str, Cell] = {}
         asked: dict[str, Asked] = {}
-        for running in self._searches:
+        for running in searches:
             for stage, cell in running.done.items():
                 cells[stage.key] = cell
                 asked[stage.key] = _asked(stage).and_by(asked.get(stage.key, _asked(stage)))
@@ -139,6 +142,7 @@ class LocalEngine:
 
     def pending(self, plan: Plan) -> list[Stage]:
         """The stages known beforehand that `run` would do."""
+        self._there = self.store.finished()
         return [stage for stage in plan.stages if self._finished(stage) is None]
 
     def estimate(self, pending: Sequence[Stage]) -> tuple[float, float]:
@@ -158,51 +162,38 @@ class LocalEngine:
     def _start(self, search: Search) -> _Running:
         steps = search.run()
         first = next(steps)
-        self._waiting += first
+        running = _Running(search, steps, {}, search.forecast)
+        self._want(running, first)
+        self._waiting.add(first)
         self.reporter.expect(*search.forecast)
-        return _Running(search, steps, {stage.key: stage for stage in first}, search.forecast)
+        return running
+
+    def _want(self, running: _Running, stages: Sequence[AttackStage]) -> None:
+        running.open = {stage.key: stage for stage in stages}
+        for key in running.open:
+            self._wanted.setdefault(key, []).append(running)
 
     def _dispatch(self, plan: Plan, working: int) -> int:
         """Finish what the store has, and give out what is ready; how much that was."""
-        given = 0
-        gone: set[str] = set()
-        for stage in list(self._waiting):
-            full = self._executor is not None and working + given >= self._executor.size
-            if stage.key in gone or (full and stage.key in self._missing):
-                continue
-            if not isinstance(stage, PretrainStage) and stage.upstream.key not in self._models:
-                continue
-            record = None if stage.key in self._missing else self._finished(stage)
-            if record is not None:
-                self._waiting.remove(stage)
-                self.reporter.begin(stage)
+        for stage in self._waiting.arrived():
+            record = self._finished(stage)
+            if record is None:
+                self._waiting.ready(stage)
+            else:
+                self._waiting.done(stage)
                 self._finish(stage, record, reused=True)
-                continue
-            self._missing.add(stage.key)
+        given = 0
+        while self._executor is None or working + given < self._executor.size:
+            stages = self._waiting.take()
+            if not stages:
+                break
             if self._executor is None:
                 self._executor = self._open(plan)
-            if working + given < self._executor.size:
-                companions = self._companions(stage)
-                for each in companions:
-                    gone.add(each.key)
-                    self._waiting.remove(each)
-                    self.reporter.begin(each)
-                self._executor.submit(companions, self._upstream(stage))
-                given += 1
+            for each in stages:
+                self.reporter.begin(each)
+            self._executor.submit(stages, self._upstream(stages[0]))
+            given += 1
         return given
-
-    def _companions(self, stage: Stage) -> list[Stage]:
-        """The stage, and those that wait to be done and can be at once with it."""
-        if self.together == 1 or not isinstance(stage, AttackStage) or stage.companions is None:
-            return [stage]
-        found: list[Stage] = [
-            other
-            for other in self._waiting
-            if isinstance(other, AttackStage)
-            and other.companions == stage.companions
-            and self._finished(other) is None
-        ]
-        return found[: self.together]
 
     def _open(self, plan: Plan) -> Executor:
         settings: dict[int, Setting] = {id(s): s for s in map(setting_of, plan.models)}
@@ -227,29 +218,23 @@ class LocalEngine:
         return found
 
     def _finished(self, stage: Stage) -> ModelRecord | Cell | None:
-        record: ModelRecord | Cell
-        if isinstance(stage, AttackStage):
-            if not self.store.has_cell(stage.key):
-                return None
-            record = self.store.cell(stage.key)
-        elif self.store.has_model(stage.key):
-            record = self.store.model(stage.key)
-        else:
+        if stage.key not in self._there:
             return None
+        of = self.store.cell if isinstance(stage, AttackStage) else self.store.model
+        record = of(stage.key)
         return None if self.retry_failed and record.status == "failed" else record
 
     def _finish(self, stage: Stage, record: ModelRecord | Cell, *, reused: bool) -> None:
-        self._missing.discard(stage.key)
         self.reporter.end(stage, _outcome(record), reused=reused)
         for logger in () if reused else self.loggers:
             for step, values in series(record):
                 logger.log(stage.label, values, step)
         if isinstance(record, ModelRecord):
             self._models[stage.key] = record
+            self._waiting.made(stage.key)
             return
-        for running in self._searches:
-            if stage.key in running.open:
-                self._advance(running, running.open.pop(stage.key), record)
+        for running in self._wanted.pop(stage.key, ()):
+            self._advance(running, running.open.pop(stage.key), record)
 
     def _advance(self, running: _Running, stage: AttackStage, cell: Cell) -> None:
         """Note a cell; go on when nothing of the search is open."""
@@ -265,10 +250,10 @@ class LocalEngine:
             running.forecast = (0.0, 0)
             self.reporter.expect(-units, -count)
         self.reporter.expect(sum(s.units for s in batch), len(batch))
-        if self._manifest is not None:
+        if batch and self._manifest is not None:
             self._manifest.add(map(_asked, batch))
-        running.open = {s.key: s for s in batch}
-        self._waiting[:0] = batch  # the longest go first; what other searches list fills the gaps
+        self._want(running, batch)
+        self._waiting.add(batch, ahead=True)  # the longest go first; what other searches list fills the gaps
 
 
 def _asked(stage: AttackStage) -> Asked:

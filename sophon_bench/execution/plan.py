@@ -8,6 +8,7 @@ undefended model under every attack, and every control attack once, against the 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -175,7 +176,7 @@ class Search:
     domain: str
     stretch: int = 1
 
-    @property
+    @functools.cached_property
     def first(self) -> list[AttackStage]:
         """The listed trials."""
         return [self._stage(trial, self.stretch) for trial in self.trials]

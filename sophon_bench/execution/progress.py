@@ -176,7 +176,8 @@ class Bars:
 
     def end(self, stage: Stage, words: str, *, reused: bool) -> None:
         """Count the stage and leave a line above the bars."""
-        self.bars.remove_task(self.open.pop(stage.key))
+        if not reused:
+            self.bars.remove_task(self.open.pop(stage.key))
         self.work.end(stage, reused=reused)
         self._whole()
         if self.verbose or not reused:

@@ -16,6 +16,7 @@ given to a trial is what tables call it, and no part of what it is.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import itertools
 import math
@@ -81,13 +82,13 @@ class Trial:
         """The plugin's name."""
         return self.entry.name
 
-    @property
+    @functools.cached_property
     def parameters(self) -> dict[str, Any]:
         """Every hyperparameter by name, as plain JSON values."""
         names = _fields(self.entry.cls)
         return {name: plain(getattr(self.plugin, name)) for name in names}
 
-    @property
+    @functools.cached_property
     def label(self) -> str:
         """The shortest selector that gives this trial: only what differs from the defaults."""
         changed = {

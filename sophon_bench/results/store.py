@@ -144,6 +144,11 @@ class Store:
         """What no other store has: the same wherever this one is seen from."""
         return str(json.loads(self._files.read(MARKER)).get("id", ""))
 
+    def finished(self) -> set[str]:
+        """Keys of all models and cells that are made, from one listing of each folder."""
+        files = [name for kind in ("models", "cells") for name in self._files.names(kind, ".json")]
+        return {name.removesuffix(".json") for name in files}
+
     def has_cell(self, key: str) -> bool:
         """Whether the cell is finished."""
         return self._files.exists(f"cells/{key}.json")
