@@ -332,7 +332,7 @@ def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
         if any(_infinite(v) for v in _listed(value)):
             raise SelectorError(f"{entry.name}[{key}={_format(value)}]: {key} should be finite")
     try:
-        return TypeAdapter(entry.cls).validate_python(values)
+        return _adapter(entry.cls).validate_python(values)
     except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation) as error:
         reason = str(error).split("\n")[0]
         raise SelectorError(
@@ -354,6 +354,12 @@ def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
         raise SelectorError(
             f"{entry.kind} {format_selector(entry.name, values)} cannot be made: {reason}"
         ) from error
+
+
+@functools.cache
+def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+    """What checks a plugin's hyperparameters; making it takes a hundred times as long as a check."""
+    return TypeAdapter(cls)
 
 
 def accepted(cls: type[Any], field: str) -> str:

@@ -288,7 +288,11 @@ class Folder:
 
 
 class LocalFolder(Folder):
-    """A directory of this machine; what is written is on the disk before the call returns."""
+    """A directory of this machine; the content of a file is on the disk before its name is there.
+
+    Directories are not synced, which here takes longer than all else: a machine that loses its
+    power may lose the names of the last seconds, and what they stood for is then done again.
+    """
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -473,7 +477,6 @@ def write_atomic(path: Path, content: bytes, *, replacing: bool = True) -> bool:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        _sync_directory(path.parent)
     return made
 
 
@@ -500,16 +503,6 @@ def _named(place: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise WriteError(error.errno, error.strerror or str(error), place) from error
-
-
-def _sync_directory(path: Path) -> None:
-    if os.name != "posix":
-        return
-    directory = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

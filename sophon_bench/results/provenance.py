@@ -30,13 +30,16 @@ def capture(device: torch.device, compiled: str = "off") -> Provenance:
         dirty=dirty,
         python=platform.python_version(),
         torch=str(torch.__version__),
-        timm=version("timm"),
+        timm=_version("timm"),
         cuda=torch.version.cuda if device.type == "cuda" else None,
         device=device_name(device),
         threads=torch.get_num_threads(),
         compiled=compiled,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+_version = functools.cache(version)  # which reads a file of the package
 
 
 @functools.cache

@@ -406,6 +406,7 @@ class Manifest:
     def __init__(self, files: Folder, name: str) -> None:
         self._files = files
         self.name = name
+        self._known: set[Asked] | None = None
 
     def run(self) -> Run:
         """What was started.
@@ -436,10 +437,11 @@ class Manifest:
         Raises:
             WriteError: If it cannot be written.
         """
-        known = set(self.lines())
+        known = self._known = set(self.lines()) if self._known is None else self._known
         new = [each for each in asked if each not in known]
         if new:
             self._files.append(self.name, b"".join(b"\n" + dump(each) for each in new))
+            known.update(new)
         return bool(new)
 
     def _lines(self) -> list[bytes]:
