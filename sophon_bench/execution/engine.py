@@ -25,6 +25,7 @@ from sophon_bench.execution.waiting import Waiting
 from sophon_bench.execution.worker import Worker
 from sophon_bench.harness import speed
 from sophon_bench.models.architecture import Compile
+from sophon_bench.results.files import no_collector
 from sophon_bench.results.provenance import capture
 from sophon_bench.results.records import Asked, Cell, ModelRecord, Records, Run
 from sophon_bench.results.store import Manifest, Store
@@ -110,16 +111,7 @@ class LocalEngine:
             StoreError: If the store cannot be used.
             WorkerDied: If one of several processes ends by itself.
         """
-        self._there = self.store.finished()
-        self._waiting, self._wanted = Waiting(self.together), {}
-        self._waiting.add(plan.models)
-        searches = [self._start(search) for search in plan.searches]
-        run = Run(
-            command=self.command,
-            names=plan.names,
-            provenance=capture(self.device, self.compiled),
-        )
-        self._manifest = self.store.begin(run, [_asked(stage) for stage in plan.cells])
+        searches = self._begin(plan)
         working = 0
         try:
             while self._waiting or working:
@@ -132,13 +124,7 @@ class LocalEngine:
             if self._executor is not None:
                 self._executor.close()
                 self._executor = None
-        cells: dict[str, Cell] = {}
-        asked: dict[str, Asked] = {}
-        for running in searches:
-            for stage, cell in running.done.items():
-                cells[stage.key] = cell
-                asked[stage.key] = _asked(stage).and_by(asked.get(stage.key, _asked(stage)))
-        return Records(dict(self._models), list(cells.values()), asked)
+        return self._records(searches)
 
     def pending(self, plan: Plan) -> list[Stage]:
         """The stages known beforehand that `run` would do."""
@@ -159,6 +145,31 @@ class LocalEngine:
             seconds += units * speed.seconds_per_unit(bench)
         return flops, seconds / (self.workers or 1)
 
+    @no_collector()
+    def _begin(self, plan: Plan) -> list[_Running]:
+        """Let all stages wait that are known, and write down which cells are asked for."""
+        self._there = self.store.finished()
+        self._waiting, self._wanted = Waiting(self.together), {}
+        self._waiting.add(plan.models)
+        searches = [self._start(search) for search in plan.searches]
+        run = Run(
+            command=self.command,
+            names=plan.names,
+            provenance=capture(self.device, self.compiled),
+        )
+        self._manifest = self.store.begin(run, [_asked(stage) for stage in plan.cells])
+        return searches
+
+    @no_collector()
+    def _records(self, searches: Sequence[_Running]) -> Records:
+        cells: dict[str, Cell] = {}
+        asked: dict[str, Asked] = {}
+        for running in searches:
+            for stage, cell in running.done.items():
+                cells[stage.key] = cell
+                asked[stage.key] = _asked(stage).and_by(asked.get(stage.key, _asked(stage)))
+        return Records(dict(self._models), list(cells.values()), asked)
+
     def _start(self, search: Search) -> _Running:
         steps = search.run()
         first = next(steps)
@@ -175,13 +186,7 @@ class LocalEngine:
 
     def _dispatch(self, plan: Plan, working: int) -> int:
         """Finish what the store has, and give out what is ready; how much that was."""
-        for stage in self._waiting.arrived():
-            record = self._finished(stage)
-            if record is None:
-                self._waiting.ready(stage)
-            else:
-                self._waiting.done(stage)
-                self._finish(stage, record, reused=True)
+        self._reuse()
         given = 0
         while self._executor is None or working + given < self._executor.size:
             stages = self._waiting.take()
@@ -194,6 +199,17 @@ class LocalEngine:
             self._executor.submit(stages, self._upstream(stages[0]))
             given += 1
         return given
+
+    @no_collector()
+    def _reuse(self) -> None:
+        """Finish what the store has of the stages that arrived, and what that lets arrive."""
+        for stage in self._waiting.arrived():
+            record = self._finished(stage)
+            if record is None:
+                self._waiting.ready(stage)
+            else:
+                self._waiting.done(stage)
+                self._finish(stage, record, reused=True)
 
     def _open(self, plan: Plan) -> Executor:
         settings: dict[int, Setting] = {id(s): s for s in map(setting_of, plan.models)}
@@ -253,7 +269,9 @@ class LocalEngine:
         if batch and self._manifest is not None:
             self._manifest.add(map(_asked, batch))
         self._want(running, batch)
-        self._waiting.add(batch, ahead=True)  # the longest go first; what other searches list fills the gaps
+        self._waiting.add(
+            batch, ahead=True
+        )  # the longest go first; what other searches list fills the gaps
 
 
 def _asked(stage: AttackStage) -> Asked:

@@ -189,12 +189,13 @@ class Search:
 
     def run(self) -> Generator[list[AttackStage], Tried, None]:
         """Yield batches of stages and be sent all that is done; the listed trials come first."""
+        ranks: dict[AttackStage, _Rank] = {}
         done = yield self.first
         for _ in range(REFINEMENTS):
-            if not (batch := self._refined(done)):
+            if not (batch := self._refined(_ranked(done, ranks))):
                 break
             done = yield batch
-        if batch := self._continued(done):
+        if batch := self._continued(done, _ranked(done, ranks)):
             yield batch
 
     def _stage(self, trial: Trial, stretch: int = 1, *, derived: bool = False) -> AttackStage:
@@ -209,41 +210,48 @@ class Search:
         )
         return AttackStage(key, self.upstream, trial, samples, budget, domain, stretch, derived)
 
-    def _refined(self, done: Tried) -> list[AttackStage]:
+    def _refined(self, ranks: _Ranks) -> list[AttackStage]:
         families: dict[str, list[AttackStage]] = {}
-        for stage in done:
-            fixed = dict(stage.attack.parameters)
-            if isinstance(fixed.pop("lr", None), float):
-                families.setdefault(f"{stage.attack.name}{fixed}", []).append(stage)
-
-        def best(family: list[AttackStage]) -> AttackStage:
-            return max(family, key=lambda stage: _rank(done[stage]))
-
+        for stage in ranks:
+            if stage.attack.family is not None:
+                families.setdefault(stage.attack.family, []).append(stage)
+        best = [(max(own, key=ranks.__getitem__), own) for own in families.values()]
         batch = []
-        by_rank = sorted(families.values(), key=lambda f: _rank(done[best(f)]), reverse=True)
-        for family in by_rank[: self.rules.refine]:
-            trial = best(family).attack
-            tried = [stage.attack.parameters["lr"] for stage in family]
-            for lr in neighbours(trial.parameters["lr"], tried):
+        by_rank = sorted(best, key=lambda pair: ranks[pair[0]], reverse=True)
+        for stage, family in by_rank[: self.rules.refine]:
+            tried = [other.attack.parameters["lr"] for other in family]
+            for lr in neighbours(stage.attack.parameters["lr"], tried):
                 with contextlib.suppress(SelectorError):  # out of the range that the plugin takes
-                    batch.append(self._stage(vary(trial, {"lr": lr}), derived=True))
+                    batch.append(self._stage(vary(stage.attack, {"lr": lr}), derived=True))
         return batch
 
-    def _continued(self, done: Tried) -> list[AttackStage]:
-        able = []
-        for stage in sorted(done, key=lambda s: _rank(done[s]), reverse=True):
+    def _continued(self, done: Tried, ranks: _Ranks) -> list[AttackStage]:
+        chosen: list[Trial] = []
+        for stage in sorted(done, key=ranks.__getitem__, reverse=True):
+            if len(chosen) == self.rules.continued:
+                break
             steps = stage.attack.parameters.get("steps")
             cost = done[stage].cost
             if steps is not None:
-                able.append(vary(stage.attack, {"steps": steps * self.rules.times}))
+                chosen.append(vary(stage.attack, {"steps": steps * self.rules.times}))
             elif cost is not None and cost.units > ENDED * self.budget:
-                able.append(stage.attack)
-        chosen = able[: self.rules.continued]
+                chosen.append(stage.attack)
         return [self._stage(trial, self.rules.times, derived=True) for trial in chosen]
 
 
-def _rank(cell: Cell) -> tuple[float, str]:
-    """Selection utility within the budget, ties broken by key."""
+_Rank = tuple[float, str]
+"""Selection utility within the budget, ties broken by key."""
+
+_Ranks = Mapping[AttackStage, _Rank]
+
+
+def _ranked(done: Tried, known: dict[AttackStage, _Rank]) -> _Ranks:
+    """The rank of all that is done, found once for each."""
+    known |= {stage: _rank(cell) for stage, cell in done.items() if stage not in known}
+    return known
+
+
+def _rank(cell: Cell) -> _Rank:
     limit = cell.budget * ROUNDING
     scored = zip(cell.curve.units, cell.curve.selection, strict=True)
     within = (selection for units, selection in scored if units <= limit)

@@ -89,6 +89,12 @@ class Trial:
         return {name: plain(getattr(self.plugin, name)) for name in names}
 
     @functools.cached_property
+    def family(self) -> str | None:
+        """What trials of one learning-rate sweep have in common; None without a learning rate."""
+        rest = dict(self.parameters)
+        return f"{self.name}{rest}" if isinstance(rest.pop("lr", None), float) else None
+
+    @functools.cached_property
     def label(self) -> str:
         """The shortest selector that gives this trial: only what differs from the defaults."""
         changed = {
@@ -323,7 +329,7 @@ def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
     Raises:
         SelectorError: Naming the parameter, the value and what was expected.
     """
-    hints = typing.get_type_hints(entry.cls)
+    hints = _hints(entry.cls)
     values = {
         key: None if str(value).lower() == "none" and _optional(hints[key]) else value
         for key, value in parameters.items()
@@ -356,9 +362,12 @@ def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
         ) from error
 
 
+_hints = functools.cache(typing.get_type_hints)
+
+
 @functools.cache
 def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
-    """What checks a plugin's hyperparameters; making it takes a hundred times as long as a check."""
+    """What checks a plugin's hyperparameters; making it takes far longer than a check."""
     return TypeAdapter(cls)
 
 

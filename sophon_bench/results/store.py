@@ -93,6 +93,7 @@ class Store:
 
     def __init__(self, root: str | Path, *, reading: bool = False) -> None:
         self.root = root
+        self._attacks: dict[str, PluginId] = {}
         name = repr(str(root))
         self._files = folder(root)
         if not reading and not self._files.writable:
@@ -154,25 +155,20 @@ class Store:
         return self._files.exists(f"cells/{key}.json")
 
     def cell(self, key: str) -> Cell:
-        """The finished cell of that key."""
-        return self._record(f"cells/{key}.json", CELLS)
+        """The finished cell of that key.
+
+        Cells of one trial share what says which it is: a sixth of what a record takes.
+        """
+        return self._sharing(self._record(f"cells/{key}.json", CELLS))
 
     def put_cell(self, cell: Cell) -> Cell:
         """Write a cell; return what stands there then: only one that failed is written over."""
         return self._put(f"cells/{cell.key}.json", cell, CELLS)
 
     def cells(self) -> Iterator[Cell]:
-        """Every finished cell in order of key.
-
-        Cells of one trial share what says which it is: a sixth of what a record takes.
-        """
-        known: dict[str, PluginId] = {}
+        """Every finished cell in order of key, as `cell` gives it."""
         for _, tried in self.tried_cells():
-            cell = _sound(tried)
-            attack = known.setdefault(cell.attack.label, cell.attack)
-            if attack == cell.attack:
-                force_setattr(cell, "attack", attack)
-            yield cell
+            yield self._sharing(_sound(tried))
 
     def models(self, keys: Iterable[str]) -> dict[str, ModelRecord]:
         """The records of made models by key, and of the pre-trained ones that they are of."""
@@ -330,6 +326,12 @@ class Store:
             self._files.write(name, content)
             return record
         return stands
+
+    def _sharing(self, cell: Cell) -> Cell:
+        attack = self._attacks.setdefault(cell.attack.label, cell.attack)
+        if attack == cell.attack:
+            force_setattr(cell, "attack", attack)
+        return cell
 
     def _record(self, name: str, decoder: msgspec.json.Decoder[R]) -> R:
         return self._decoded(name, _content(self._files, name), decoder)

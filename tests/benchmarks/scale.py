@@ -146,34 +146,29 @@ def measured(cells: int, executors: Sequence[str]) -> Iterator[Found]:
         def typical(name: str, of: Callable[[int], Found], rounds: int = rounds) -> Found:
             all_ = [of(number) for number in range(rounds)]
             middle = statistics.median_low(found["seconds"] for found in all_)
-            (found, *_) = (found for found in all_ if found["seconds"] == middle)
-            return {"measure": name, "size": cells, "rounds": rounds, **found}
+            found = next(found for found in all_ if found["seconds"] == middle)
+            each = [found["seconds"] for found in all_]
+            return {"measure": name, "size": cells, **found, "each_seconds": each}
 
+        def fresh(number: int, executor: str) -> Found:
+            store = f"{folder}/{executor}-{number}"
+            found = alone(run, seeds, store, executor)
+            if number or executor != first:
+                shutil.rmtree(store)
+            return found
+
+        first, *others = executors
         yield typical("planning", lambda _: alone(planning, seeds))
-        for executor in executors:
-
-            def fresh(number: int, executor: str = executor) -> Found:
-                store = f"{folder}/{executor}-{number}"
-                found = alone(run, seeds, store, executor)
-                if (executor, number) != (executors[0], 0):
-                    shutil.rmtree(store)
-                return found
-
-            yield typical(executor, fresh)
-        store = f"{folder}/{executors[0]}-0"
-        yield typical("resume, all finished", lambda _: alone(resume, seeds, store, 0))
-        yield typical("command, all finished", lambda _: alone(command, seeds, store))
-        yield typical("resume, 99 % finished", lambda _: alone(resume, seeds, store, 100))
+        yield typical(first, lambda number: fresh(number, first))
+        store = f"{folder}/{first}-0"
         files = [file.stat().st_size for file in Path(store, "cells").iterdir()]
-        yield {
-            "measure": "record",
-            "size": cells,
-            "cells": len(files),
-            "bytes": sum(files) / len(files),
-        }
-
-
-TRAINED = ["--steps", "20"]
+        yield {"measure": "record", "size": cells, "bytes": statistics.fmean(files)}
+        yield typical("resume, all finished", lambda _: alone(resume, seeds, store, 0))
+        yield typical("resume, 99 % finished", lambda _: alone(resume, seeds, store, 100))
+        yield typical("command, all finished", lambda _: alone(command, seeds, store))
+        shutil.rmtree(store)
+        for executor in others:
+            yield typical(executor, lambda number, executor=executor: fresh(number, executor))
 
 
 def provenance() -> Found:
@@ -252,8 +247,8 @@ def main(words: Sequence[str] | None = None) -> None:
         for point in measured(cells, options.executor):
             found["points"].append(point)
             print(json.dumps(point), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+            if options.json:
+                options.json.write_text(json.dumps(found, indent=1) + "\n")
     text = markdown(found)
     print(text)
     if options.markdown:
