@@ -329,7 +329,7 @@ def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
     Raises:
         SelectorError: Naming the parameter, the value and what was expected.
     """
-    hints = _hints(entry.cls)
+    hints = _hints(entry)
     values = {
         key: None if str(value).lower() == "none" and _optional(hints[key]) else value
         for key, value in parameters.items()
@@ -338,7 +338,7 @@ def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
         if any(_infinite(v) for v in _listed(value)):
             raise SelectorError(f"{entry.name}[{key}={_format(value)}]: {key} should be finite")
     try:
-        return _adapter(entry.cls).validate_python(values)
+        return _adapter(entry).validate_python(values)
     except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation) as error:
         reason = str(error).split("\n")[0]
         raise SelectorError(
@@ -362,13 +362,15 @@ def construct(entry: Entry, parameters: Mapping[str, Any]) -> Any:
         ) from error
 
 
-_hints = functools.cache(typing.get_type_hints)
+@functools.cache
+def _hints(entry: Entry) -> dict[str, Any]:
+    return typing.get_type_hints(entry.cls)
 
 
 @functools.cache
-def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+def _adapter(entry: Entry) -> TypeAdapter[Any]:
     """What checks a plugin's hyperparameters; making it takes far longer than a check."""
-    return TypeAdapter(cls)
+    return TypeAdapter(entry.cls)
 
 
 def accepted(cls: type[Any], field: str) -> str:
