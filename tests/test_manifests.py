@@ -132,7 +132,7 @@ def test_a_line_that_a_crash_cut_off_is_written_again(tmp_path: Path) -> None:
     for cut in range(len(whole), len(added)):
         file.write_bytes(added[:cut])
         assert list(manifest.lines()) == [first]
-        manifest.add([second])
+        asked(store, first).add([second])  # the run that goes on
         assert list(manifest.lines()) == [first, second]
         manifest.add([second, first])
         assert list(manifest.lines()) == [first, second]
