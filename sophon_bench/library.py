@@ -79,7 +79,8 @@ def run(
         plugin: Python files with plugins of one's own; they are executed.
         store: Directory or URL of finished work; None: in the user's cache directory.
         options: Others of `runs.Options`: ``samples``, ``steps``, ``image_size``, ``device``,
-            ``precision``, ``compiled``, ``workers``, ``threads``, ``together``, ``retry_failed``.
+            ``precision``, ``compiled``, ``workers``, ``threads``, ``together``, ``cell_timeout``,
+            ``cell_memory``, ``retry_failed``.
 
     Returns:
         The records of this run; a cell that failed has the status ``failed`` and its ``reason``.

@@ -13,7 +13,6 @@ import torch
 from conftest import TINY, MakeCell, attempts
 
 from sophon_bench.execution.engine import LocalEngine
-from sophon_bench.execution.executors import WorkerDied
 from sophon_bench.execution.executors.processes import THREAD_COUNTS
 from sophon_bench.execution.plan import (
     AttackStage,
@@ -225,21 +224,6 @@ def test_two_processes_find_what_one_finds(setting: Setting, tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("forget")
-def test_a_worker_that_dies_is_named_and_what_is_finished_stays(
-    setting: Setting, tmp_path: Path
-) -> None:
-    plugin = tmp_path / "fatal.py"
-    plugin.write_text(FATAL)
-    registry.load_file(plugin)
-    plan = plan_of(setting, Arsenal(trials(registry.attacks, ["finetune", "fatal"])))
-    with pytest.raises(WorkerDied, match=r"killed by signal 9.*attack none with fatal"):
-        engine(tmp_path / "store", Silent(), workers=2, plugins=[TINY, plugin]).run(plan)
-    kept = Store(tmp_path / "store").records()
-    assert all(cell.status == "ok" for cell in kept.cells)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("forget")
 def test_numerical_libraries_in_a_worker_keep_to_its_threads(
     setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,17 +252,4 @@ class Counting:
     def run(self, model, view):
         raise Incompatible(f"threads {max(pool['num_threads'] for pool in threadpool_info())}")
         yield model
-"""
-
-FATAL = """
-import os, signal
-from dataclasses import dataclass
-from sophon_bench.api import attacks
-
-@attacks.register("fatal")
-@dataclass(frozen=True, kw_only=True)
-class Fatal:
-    def run(self, model, view):
-        yield model
-        os.kill(os.getpid(), signal.SIGKILL)
 """

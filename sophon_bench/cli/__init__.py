@@ -6,10 +6,13 @@ ends the command with one line.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -31,6 +34,10 @@ from sophon_bench.results.files import remedy
 from sophon_bench.results.untrusted import printable
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what batch systems send before they kill."""
+
+
 class Group(click.Group):
     """Says what is wrong with the input in one line instead of a traceback."""
 
@@ -50,7 +57,13 @@ class Group(click.Group):
     def invoke(self, context: click.Context) -> Any:
         warnings.showwarning = _warn
         try:
-            context.exit(super().invoke(context) or 0)
+            with _terminable():
+                context.exit(super().invoke(context) or 0)
+        except KeyboardInterrupt as stop:
+            sent = signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT
+            words = "everything finished is kept, and the same command does the rest"
+            click.echo(f"stopped by {sent.name}: {words}", err=True)
+            context.exit(128 + sent)
         except click.UsageError as error:
             raise _refused(error) from error
         except Failure as error:
@@ -69,6 +82,20 @@ class Group(click.Group):
                 room = formatter.width - width - 4
                 lines = [(str(c.name).ljust(width), c.get_short_help_str(room)) for c in section]
                 formatter.write_dl(lines)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends what is inside in good order, as Ctrl-C does."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _leave(code: object) -> None:
@@ -121,7 +148,8 @@ def main() -> None:
       sophon-bench show finetune
       sophon-bench table --format md
 
-    Exit codes: 0 fine, 1 some cells failed or a regression was found, 2 bad input.
+    Exit codes: 0 fine, 1 some cells failed or a regression was found, 2 bad input, 130 and 143
+    stopped by Ctrl-C and by SIGTERM.
     """
 
 

@@ -240,6 +240,19 @@ job = together(
     passes,
     workers,
     threads,
+    option(
+        "--cell-timeout",
+        "Seconds that a cell, or making a model, may take; then its process is ended, and it "
+        "failed.",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+    ),
+    option(
+        "--cell-memory",
+        "Memory that its process may hold; beyond, the same.",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="GIB",
+    ),
     count("--together", "Most trials to train at once; by default 32 on a GPU, 1 on a CPU."),
     plugins(expose=True),
     store,

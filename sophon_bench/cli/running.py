@@ -148,7 +148,7 @@ def conclude(
 
 ASIDE = {
     "store", "out", "json_file", "executor", "address", "workers", "threads", "together",
-    "retry_failed", "dry_run", "force", "log", "quiet", "verbose",
+    "cell_timeout", "cell_memory", "retry_failed", "dry_run", "force", "log", "quiet", "verbose",
 }  # fmt: skip
 """Options of where results go and how fast, which change no number."""
 

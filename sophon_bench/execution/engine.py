@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from sophon_bench.execution.executors import AUTO, Executor, Work, start
+from sophon_bench.execution.executors import AUTO, NO_LIMITS, Executor, Limits, Work, start
 from sophon_bench.execution.loggers import Logger, series
 from sophon_bench.execution.plan import (
     AttackStage,
@@ -75,6 +75,7 @@ class LocalEngine:
         address: Of a cluster, where stages are done on one.
         workers: How many stages may be under way at once; None: what the executor takes by itself.
         threads: CPU threads of each of several.
+        limits: What a stage may take.
         plugins: Plugin files that several load.
         compiled: How models are compiled.
         together: Trials at most that run at once, where that is measured to pay.
@@ -90,6 +91,7 @@ class LocalEngine:
     address: str | None = None
     workers: int | None = None
     threads: int = 1
+    limits: Limits = NO_LIMITS
     plugins: Sequence[Path] = ()
     compiled: Compile = "off"
     together: int = 1
@@ -109,7 +111,7 @@ class LocalEngine:
 
         Raises:
             StoreError: If the store cannot be used.
-            WorkerDied: If one of several processes ends by itself.
+            WorkerDied: If processes cannot be started, or are lost too often.
         """
         searches = self._begin(plan)
         working = 0
@@ -223,6 +225,7 @@ class LocalEngine:
             compiled=self.compiled,
             tick=self.reporter.tick,
             address=self.address,
+            limits=self.limits,
         )
         return start(self.executor, work)
 

@@ -20,7 +20,7 @@ from sophon_bench.api import Generative
 from sophon_bench.data import checking
 from sophon_bench.data.scenario import ScenarioData, ScenarioError
 from sophon_bench.execution.engine import LocalEngine
-from sophon_bench.execution.executors import AUTO, executors
+from sophon_bench.execution.executors import AUTO, Limits, executors
 from sophon_bench.execution.loggers import opened
 from sophon_bench.execution.plan import (
     Plan,
@@ -82,7 +82,10 @@ class Options:
         address: Of a Ray cluster; None: one is started on this machine.
         workers: Stages that are under way at once; None: one, and on Ray as many as fit there.
         threads: CPU threads of each; None: all of them, shared out; on Ray, one.
-        together: Trials at most that train at once; None: as many as pay on the device.
+        together: Trials at most that train at once; None: as many as pay on the device, and one
+            with a limit.
+        cell_timeout: Seconds that a cell or the making of a model may take; None: any.
+        cell_memory: GiB of memory that its process may hold; None: any.
         plugin: Files that were loaded, for the processes to load too.
         store: Where finished work is and goes, a directory or a URL; None: in the user's cache.
         retry_failed: Whether to do failed cells and models again.
@@ -107,6 +110,8 @@ class Options:
     workers: int | None = None
     threads: int | None = None
     together: int | None = None
+    cell_timeout: float | None = None
+    cell_memory: float | None = None
     plugin: Sequence[Path] = ()
     store: str | Path | None = None
     retry_failed: bool = False
@@ -130,6 +135,8 @@ class Job:
     def engine(self) -> Iterator[LocalEngine]:
         """An engine for the plan, with progress shown while the context is open."""
         quiet, verbose = self.options.quiet, self.options.verbose
+        limits = Limits(seconds=self.options.cell_timeout, gib=self.options.cell_memory)
+        by_default = AT_ONCE if self.device.type == "cuda" and not limits else 1
         with reporter(self.plan.stages, quiet=quiet, verbose=verbose) as progress:
             yield LocalEngine(
                 self.store,
@@ -142,7 +149,8 @@ class Job:
                 threads=self.threads,
                 plugins=self.options.plugin,
                 compiled=self.options.compiled,
-                together=self.options.together or (AT_ONCE if self.device.type == "cuda" else 1),
+                together=self.options.together or by_default,
+                limits=limits,
                 command=self.options.command,
             )
 
@@ -192,6 +200,8 @@ def _where(options: Options) -> tuple[torch.device, int, Store]:
         raise PlanError(unknown("executor", options.executor, known))
     if options.address is not None and options.executor != "ray":
         raise PlanError("--address names a Ray cluster; add --executor ray")
+    if (options.cell_timeout or options.cell_memory) and (options.together or 1) > 1:
+        raise PlanError("--cell-timeout and --cell-memory are of one cell; leave --together out")
     place = find_device(options.device)
     sharing = options.workers or (1 if options.executor == AUTO else torch.get_num_threads())
     threads = options.threads or max(1, torch.get_num_threads() // sharing)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Sequence
+from typing import Any
 
-from sophon_bench.execution.plan import Setting, Stage
-from sophon_bench.execution.worker import Upstream
+from sophon_bench.execution.plan import Setting
 
 
 def pack(content: object, settings: Sequence[Setting]) -> bytes:
@@ -26,12 +26,11 @@ def pack(content: object, settings: Sequence[Setting]) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(content: bytes, settings: Sequence[Setting]) -> tuple[Sequence[Stage], Upstream]:
+def unpack(content: bytes, settings: Sequence[Setting]) -> Any:
     """What was packed, with these settings."""
 
     class Unpickler(pickle.Unpickler):
         def persistent_load(self, number: int) -> Setting:
             return settings[number]
 
-    loaded: tuple[Sequence[Stage], Upstream] = Unpickler(io.BytesIO(content)).load()
-    return loaded
+    return Unpickler(io.BytesIO(content)).load()

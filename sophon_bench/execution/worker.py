@@ -93,6 +93,17 @@ class Worker:
                 logging.getLogger(__name__).debug("not at once", exc_info=True)
         return [self._one(stage, upstream) for stage in stages]
 
+    def give_up(self, stages: Sequence[Stage], reason: str) -> list[ModelRecord | Cell]:
+        """Write that stages failed which ended the process that did them, or took too much."""
+        return [self._given_up(stage, reason) for stage in stages]
+
+    def _given_up(self, stage: Stage, reason: str) -> ModelRecord | Cell:
+        if isinstance(stage, AttackStage):
+            outcome = {"status": "failed", "reason": reason, "curve": [], "contained": []}
+            return self._written(self._cell(stage, outcome))
+        record = ModelRecord(**self._place(stage), status="failed", reason=reason)
+        return self.store.put_model(record)
+
     def _one(self, stage: Stage, upstream: Upstream) -> ModelRecord | Cell:
         if isinstance(stage, AttackStage):
             return self.store.put_cell(self._attack(stage, upstream))
@@ -303,7 +314,12 @@ def _reason(error: Exception) -> str:
     """One line: what went wrong, and where in the plugin's own code."""
     if isinstance(error, Incompatible | NoUpdate | _Unmade):
         return first_line(error)
-    return sentence(error, _is_plugin)
+    advice = f"; {LESS}" if isinstance(error, torch.OutOfMemoryError) else ""
+    return sentence(error, _is_plugin) + advice
+
+
+LESS = "a smaller batch_size, fewer --together or fewer --workers need less of the GPU's memory"
+"""What helps where a GPU's memory is full."""
 
 
 def _is_plugin(file: Path) -> bool:

@@ -25,7 +25,7 @@ Done = list[tuple[Stage, ModelRecord | Cell]]
 """Stages that are finished, with their records."""
 
 AUTO = "auto"
-"""In this process for one worker, else in several."""
+"""In this process for one worker without limits, else in others."""
 
 
 class WorkerDied(Failure):
@@ -34,6 +34,25 @@ class WorkerDied(Failure):
 
 class ExecutorError(BadInput):
     """A way to do stages that cannot be started here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a stage may take; beyond, its process is ended and a failed record written.
+
+    Attributes:
+        seconds: Wall-clock time; None: any.
+        gib: Resident memory of its process and those that it started, in GiB; None: any.
+    """
+
+    seconds: float | None = None
+    gib: float | None = None
+
+    def __bool__(self) -> bool:
+        return self.seconds is not None or self.gib is not None
+
+
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +69,8 @@ class Work:
         compiled: How models are compiled.
         tick: Told how stages go.
         address: Of a cluster, where stages are done on one.
+        limits: What a stage may take. A process that hangs cannot end itself: with limits, stages
+            are done in processes that can be ended.
     """
 
     store: str | Path
@@ -61,6 +82,7 @@ class Work:
     compiled: Compile
     tick: Tick
     address: str | None = None
+    limits: Limits = NO_LIMITS
 
 
 class Executor(Protocol):
@@ -81,7 +103,7 @@ class Executor(Protocol):
         Raises:
             StoreError: If the store cannot be used.
             WriteError: If it cannot be written.
-            WorkerDied: If a process ends by itself.
+            WorkerDied: If processes cannot be started, or are lost too often.
         """
         ...
 
@@ -102,7 +124,8 @@ def start(name: str, work: Work) -> Executor:
         name: One of `executors`, or `AUTO`.
     """
     if name == AUTO:
-        name = "in-process" if (work.workers or 1) == 1 else "processes"
+        alone = (work.workers or 1) == 1 and not work.limits
+        name = "in-process" if alone else "processes"
     module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     executor: Executor = module.start(work)
     return executor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sophon_bench.execution.executors import Done, Work
+from sophon_bench.execution.executors import Done, ExecutorError, Work
 from sophon_bench.execution.plan import Stage
 from sophon_bench.execution.worker import Upstream, Worker
 from sophon_bench.results.store import Store
@@ -33,5 +33,11 @@ class InProcess:
 
 
 def start(work: Work) -> InProcess:
-    """A worker on the caller's device and threads."""
+    """A worker on the caller's device and threads.
+
+    Raises:
+        ExecutorError: If stages are limited: a process cannot end itself while it hangs.
+    """
+    if work.limits:
+        raise ExecutorError("limits of time and memory need processes: --executor auto")
     return InProcess(Worker(Store(work.store), work.device, work.tick, work.compiled))

@@ -7,16 +7,21 @@ data) only once, at the start.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import pickle
 import signal
+import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+import psutil
 import torch
 
 from sophon_bench.execution.executors import Done, Work, WorkerDied
@@ -24,94 +29,184 @@ from sophon_bench.execution.plan import Stage
 from sophon_bench.execution.shipping import pack, unpack
 from sophon_bench.execution.worker import Upstream, Worker
 from sophon_bench.models.architecture import Compile
+from sophon_bench.plugins.registry import file_module, load_file
 from sophon_bench.results.store import Store, StoreError
+
+SECONDS = 0.5
+"""Between two looks at whether processes live and keep to their limits."""
+
+
+@dataclass(eq=False)
+class _Child:
+    """A worker process, and what it is at.
+
+    Attributes:
+        stages: What it was given; empty: it is idle.
+        begun: When it began, by the clock that only goes forward; None: not yet.
+        alive: Whether it ever answered.
+        deaths: How many processes ended at these stages.
+        given_up: Whether it only has to write that they failed.
+    """
+
+    process: SpawnProcess
+    connection: Connection
+    stages: Sequence[Stage] = ()
+    upstream: Upstream = field(default_factory=dict)
+    begun: float | None = None
+    alive: bool = False
+    deaths: int = 0
+    given_up: bool = False
 
 
 class Processes:
     """Worker processes, each with its own threads.
 
+    A process that dies is replaced, and its stage done once more; what ends two processes, or
+    takes more than its limits, is a failed record.
+
+    Args:
+        work: What to do.
+        plugins: Plugin files to load, and the names of their modules; None: those of ``work``.
+
     Raises:
         StoreError: If they would not see the store.
-        WorkerDied: From `wait`, if a process ends by itself.
+        WorkerDied: From `wait`, if processes end before they do anything.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, plugins: Sequence[tuple[Path, str]] | None = None) -> None:
         if not Store(work.store).shared:
             raise StoreError(
                 f"store {str(work.store)!r} is in the memory of one process; choose another for "
                 "several, or --workers 1"
             )
+        if plugins is None:
+            plugins = [(plugin, file_module(plugin)) for plugin in work.plugins]
         self.size = work.workers or 1
         self.tick = work.tick
+        self._limits, self._threads = work.limits, work.threads
         self._settings = list(work.settings)
-        self._busy: dict[Connection, Sequence[Stage]] = {}
-        self._workers: dict[Connection, SpawnProcess] = {}
-        context = multiprocessing.get_context("spawn")
         known = pickle.dumps(self._settings)
-        setup = (work.store, str(work.device), list(work.plugins), work.threads, work.compiled)
-        with _environment(dict.fromkeys(THREAD_COUNTS, str(work.threads))):
-            for _ in range(self.size):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, *setup, known), daemon=True)
-                process.start()
-                theirs.close()
-                self._workers[ours] = process
+        device = str(work.device)
+        self._setup = (work.store, device, plugins, work.threads, work.compiled, known)
+        self._children = [_Child(*self._start()) for _ in range(self.size)]
 
     def submit(self, stages: Sequence[Stage], upstream: Upstream) -> None:
         """Give a stage, or companions, to an idle worker."""
-        idle = next(connection for connection in self._workers if connection not in self._busy)
-        self._busy[idle] = stages
-        self._send(idle, pack((stages, upstream), self._settings))
+        child = next(child for child in self._children if not child.stages)
+        child.stages, child.upstream = stages, upstream
+        child.deaths, child.given_up = 0, False
+        self._give(child)
 
     def wait(self) -> Done:
         """The next stages that are finished; ticks are passed on meanwhile."""
         while True:
-            for connection in wait(list(self._busy)):
-                assert isinstance(connection, Connection)
-                stages = self._busy[connection]
+            busy = {child.connection: child for child in self._children if child.stages}
+            for connection in wait(list(busy), SECONDS):
+                child = busy[connection]  # type: ignore[index]
                 try:
-                    kind, *content = pickle.loads(connection.recv_bytes())
-                except (EOFError, OSError) as error:
-                    raise self._died(connection) from error
-                if kind == "tick":
+                    kind, *content = pickle.loads(child.connection.recv_bytes())
+                except (EOFError, OSError):
+                    self._died(child)
+                    continue
+                child.alive = True
+                if kind == "begun":
+                    child.begun = time.monotonic()
+                elif kind == "tick":
                     key, *how = content
-                    self.tick(next(stage for stage in stages if stage.key == key), *how)
+                    self.tick(next(stage for stage in child.stages if stage.key == key), *how)
                 elif kind == "done":
-                    del self._busy[connection]
+                    stages, child.stages = child.stages, ()
                     return list(zip(stages, content[0], strict=True))
                 else:
                     raise content[0]
+            for child in busy.values():
+                # a process that it forked keeps the connection open
+                if not child.process.is_alive() and not child.connection.poll():
+                    self._died(child)
+                elif reason := self._over(child):
+                    self._replace(child, reason)
 
     def close(self) -> None:
         """End all workers, whatever they are at; what they have written is whole."""
-        for connection, process in self._workers.items():
-            process.terminate()
-            connection.close()
-        for process in self._workers.values():
-            process.join()
+        for child in self._children:
+            _kill(child.process)
+            child.connection.close()
+        for child in self._children:
+            child.process.join()
 
-    def _send(self, connection: Connection, content: bytes) -> None:
-        try:
-            connection.send_bytes(content)
-        except OSError as error:
-            raise self._died(connection) from error
+    def _start(self) -> tuple[SpawnProcess, Connection]:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        arguments = (theirs, os.getpid(), *self._setup)
+        process = context.Process(target=_serve, args=arguments, daemon=True)
+        with _environment(dict.fromkeys(THREAD_COUNTS, str(self._threads))):
+            process.start()
+        theirs.close()
+        return process, ours
 
-    def _died(self, connection: Connection) -> WorkerDied:
-        process = self._workers[connection]
-        process.join(5)
-        code = process.exitcode
-        label = self._busy[connection][0].label
+    def _give(self, child: _Child, reason: str | None = None) -> None:
+        child.begun = None
+        content = pack((child.stages, child.upstream, reason), self._settings)
+        with contextlib.suppress(OSError):  # it died: `wait` sees that
+            child.connection.send_bytes(content)
+
+    def _died(self, child: _Child) -> None:
+        """Do its stages in another process, once."""
+        child.process.join(5)
+        code = child.process.exitcode
         killed = f"killed by signal {-code}" if code is not None and code < 0 else f"exit {code}"
-        return WorkerDied(
-            f"a worker process died ({killed}; out of memory?) at: {label}. "
-            f"Everything finished is kept: the same command does the rest; --workers 1 needs "
-            f"the least memory"
-        )
+        if not child.alive or child.given_up:
+            raise WorkerDied(
+                f"a worker process died ({killed}; out of memory?) at: {child.stages[0].label}. "
+                f"Everything finished is kept: the same command does the rest; --workers 1 needs "
+                f"the least memory"
+            )
+        child.deaths += 1
+        twice = f"it ended two processes ({killed}; out of memory?)"
+        self._replace(child, twice if child.deaths > 1 else None)
+
+    def _replace(self, child: _Child, reason: str | None) -> None:
+        """End a process; another does its stages, or writes that they failed, and why."""
+        _kill(child.process)
+        child.process.join()
+        child.connection.close()
+        child.process, child.connection = self._start()
+        child.alive, child.given_up = False, reason is not None
+        self._give(child, reason)
+
+    def _over(self, child: _Child) -> str | None:
+        """Which limit it is beyond, in words."""
+        if child.begun is None:
+            return None
+        seconds, gib = self._limits.seconds, self._limits.gib
+        if seconds is not None and time.monotonic() - child.begun > seconds:
+            return f"it took more than {seconds:g} s (--cell-timeout)"
+        if gib is not None and (held := _resident(child.process)) > gib:
+            return f"it held {held:.1f} GiB of memory, more than {gib:g} (--cell-memory)"
+        return None
 
 
 def start(work: Work) -> Processes:
     """As many processes as there are workers."""
     return Processes(work)
+
+
+def _kill(process: SpawnProcess) -> None:
+    """End a worker, and what it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid or 0, signal.SIGKILL)
+    process.kill()
+
+
+def _resident(process: SpawnProcess) -> float:
+    """GiB of memory that a worker holds, and what it started."""
+    held = 0
+    with contextlib.suppress(psutil.Error):
+        top = psutil.Process(process.pid)
+        for each in (top, *top.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                held += each.memory_info().rss
+    return held / 2**30
 
 
 THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -135,21 +230,21 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
 
 def _serve(
     connection: Connection,
+    parent: int,
     root: str | Path,
     device: str,
-    plugins: Sequence[Path],
+    plugins: Sequence[tuple[Path, str]],
     threads: int,
     compiled: Compile,
     settings: bytes,
 ) -> None:
     """Do what comes through the connection until it closes; the parent alone heeds Ctrl-C."""
-    from sophon_bench.plugins.registry import load_file
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _follow(parent)
     torch.set_num_threads(threads)
     with warnings.catch_warnings(action="ignore"):  # the parent has said them
-        for plugin in plugins:
-            load_file(plugin)
+        for plugin, name in plugins:
+            load_file(plugin, name)
 
     def answer(*content: object) -> None:
         try:
@@ -165,10 +260,30 @@ def _serve(
     worker = Worker(Store(root), torch.device(device), tick, compiled)
     while True:
         try:
-            stages, upstream = unpack(connection.recv_bytes(), known)
+            stages, upstream, reason = unpack(connection.recv_bytes(), known)
         except EOFError:
             return
         try:
-            answer("done", worker.do(stages, upstream))
+            if reason is None:
+                answer("begun")
+                answer("done", worker.do(stages, upstream))
+            else:
+                answer("done", worker.give_up(stages, reason))
         except Exception as error:
             answer("error", error)
+
+
+DEATH_OF_PARENT = 1
+"""Linux's PR_SET_PDEATHSIG."""
+
+
+def _follow(parent: int) -> None:
+    """Lead a group of processes that can be ended as one, and end with the parent on Linux.
+
+    Elsewhere a worker whose parent was killed ends at its next tick.
+    """
+    os.setpgrp()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DEATH_OF_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

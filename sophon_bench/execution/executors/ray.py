@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from sophon_bench.execution.executors import Done, ExecutorError, Work, WorkerDied
+from sophon_bench.execution.executors.processes import Processes
 from sophon_bench.execution.plan import Setting, Stage
 from sophon_bench.execution.shipping import pack, unpack
 from sophon_bench.execution.worker import Upstream, Worker
@@ -61,7 +62,7 @@ PACKAGE = Path(__file__).parents[2]
 LEFT_HERE = shutil.ignore_patterns("__pycache__", "cli", "leaderboard")
 """What no worker needs."""
 
-_workers: dict[bytes, tuple[Worker, Sequence[Setting]]] = {}
+_workers: dict[bytes, tuple[Worker | _Apart, Sequence[Setting]]] = {}
 """Of this process, in which Ray runs one task after another; by what they were made from."""
 
 
@@ -93,7 +94,7 @@ class OnRay:
         try:
             self.size = work.workers or self._room()
             place = (work.store, store.identity, work.device.type)
-            setup = (*place, plugins, work.threads, work.compiled)
+            setup = (*place, plugins, work.threads, work.compiled, work.limits)
             self._box = [ray.put((*setup, pickle.dumps(self._settings)))]
             here = NodeAffinitySchedulingStrategy(
                 ray.get_runtime_context().get_node_id(), soft=True
@@ -232,6 +233,23 @@ class _News:
         return latest
 
 
+class _Apart:
+    """Does stages in a process beside this one, which can be ended at a limit.
+
+    What it takes of a GPU's memory is not measured: such a stage has a GPU to itself.
+    """
+
+    def __init__(self, work: Work, plugins: Sequence[tuple[Path, str]]) -> None:
+        self.device, self.tick = work.device, work.tick
+        self._processes = Processes(work, plugins)
+
+    def do(self, stages: Sequence[Stage], upstream: Upstream) -> list[Any]:
+        """Records of one stage, or companions."""
+        self._processes.tick = self.tick
+        self._processes.submit(stages, upstream)
+        return [record for _, record in self._processes.wait()]
+
+
 def _do(box: Sequence[Any], content: bytes, news: Any) -> tuple[list[Any], float]:
     """Records of stages, and the largest share of a GPU's memory that they took; a task."""
     worker, settings = _worker(box[0])
@@ -254,14 +272,14 @@ def _do(box: Sequence[Any], content: bytes, news: Any) -> tuple[list[Any], float
     return records, torch.cuda.max_memory_reserved() / torch.cuda.mem_get_info()[1]
 
 
-def _worker(made_from: Any) -> tuple[Worker, Sequence[Setting]]:
+def _worker(made_from: Any) -> tuple[Worker | _Apart, Sequence[Setting]]:
     """The worker of this process, and the settings that its stages name.
 
     Raises:
         StoreError: If this node does not see the driver's store.
     """
     if made_from.binary() not in _workers:
-        place, identity, device, plugins, threads, compiled, settings = ray.get(made_from)
+        place, identity, device, plugins, threads, compiled, limits, known = ray.get(made_from)
         torch.set_num_threads(threads)
         with warnings.catch_warnings(action="ignore"):  # the driver has said them
             for plugin, name in plugins:
@@ -272,6 +290,19 @@ def _worker(made_from: Any) -> tuple[Worker, Sequence[Setting]]:
                 f"store {str(place)!r} is another one on {platform.node()}; choose a directory "
                 f"that all nodes share, or a URL"
             )
-        worker = Worker(store, torch.device(device), lambda *_: None, compiled)
-        _workers[made_from.binary()] = (worker, pickle.loads(settings))
+        settings = pickle.loads(known)
+        worker: Worker | _Apart
+        if limits:
+            work = Work(
+                store=place, device=torch.device(device), settings=settings, plugins=[], workers=1,
+                threads=threads, compiled=compiled, tick=_unheard, limits=limits,
+            )  # fmt: skip
+            worker = _Apart(work, [(Path(plugin), name) for plugin, name in plugins])
+        else:
+            worker = Worker(store, torch.device(device), _unheard, compiled)
+        _workers[made_from.binary()] = (worker, settings)
     return _workers[made_from.binary()]
+
+
+def _unheard(_stage: Stage, _fraction: float | None, _words: str) -> None:
+    """Before a task says whom to tell."""
