@@ -23,7 +23,7 @@ import psutil
 import pytest
 from click.testing import CliRunner, Result
 from conftest import TINY, attempts
-from test_engine import DEFENSE, Silent, command, engine, finished, metrics, plan_of, setting
+from test_engine import DEFENSE, Silent, engine, finished, metrics, plan_of, setting
 
 from sophon_bench.cli import main
 from sophon_bench.execution.executors import ExecutorError, Limits, WorkerDied
@@ -165,6 +165,16 @@ def test_processes_that_cannot_begin_end_the_run(setting: Setting, tmp_path: Pat
     plugin = tmp_path / "gone.py"  # is not there when a process loads it
     with pytest.raises(WorkerDied, match=r"a worker process died \(exit 1"):
         engine(tmp_path / "store", workers=2, plugins=[plugin]).run(plan_of(setting))
+
+
+def command(store: Path, out: Path, workers: int = 1) -> list[str]:
+    """Of a run of eight cells."""
+    return [
+        sys.executable, "-m", "sophon_bench.cli", "run", "--plugin", str(TINY), "--scenario",
+        "tiny", "--defense", "none", "--attack", "finetune[lr=[0.01,0.02,0.03]]", "--seeds", "0-1",
+        "--samples", "20", "--steps", "10", "--threads", "1", "--workers", str(workers),
+        "--store", str(store), "--json", str(out),
+    ]  # fmt: skip
 
 
 def started(*words: str) -> subprocess.Popen[str]:

@@ -100,7 +100,7 @@ class Worker:
     def _given_up(self, stage: Stage, reason: str) -> ModelRecord | Cell:
         if isinstance(stage, AttackStage):
             outcome = {"status": "failed", "reason": reason, "curve": [], "contained": []}
-            return self._written(self._cell(stage, outcome))
+            return self.store.put_cell(self._cell(stage, outcome))
         record = ModelRecord(**self._place(stage), status="failed", reason=reason)
         return self.store.put_model(record)
 
