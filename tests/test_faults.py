@@ -241,13 +241,15 @@ def test_workers_end_with_a_driver_that_is_killed_whatever_they_are_at(
         "--samples", "20", "--threads", "1", "--workers", "2", "--store", str(tmp_path / "store"),
     )  # fmt: skip
     wait_for((tmp_path / "forked").exists, process)
-    workers = [p for p in session(process.pid) if "spawn_main" in " ".join(p.cmdline())]
+    wait_for((tmp_path / "forked").read_text, process)
     forked = psutil.Process(int((tmp_path / "forked").read_text()))
+    others = [each for each in session(process.pid) if each != forked]
+    workers = [each for each in others if "spawn_main" in " ".join(each.cmdline())]
     process.kill()
-    process.communicate()
-    forked.kill()  # nobody is left to end what a plugin forked
     assert len(workers) >= 2
     assert all(map(gone, workers))
+    forked.kill()  # nobody else is left to end what a plugin forked
+    process.communicate()
 
 
 @pytest.mark.slow
