@@ -101,7 +101,7 @@ def _model(
                 source="s" * 64, distribution="sophon-bench", control=defense == 0,
             ),
             cost=Cost(seconds=60, steps=400, examples=25600, units=25600, flops=6e11),
-            original=0.98, original_second=0.97, restricted=0.1, weights="w" * 64,
+            original=0.98, original_second=0.97, restricted=0.1, weights="0" * 64,
             provenance=PROVENANCE,
         )  # fmt: skip
     return models[key]
