@@ -193,6 +193,25 @@ def test_an_interrupted_run_is_finished_by_the_same_command(
     assert last.done
 
 
+def test_what_another_run_on_the_store_finished_meanwhile_is_not_done_again(
+    setting: Setting, tmp_path: Path, reference: dict[str, Any]
+) -> None:
+    plan, other = plan_of(setting), Silent()
+
+    class Overtaken(Silent):
+        """Another run does everything while the first attack is under way."""
+
+        def tick(self, stage: Stage, _fraction: float | None, _words: str) -> None:
+            if stage.label.startswith("attack") and not other.done:
+                assert metrics(engine(tmp_path, other).run(plan)) == reference
+
+    first = Overtaken()
+    assert metrics(engine(tmp_path, first).run(plan)) == reference
+    assert len([label for label in first.done if label.startswith("attack")]) == 1
+    assert set(first.reused) >= {label for label in other.done if label not in first.done}
+    assert metrics(Store(tmp_path).records()) == reference
+
+
 def sgd(model: Model, view: AttackView) -> Iterator[Model]:
     """Four updates of 16 examples: a budget of two of 64 is half spent."""
     return itertools.islice(fine_tune(model, view, lr=0.01), 4)

@@ -81,7 +81,7 @@ for plugin in (Hangs, Hoards, Dies, Fills):
 REASONS = {
     "hangs": "it took more than 20 s (--cell-timeout)",
     "hoards": "GiB of memory, more than 2 (--cell-memory)",
-    "dies": "it ended two processes (killed by signal 9; out of memory?)",
+    "dies": "its process died twice (killed by signal 9; out of memory?)",
     "fills": "CUDA out of memory. Tried to allocate 2.00 GiB.",
 }
 
@@ -101,13 +101,6 @@ def gone(process: int | psutil.Process) -> bool:
         found = psutil.Process(process) if isinstance(process, int) else process
         return not psutil.wait_procs([found], timeout=10)[1]
     return True
-
-
-def left() -> list[psutil.Process]:
-    """Processes of ours that are still there after a moment to end in."""
-    ours = psutil.Process().children(recursive=True)
-    lasting = [p for p in ours if "resource_tracker" not in " ".join(p.cmdline())]
-    return psutil.wait_procs(lasting, timeout=10)[1]
 
 
 WAYS = [
@@ -140,7 +133,6 @@ def test_what_ends_or_fills_its_process_is_a_failed_record_and_the_rest_is_done(
         assert REASONS[name] in str(found[name].reason)
     assert {key: content for key, content in metrics(made).items() if key in calm} == calm
     assert gone(int((tmp_path / "forked").read_text()))
-    assert left() == []
     again = Silent()
     engine(tmp_path / "store", again).run(plan)
     assert again.done == []
@@ -152,7 +144,9 @@ def test_a_full_gpu_is_told_with_what_helps(faulty: Path, setting: Setting, tmp_
     assert found["finetune"].status == "ok"
     assert found["fills"].status == "failed"
     assert "GiB. (faulty.py:" in str(found["fills"].reason)
-    assert str(found["fills"].reason).endswith("need less of the GPU's memory")
+    assert str(found["fills"].reason).endswith(
+        "try a smaller batch_size, or fewer --together or --workers"
+    )
 
 
 def test_this_process_cannot_end_itself_at_a_limit(setting: Setting, tmp_path: Path) -> None:
@@ -366,6 +360,15 @@ def test_a_clock_that_jumps_back_moves_nothing(
 
 @pytest.fixture(autouse=True)
 def nobody_is_left() -> Iterator[None]:
-    """No test leaves a worker behind."""
+    """No test leaves a process behind; one may take a moment to end, and Python keeps its own."""
+    before = psutil.Process().children(recursive=True)
     yield
-    assert left() == []
+    new = [p for p in psutil.Process().children(recursive=True) if p not in before]
+    assert psutil.wait_procs([p for p in new if not is_pythons(p)], timeout=10)[1] == []
+
+
+def is_pythons(process: psutil.Process) -> bool:
+    """Whether multiprocessing keeps it for as long as this process lives."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "resource_tracker" in " ".join(process.cmdline())
+    return False

@@ -222,7 +222,7 @@ def test_the_extra_is_named_where_its_library_is_missing(monkeypatch: pytest.Mon
     monkeypatch.delitem(_registry, "s3", raising=False)
     done = told("table", "--store", "s3://bucket/store")
     assert done.exit_code == 2
-    assert "cannot be opened: pip install 'sophon-bench[s3]'" in done.stderr
+    assert "cannot be opened: in a clone of the repository, pip install '.[s3]'" in done.stderr
 
 
 @pytest.mark.parametrize("password", ["hunter2", "hunter2/with+slash="])

@@ -14,7 +14,7 @@ from conftest import TINY
 from test_engine import Silent, engine, metrics, plan_of, setting
 
 from sophon_bench.execution.executors import ExecutorError, Work, WorkerDied
-from sophon_bench.execution.plan import Setting, Stage
+from sophon_bench.execution.plan import Plan, Setting, Stage
 from sophon_bench.results.store import Store, StoreError
 
 pytest.importorskip("ray", reason="Ray is not installed")
@@ -58,14 +58,37 @@ def test_whole_numbers_of_stages_share_a_gpu(peak: float, expected: float) -> No
     assert share(peak) == pytest.approx(expected)
 
 
-def test_two_nodes_give_the_records_of_one_process(
-    cluster: Cluster, setting: Setting, tmp_path: Path
+@pytest.fixture(scope="module")
+def of_one_process(
+    setting: Setting, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], set[str | None]]:
+    """Metrics of a grid in this process, and the commits in its records."""
+    made = engine(tmp_path_factory.mktemp("one")).run(grid(setting))
+    return metrics(made), {cell.provenance.commit for cell in made.cells}
+
+
+def grid(setting: Setting) -> Plan:
+    return plan_of(setting, defenses=["none"], seeds=[0, 1])
+
+
+@pytest.mark.parametrize("way", ["two processes", "one node", "two nodes"])
+def test_all_ways_give_the_records_of_one_process(
+    way: str,
+    of_one_process: tuple[dict[str, Any], set[str | None]],
+    setting: Setting,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
-    plan = plan_of(setting, defenses=["none"], seeds=[0, 1])
-    expected = metrics(engine(tmp_path / "one").run(plan))
-    assert metrics(on(cluster, tmp_path / "two").run(plan)) == expected
-    nodes = {cell.provenance.commit for cell in Store(tmp_path / "two").records().cells}
-    assert nodes == {cell.provenance.commit for cell in Store(tmp_path / "one").records().cells}
+    plan = grid(setting)
+    if way == "two processes":
+        made = engine(tmp_path, workers=2, plugins=[TINY]).run(plan)
+    else:
+        nodes = request.getfixturevalue("cluster") if way == "two nodes" else None
+        made = on(nodes, tmp_path).run(plan)
+    expected, commits = of_one_process
+    assert len(expected) == len(plan.cells)
+    assert metrics(made) == metrics(Store(tmp_path).records()) == expected
+    assert {cell.provenance.commit for cell in made.cells} == commits
 
 
 class Losing(Silent):

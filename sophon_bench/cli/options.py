@@ -242,14 +242,14 @@ job = together(
     threads,
     option(
         "--cell-timeout",
-        "Seconds that a cell, or making a model, may take; then its process is ended, and it "
-        "failed.",
+        "Seconds that a cell, or making a model, may take; after that its process is ended and "
+        "the cell recorded as failed.",
         type=click.FloatRange(min=0, min_open=True),
         metavar="SECONDS",
     ),
     option(
         "--cell-memory",
-        "Memory that its process may hold; beyond, the same.",
+        "GiB of memory that the process of a cell may hold; with more, the same.",
         type=click.FloatRange(min=0, min_open=True),
         metavar="GIB",
     ),

@@ -194,6 +194,9 @@ class LocalEngine:
             stages = self._waiting.take()
             if not stages:
                 break
+            stages = [stage for stage in stages if not self._elsewhere(stage)]
+            if not stages:
+                continue
             if self._executor is None:
                 self._executor = self._open(plan)
             for each in stages:
@@ -212,6 +215,17 @@ class LocalEngine:
             else:
                 self._waiting.done(stage)
                 self._finish(stage, record, reused=True)
+
+    def _elsewhere(self, stage: Stage) -> bool:
+        """Whether another run on this store has finished a stage meanwhile; then it is."""
+        has = self.store.has_cell if isinstance(stage, AttackStage) else self.store.has_model
+        if stage.key in self._there or not has(stage.key):
+            return False
+        self._there.add(stage.key)
+        record = self._finished(stage)
+        if record is not None:
+            self._finish(stage, record, reused=True)
+        return record is not None
 
     def _open(self, plan: Plan) -> Executor:
         settings: dict[int, Setting] = {id(s): s for s in map(setting_of, plan.models)}
@@ -272,9 +286,8 @@ class LocalEngine:
         if batch and self._manifest is not None:
             self._manifest.add(map(_asked, batch))
         self._want(running, batch)
-        self._waiting.add(
-            batch, ahead=True
-        )  # the longest go first; what other searches list fills the gaps
+        # the longest go first; what other searches list fills the gaps
+        self._waiting.add(batch, ahead=True)
 
 
 def _asked(stage: AttackStage) -> Asked:

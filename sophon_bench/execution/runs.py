@@ -201,7 +201,9 @@ def _where(options: Options) -> tuple[torch.device, int, Store]:
     if options.address is not None and options.executor != "ray":
         raise PlanError("--address names a Ray cluster; add --executor ray")
     if (options.cell_timeout or options.cell_memory) and (options.together or 1) > 1:
-        raise PlanError("--cell-timeout and --cell-memory are of one cell; leave --together out")
+        raise PlanError(
+            "--cell-timeout and --cell-memory limit one cell at a time; leave --together out"
+        )
     place = find_device(options.device)
     sharing = options.workers or (1 if options.executor == AUTO else torch.get_num_threads())
     threads = options.threads or max(1, torch.get_num_threads() // sharing)

@@ -318,7 +318,7 @@ def _reason(error: Exception) -> str:
     return sentence(error, _is_plugin) + advice
 
 
-LESS = "a smaller batch_size, fewer --together or fewer --workers need less of the GPU's memory"
+LESS = "try a smaller batch_size, or fewer --together or --workers"
 """What helps where a GPU's memory is full."""
 
 

@@ -95,8 +95,8 @@ def folder(root: str | Path) -> Folder:
         return Folder(str(root))
     except ImportError as error:
         extra = EXTRAS.get(kind)
-        remedy = f"pip install 'sophon-bench[{extra}]'" if extra else str(error)
-        raise BadInput(f"{str(root)!r} cannot be opened: {remedy}") from error
+        advice = f"in a clone of the repository, pip install '.[{extra}]'" if extra else str(error)
+        raise BadInput(f"{str(root)!r} cannot be opened: {advice}") from error
     except ValueError as error:
         raise BadInput(f"{str(root)!r} cannot be opened: {error}") from error
 

@@ -342,8 +342,8 @@ class Store:
         """Records in order of their names, or what is wrong with them."""
         for name, content in zip(names, self._files.contents(names), strict=True):
             try:
-                with _reading(self._files, name):
-                    if isinstance(content, OSError):
+                if isinstance(content, OSError):
+                    with _reading(self._files, name):
                         raise content
                 yield self._decoded(name, content, decoder)
             except StoreError as error:

@@ -162,7 +162,7 @@ class Processes:
                 f"the least memory"
             )
         child.deaths += 1
-        twice = f"it ended two processes ({killed}; out of memory?)"
+        twice = f"its process died twice ({killed}; out of memory?)"
         self._replace(child, twice if child.deaths > 1 else None)
 
     def _replace(self, child: _Child, reason: str | None) -> None:
@@ -193,8 +193,9 @@ def start(work: Work) -> Processes:
 
 def _kill(process: SpawnProcess) -> None:
     """End a worker, and what it started."""
+    assert process.pid is not None, "it was started"
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid or 0, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
     process.kill()
 
 
