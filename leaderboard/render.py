@@ -216,7 +216,8 @@ def _one_cell(text: str) -> str:
 
 def markdown_text(text: str) -> str:
     """Anybody's words in Markdown: no HTML, no code, no link, no image, no address of a link."""
-    text = text.replace("\\", r"\\").replace("<", "&lt;").replace("`", r"\`")
+    text = text.replace("\\", r"\\").replace("`", r"\`")
+    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)  # what no tag begins with, as in <0.7, may stay
     text = re.sub(r"\](?=[(\[])", r"]\\", text)
     return re.sub(r"(?<!\S)\[(?=[^\[\]]*\]:)", r"\\[", text)
 

@@ -170,18 +170,20 @@ def _saved_by_torch(file: Path, content: bytes) -> dict[str, Tensor]:
     """The tensors of a file of torch.save, by names joined by dots."""
     import torch
 
-    if _grows(content):
-        raise CheckpointError(
-            f"{str(file)!r} would grow when it is unpacked, as no file of torch.save does; save "
-            f"the model's state_dict() anew"
-        )
     try:
+        if _grows(content):
+            raise CheckpointError(
+                f"{str(file)!r} would grow when it is unpacked, as no file of torch.save does; "
+                f"save the model's state_dict() anew"
+            )
         found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         if isinstance(found, Mapping):
             return dict(_named(found))
+    except CheckpointError:
+        raise
     except Exception as error:  # whatever a file can make the library do
         # what torch says of such a pickle is how to open it after all
-        opaque = isinstance(error, pickle.UnpicklingError)
+        opaque = isinstance(error, pickle.UnpicklingError | zipfile.BadZipFile)
         words = " ".join(str(error).split()) or type(error).__name__
         reason = "it is damaged, or holds more than tensors" if opaque else shown(words)
         raise CheckpointError(
@@ -195,14 +197,15 @@ def _saved_by_torch(file: Path, content: bytes) -> dict[str, Tensor]:
 
 
 def _grows(content: bytes) -> bool:
-    """Whether an archive says that it holds more than its own size, or cannot be read."""
+    """Whether an archive says that it holds more than its own size.
+
+    Raises:
+        zipfile.BadZipFile: It says that it is an archive and is none that can be read.
+    """
     if not content.startswith(b"PK"):
         return False
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return sum(part.file_size for part in archive.infolist()) > len(content)
-    except zipfile.BadZipFile:
-        return True
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return sum(part.file_size for part in archive.infolist()) > len(content)
 
 
 def _named(found: Mapping[Any, Any], depth: int = 0) -> Iterator[tuple[str, Tensor]]:
