@@ -27,7 +27,7 @@ from sophon_bench.plugins.failures import BadInput
 from sophon_bench.results import files
 from sophon_bench.results.copies import Copies
 from sophon_bench.results.documents import read_file
-from sophon_bench.results.files import folder
+from sophon_bench.results.files import Folder, folder
 from sophon_bench.results.store import Store, StoreError, is_store
 
 RUN = [
@@ -188,7 +188,9 @@ def test_copies_that_were_not_read_for_longest_make_room(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_two_processes_leave_the_records_of_a_local_store(s3: str, tmp_path: Path) -> None:
+def test_two_processes_leave_the_records_of_a_local_store(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
     for store, workers in ((tmp_path / "store", 1), (f"{s3}/store", 2)):
         file = tmp_path / f"{workers}.json"
@@ -204,9 +206,12 @@ def test_two_processes_leave_the_records_of_a_local_store(s3: str, tmp_path: Pat
     fs, _ = url_to_fs(s3)
     for name, content in fs.cat(fs.find(s3)).items():
         assert not any(secret.encode() in content for secret in SECRET), name
+    one_by_one, read = [], Folder.read
+    monkeypatch.setattr(Folder, "read", lambda at, name: one_by_one.append(name) or read(at, name))
     again = told(*RUN, "--store", f"{s3}/store", "--verbose")
     assert again.exit_code == 0, again.output
     assert ", 5 of them from the store" in again.stderr
+    assert not [name for name in one_by_one if name.startswith(("cells/", "models/"))]
 
 
 def test_a_bucket_that_is_not_there_is_not_made(s3: str) -> None:

@@ -71,7 +71,9 @@ def grid(setting: Setting) -> Plan:
     return plan_of(setting, defenses=["none"], seeds=[0, 1])
 
 
-@pytest.mark.parametrize("way", ["two processes", "one node", "two nodes"])
+@pytest.mark.parametrize(
+    "way", ["two processes", "one node", "two nodes", "two nodes and a bucket"]
+)
 def test_all_ways_give_the_records_of_one_process(
     way: str,
     of_one_process: tuple[dict[str, Any], set[str | None]],
@@ -80,14 +82,17 @@ def test_all_ways_give_the_records_of_one_process(
     request: pytest.FixtureRequest,
 ) -> None:
     plan = grid(setting)
+    store: str | Path = tmp_path
+    if way.endswith("bucket"):  # first, so that the nodes have its credentials
+        store = f"{request.getfixturevalue('s3')}/store"
     if way == "two processes":
-        made = engine(tmp_path, workers=2, plugins=[TINY]).run(plan)
+        made = engine(store, workers=2, plugins=[TINY]).run(plan)
     else:
-        nodes = request.getfixturevalue("cluster") if way == "two nodes" else None
-        made = on(nodes, tmp_path).run(plan)
+        nodes = request.getfixturevalue("cluster") if way.startswith("two nodes") else None
+        made = on(nodes, store).run(plan)
     expected, commits = of_one_process
     assert len(expected) == len(plan.cells)
-    assert metrics(made) == metrics(Store(tmp_path).records()) == expected
+    assert metrics(made) == metrics(Store(store).records()) == expected
     assert {cell.provenance.commit for cell in made.cells} == commits
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -131,7 +131,7 @@ class LocalEngine:
     def pending(self, plan: Plan) -> list[Stage]:
         """The stages known beforehand that `run` would do."""
         self._there = self.store.finished()
-        return [stage for stage in plan.stages if self._finished(stage) is None]
+        return [stage for stage, record in self._finished(plan.stages) if record is None]
 
     def estimate(self, pending: Sequence[Stage]) -> tuple[float, float]:
         """FLOPs and seconds of the stages whose cost is planned, from one timed update each."""
@@ -208,13 +208,13 @@ class LocalEngine:
     @no_collector()
     def _reuse(self) -> None:
         """Finish what the store has of the stages that arrived, and what that lets arrive."""
-        for stage in self._waiting.arrived():
-            record = self._finished(stage)
-            if record is None:
-                self._waiting.ready(stage)
-            else:
-                self._waiting.done(stage)
-                self._finish(stage, record, reused=True)
+        while stages := self._waiting.arrived():
+            for stage, record in self._finished(stages):
+                if record is None:
+                    self._waiting.ready(stage)
+                else:
+                    self._waiting.done(stage)
+                    self._finish(stage, record, reused=True)
 
     def _elsewhere(self, stage: Stage) -> bool:
         """Whether another run on this store has finished a stage meanwhile; then it is."""
@@ -222,7 +222,7 @@ class LocalEngine:
         if stage.key in self._there or not has(stage.key):
             return False
         self._there.add(stage.key)
-        record = self._finished(stage)
+        ((_, record),) = self._finished([stage])
         if record is not None:
             self._finish(stage, record, reused=True)
         return record is not None
@@ -250,12 +250,21 @@ class LocalEngine:
             found[stage.key] = self._models[stage.key]
         return found
 
-    def _finished(self, stage: Stage) -> ModelRecord | Cell | None:
-        if stage.key not in self._there:
-            return None
-        of = self.store.cell if isinstance(stage, AttackStage) else self.store.model
-        record = of(stage.key)
-        return None if self.retry_failed and record.status == "failed" else record
+    def _finished(
+        self, stages: Sequence[Stage]
+    ) -> Iterator[tuple[Stage, ModelRecord | Cell | None]]:
+        """Stages in their order, each with its record if it need not be done."""
+        there = [stage for stage in stages if stage.key in self._there]
+        attacks = [stage.key for stage in there if isinstance(stage, AttackStage)]
+        others = [stage.key for stage in there if not isinstance(stage, AttackStage)]
+        cells, models = self.store.made_cells(attacks), self.store.made_models(others)
+        for stage in stages:
+            record: ModelRecord | Cell | None = None
+            if stage.key in self._there:
+                record = next(cells) if isinstance(stage, AttackStage) else next(models)
+            if record is not None and self.retry_failed and record.status == "failed":
+                record = None
+            yield stage, record
 
     def _finish(self, stage: Stage, record: ModelRecord | Cell, *, reused: bool) -> None:
         self.reporter.end(stage, _outcome(record), reused=reused)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 
 from sophon_bench.execution.plan import AttackStage, PretrainStage, Stage
 
@@ -24,7 +24,7 @@ class Waiting:
         self._numbers: dict[Stage, int] = {}
         self._made: set[str] = set()
         self._blocked: defaultdict[str, list[Stage]] = defaultdict(list)
-        self._arrived: deque[Stage] = deque()
+        self._arrived: list[Stage] = []
         self._ready: list[tuple[int, Stage]] = []
         self._alike: defaultdict[tuple[str, ...], dict[Stage, None]] = defaultdict(dict)
         self._least = self._most = 0
@@ -48,10 +48,10 @@ class Waiting:
         self._made.add(key)
         self._arrived += self._blocked.pop(key, ())
 
-    def arrived(self) -> Iterator[Stage]:
+    def arrived(self) -> list[Stage]:
         """Each stage once, when nothing holds it up; say of each if it is `ready` or `done`."""
-        while self._arrived:
-            yield self._arrived.popleft()
+        arrived, self._arrived = self._arrived, []
+        return arrived
 
     def done(self, stage: Stage) -> None:
         """A stage that arrived waits no longer: the store has it."""

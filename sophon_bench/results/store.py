@@ -161,6 +161,10 @@ class Store:
         """
         return self._sharing(self._record(f"cells/{key}.json", CELLS))
 
+    def made_cells(self, keys: Iterable[str]) -> Iterator[Cell]:
+        """The finished cells of those keys, in their order, as `cell`; many are read at once."""
+        return map(self._sharing, self._made("cells", keys, CELLS))
+
     def put_cell(self, cell: Cell) -> Cell:
         """Write a cell; return what stands there then: only one that failed is written over."""
         return self._put(f"cells/{cell.key}.json", cell, CELLS)
@@ -172,8 +176,9 @@ class Store:
 
     def models(self, keys: Iterable[str]) -> dict[str, ModelRecord]:
         """The records of made models by key, and of the pre-trained ones that they are of."""
-        models = self._models(keys)
-        return models | self._models({str(model.pretrained) for model in models.values()})
+        models = {model.key: model for model in self.made_models(sorted(keys))}
+        upstream = sorted({str(model.pretrained) for model in models.values()})
+        return models | {model.key: model for model in self.made_models(upstream)}
 
     @no_collector()
     def records(self) -> Records:
@@ -226,6 +231,10 @@ class Store:
     def model(self, key: str) -> ModelRecord:
         """The record of a made model."""
         return self._record(f"models/{key}.json", MODELS)
+
+    def made_models(self, keys: Iterable[str]) -> Iterator[ModelRecord]:
+        """The records of made models of those keys, in their order; many are read at once."""
+        return self._made("models", keys, MODELS)
 
     def put_model(self, record: ModelRecord) -> ModelRecord:
         """Write the record of a made model, after its weights; return what stands there then.
@@ -313,9 +322,10 @@ class Store:
         names = [f"{kind}/{name}" for name in self._files.names(kind, ".json")]
         return zip(names, self._tried(names, decoder), strict=True)
 
-    def _models(self, keys: Iterable[str]) -> dict[str, ModelRecord]:
-        names = [f"models/{key}.json" for key in sorted(keys)]
-        return {model.key: model for model in map(_sound, self._tried(names, MODELS))}
+    def _made(
+        self, kind: str, keys: Iterable[str], decoder: msgspec.json.Decoder[R]
+    ) -> Iterator[R]:
+        return map(_sound, self._tried([f"{kind}/{key}.json" for key in keys], decoder))
 
     def _put(self, name: str, record: R, decoder: msgspec.json.Decoder[R]) -> R:
         content = dump(record)
