@@ -1,7 +1,7 @@
 """What goes wrong on real machines: nothing finished is lost, and the same command goes on.
 
-A full disk is in `test_disk`, a store that does not answer in `test_s3`, a node that is lost in
-`test_ray`, `kill -9` at chosen moments in `test_engine`.
+A full disk is in `test_disk`, a store that does not answer in `test_object_store`, a node that is
+lost in `test_ray`, `kill -9` at chosen moments in `test_engine`.
 """
 
 from __future__ import annotations
@@ -84,6 +84,14 @@ REASONS = {
     "dies": "its process died twice (killed by signal 9; out of memory?)",
     "fills": "CUDA out of memory. Tried to allocate 2.00 GiB.",
 }
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A shell's jobs in the background ignore SIGINT, and so does all that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

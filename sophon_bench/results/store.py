@@ -42,7 +42,7 @@ from sophon_bench.results.records import (
     content_key,
     dump,
 )
-from sophon_bench.results.untrusted import harmless, printable
+from sophon_bench.results.untrusted import harmless, printable, unescaped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -426,7 +426,8 @@ class Manifest:
         Raises:
             StoreError: If the file cannot be read.
         """
-        return msgspec.json.decode(self._lines()[0], type=Run)
+        first, _, _ = self._content().partition(b"\n")
+        return msgspec.json.decode(_harmless(first), type=Run)
 
     def lines(self) -> Iterator[Asked]:
         """What was asked for; a line that a crash cut off is left out, and asked for again.
@@ -435,13 +436,14 @@ class Manifest:
             StoreError: If the file cannot be read.
         """
         decoder = msgspec.json.Decoder(Asked)
-        lines = self._lines()[1:]
-        try:
-            yield from decoder.decode_lines(b"\n".join(lines))
-        except msgspec.DecodeError:
-            for line in lines:
-                with contextlib.suppress(msgspec.DecodeError):
-                    yield decoder.decode(line)
+        _, _, content = self._content().partition(b"\n")
+        if unescaped(content):
+            with contextlib.suppress(msgspec.DecodeError):
+                yield from decoder.decode_lines(content)
+                return
+        for line in map(_harmless, content.split(b"\n")):
+            with contextlib.suppress(msgspec.DecodeError):
+                yield decoder.decode(line)
 
     def add(self, asked: Iterable[Asked]) -> bool:
         """Write what the search added, if it is not there yet; whether anything was new.
@@ -456,8 +458,8 @@ class Manifest:
             known.update(new)
         return bool(new)
 
-    def _lines(self) -> list[bytes]:
-        return [*map(_harmless, _content(self._files, self.name).split(b"\n"))]
+    def _content(self) -> bytes:
+        return _content(self._files, self.name)
 
 
 def _harmless(line: bytes) -> bytes:

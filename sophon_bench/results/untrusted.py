@@ -46,17 +46,22 @@ def _escape(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
 
 
+def unescaped(content: bytes) -> bool:
+    """Whether JSON has no text with characters of `UNSEEN`, as is seen at a glance.
+
+    There a control character stands as an escape, except for DEL, and the others are not ASCII.
+    """
+    return content.isascii() and b"\\" not in content and b"\x7f" not in content
+
+
 def harmless(content: bytes) -> bytes:
     """The same JSON, `printable`.
 
-    In JSON a control character stands as an escape, except for DEL, and others of `UNSEEN` are not
-    ASCII, so that most content is left alone at a glance.
-
     Raises:
-        ValueError: If it has to be looked at closely and `parsed` refuses it.
+        ValueError: If it is not `unescaped` and `parsed` refuses it.
         RecursionError: As `parsed`.
     """
-    if content.isascii() and b"\\" not in content and b"\x7f" not in content:
+    if unescaped(content):
         return content
     return json.dumps(printable(parsed(content)), allow_nan=False).encode()
 
