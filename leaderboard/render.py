@@ -217,7 +217,7 @@ def _one_cell(text: str) -> str:
 def markdown_text(text: str) -> str:
     """Anybody's words in Markdown: no HTML, no code, no link, no image, no address of a link."""
     text = text.replace("\\", r"\\").replace("`", r"\`")
-    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)  # what no tag begins with, as in <0.7, may stay
+    text = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)  # no tag begins as <0.7 does
     text = re.sub(r"\](?=[(\[])", r"]\\", text)
     return re.sub(r"(?<!\S)\[(?=[^\[\]]*\]:)", r"\\[", text)
 
