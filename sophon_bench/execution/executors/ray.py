@@ -24,6 +24,7 @@ import torch
 
 from sophon_bench.execution.executors import Done, ExecutorError, Work, WorkerDied
 from sophon_bench.execution.executors.processes import Processes
+from sophon_bench.execution.news import News
 from sophon_bench.execution.plan import Setting, Stage
 from sophon_bench.execution.shipping import pack, unpack
 from sophon_bench.execution.worker import Upstream, Worker
@@ -99,7 +100,7 @@ class OnRay:
             here = NodeAffinitySchedulingStrategy(
                 ray.get_runtime_context().get_node_id(), soft=True
             )
-            actor: Any = ray.remote(_News)
+            actor: Any = ray.remote(News)
             kept = actor.options(num_cpus=0, max_restarts=-1, scheduling_strategy=here)
             self._news = kept.remote()
             self._do = ray.remote(max_retries=RETRIES, retry_exceptions=False)(_do)
@@ -215,22 +216,6 @@ def _stage(folder: Path, plugins: Sequence[Path]) -> list[tuple[str, str]]:
         shutil.copy(plugin, place)
         found.append((str((place / plugin.name).relative_to(folder)), file_module(plugin)))
     return found
-
-
-class _News:
-    """How stages go, for the driver; an actor."""
-
-    def __init__(self) -> None:
-        self._latest: dict[str, tuple[float | None, str]] = {}
-
-    def tell(self, latest: dict[str, tuple[float | None, str]]) -> None:
-        """Stages' last ticks, by key."""
-        self._latest |= latest
-
-    def take(self) -> dict[str, tuple[float | None, str]]:
-        """What was told since it was taken last."""
-        latest, self._latest = self._latest, {}
-        return latest
 
 
 class _Apart:
