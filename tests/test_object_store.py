@@ -211,6 +211,7 @@ def test_two_processes_leave_the_records_of_a_local_store(
     again = told(*RUN, "--store", f"{s3}/store", "--verbose")
     assert again.exit_code == 0, again.output
     assert ", 5 of them from the store" in again.stderr
+    assert one_by_one
     assert not [name for name in one_by_one if name.startswith(("cells/", "models/"))]
 
 

@@ -1,4 +1,7 @@
-"""How stages go, from workers to the driver; without torch: it is a process of its own."""
+"""How stages go, from workers to the driver.
+
+Nothing heavy is imported: on a cluster this is a process of its own, which needs no torch.
+"""
 
 from __future__ import annotations
 

@@ -277,7 +277,7 @@ def _compared(points: Mapping[str, Found]) -> str:
         )
         for name, point in points.items()
     ]
-    title = f"cells that train, {one['steps']} steps, {one['seeds']} seeds"
+    title = f"cells that train, {one['steps']} steps, seeds: {one['seeds']}"
     head = (title, "cells", "seconds", "speed", "cells per minute, start left out", "speed")
     return tabulate(rows, head, "github", colalign=("left", *["right"] * 5), disable_numparse=True)
 
