@@ -15,6 +15,17 @@ ROOT = Path(__file__).parent.parent
 PACKAGED = (".py", ".yaml", ".html", ".css", ".js")
 
 
+def test_no_module_has_more_than_500_lines() -> None:
+    modules = (
+        file
+        for folder in ("attacks", "defenses", "leaderboard", "sophon_bench")
+        for file in (ROOT / folder).rglob("*.py")
+    )
+    lines = {file: file.read_text(encoding="utf-8").count("\n") for file in modules}
+    assert len(lines) > 200
+    assert [file for file, count in lines.items() if count > 500] == []
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")

@@ -8,7 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from sophon_bench.results.files import number_in, write_atomic
+from sophon_bench.results.files import write_atomic
+from sophon_bench.results.servers import number_in
 
 SIZE = "SOPHON_BENCH_COPIES_GB"
 """Environment variable: how many gigabytes copies may take; 0: none are kept."""

@@ -451,11 +451,6 @@ def content_key(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def digest(record: Record) -> str:
-    """SHA-256 of the canonical JSON of a record: equal for equal records, and for no others."""
-    return content_key(msgspec.to_builtins(record))
-
-
 def protect_key(upstream: str, defense: PluginId) -> str:
     """The key of a released model: the pre-trained one's, and the defense."""
     return content_key({"stage": "protect", "upstream": upstream, "plugin": defense.identity})
