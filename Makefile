@@ -73,7 +73,8 @@ benchmark: $(VENV)/.installed-test
 measure: $(VENV)/.installed-test
 	OMP_NUM_THREADS=2 $(BIN)/python tests/benchmarks/measure.py --out build/performance
 
-# LEADERBOARD.md, and its tables of scores in README.md, from leaderboard/results.
+# LEADERBOARD.md from leaderboard/results, and tables of README.md and of the tutorial; the quick start's is of
+# examples/quickstart.json, which `sophon-bench run --defense naive-ascent --attack @smoke --json` wrote.
 leaderboard: $(VENV)/.installed
 	$(BIN)/python tests/published.py --write
 

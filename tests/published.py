@@ -1,6 +1,6 @@
-"""Makes what the repository shows of leaderboard/results.
+"""Makes what the repository shows of leaderboard/results, and of the quick start's records.
 
-That is LEADERBOARD.md with its pictures and rows, and the table of README.md.
+That is LEADERBOARD.md with its pictures and rows, and tables of README.md and of the tutorial.
 
 ``make leaderboard`` runs it with ``--write``; a test holds the files to what it would write.
 """
@@ -16,12 +16,15 @@ from pathlib import Path
 
 from sophon_bench.leaderboard import entries, finding, frozen, layout, provenance, tables, vega
 from sophon_bench.leaderboard.columns import SCORES, Column
-from sophon_bench.leaderboard.render import Place, Table, to_csv, to_markdown
+from sophon_bench.leaderboard.render import Place, Table, to_console, to_csv, to_markdown
 from sophon_bench.leaderboard.tables import Report
 from sophon_bench.results import Results
+from sophon_bench.results.documents import read_file
 
 ROOT = Path(__file__).parent.parent
-BEGIN, END = "<!-- finding: made by make leaderboard -->\n", "<!-- end of finding -->"
+QUICK_START = ROOT / "examples" / "quickstart.json"
+"""What the first command of README.md and of the tutorial wrote with ``--json``."""
+
 DEFINED = "docs/reading-results.md"
 ANCHORS = {
     "rank": "rank-and-verdict", "score": "how-to-read-results", "resistance": "resistance",
@@ -36,16 +39,19 @@ def documents() -> dict[Path, bytes]:
     """What the files should hold."""
     found = entries.published()
     report = entries.report(found, frozen.published())
-    readme = ROOT / "README.md"
-    shown = re.sub(
-        f"{re.escape(BEGIN)}.*?{re.escape(END)}",
-        lambda _: f"{BEGIN}{_finding(report)}{END}",
-        readme.read_text(encoding="utf-8"),
-        flags=re.DOTALL,
-    )
+    table, meaning = quick_start()
+    untitled = table.partition("\n\n")[2]
+    command = "$ sophon-bench run --defense naive-ascent --attack @smoke"
+    shown = {
+        ROOT / "README.md": {
+            "finding": _finding(report),
+            "quick start": f"```console\n{command}\n{untitled}```\n{meaning}\n",
+        },
+        ROOT / "docs" / "tutorial.md": {"quick start": f"```text\n{table}```\n"},
+    }
     return {
         ROOT / "LEADERBOARD.md": _leaderboard(found, report).encode(),
-        readme: shown.encode(),
+        **{page: _filled(page, parts).encode() for page, parts in shown.items()},
         **{ROOT / name: content for name, content in _pictures(report)},
         **{
             ROOT / f"leaderboard/results/{entry.name}.csv": to_csv(
@@ -54,6 +60,24 @@ def documents() -> dict[Path, bytes]:
             for entry in found
         },
     }
+
+
+def _filled(page: Path, parts: dict[str, str]) -> str:
+    """A page with its parts made again, each between its two marks."""
+    text = page.read_text(encoding="utf-8")
+    for name, made in parts.items():
+        begin, end = f"<!-- {name}: made by make leaderboard -->\n", f"<!-- end of {name} -->"
+        before, _, after = text.partition(begin)
+        text = f"{before}{begin}{made}{end}{after.partition(end)[2]}"
+    return text
+
+
+def quick_start() -> tuple[str, str]:
+    """The last table of the quick start as a console shows it, and what the program says of it."""
+    report = tables.report(read_file(QUICK_START)[1], frozen.published())
+    (place,) = tables.places(report)
+    text = to_console([replace(place, verdict=None, tables=place.tables[-1:])])
+    return text.partition("\n")[2].strip("\n") + "\n", tables.meaning(report)
 
 
 def _pictures(report: Report) -> Iterator[tuple[str, bytes]]:

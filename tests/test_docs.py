@@ -79,3 +79,16 @@ def test_the_row_that_is_explained_is_the_published_one() -> None:
     (published,), (explained,) = cells.values()
     assert explained == published
     assert f"resistance {published[-1]} means" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_tutorial_quotes_the_table_above_it() -> None:
+    page = (ROOT / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    table, text = page.split("<!-- end of quick start -->")
+    rows = {line.split("  ")[0]: line.split() for line in table.splitlines()}
+    usual, defended = map(float, rows["tuned envelope"][-2:])
+    scratch = float(rows["scratch"][-2])
+    shown = {float(number) for number in re.findall(r"\d+\.\d+", table)}
+    gap = {round(usual - scratch, 1), round(usual - defended, 1)}
+    quoted = [float(number) for number in re.findall(r"\d+\.\d+", text.partition("\n`·`")[0])]
+    assert len(quoted) > 6
+    assert {*quoted} <= shown | gap
