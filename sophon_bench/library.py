@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from sophon_bench import testing
@@ -86,9 +87,19 @@ def run(
         The records of this run; a cell that failed has the status ``failed`` and its ``reason``.
     """
     chosen = {**_options(plugin, scenario, backbone, seeds, store), "weights": weights}
-    with sets_in(data):
+    with sets_in(data), _same_threads():
         job = planned(_several(defense), _several(attack), **chosen, **options)
         return Results.of(job.run(), store=job.store.root)
+
+
+@contextmanager
+def _same_threads() -> Iterator[None]:
+    """Torch's threads are as many afterwards as before: a run shares them out to its workers."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _options(
@@ -357,7 +368,7 @@ def audit(
         options: As of `run`; ``weights`` are what the undefended model starts from.
     """
     chosen = {**_options(plugin, scenario, backbone, seeds, store), **options}
-    with _as_file(model) as file:
+    with _as_file(model) as file, _same_threads():
         found = planned_audit(
             file, _several(attack), sha256=sha256, prefix=prefix, classes=classes, **chosen
         )

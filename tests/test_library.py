@@ -6,6 +6,7 @@ import doctest
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ import sophon_bench
 from sophon_bench.analysis.trials import trials
 from sophon_bench.cli import main
 from sophon_bench.data.scenario import ScenarioError
+from sophon_bench.execution import runs
 from sophon_bench.execution.plan import PlanError
 from sophon_bench.leaderboard.columns import records
 from sophon_bench.plugins.registry import UnknownName
 from sophon_bench.plugins.selectors import SelectorError
+from sophon_bench.plugins.suites import Arsenal
 from sophon_bench.results import Results
 from sophon_bench.results.store import Store, StoreError
 
@@ -80,6 +83,40 @@ def test_a_run_is_the_run_of_the_command_line(ran: tuple[Path, Results], tmp_pat
     assert [row["restricted_after"] for row in found] == [r["restricted_after"] for r in summary]
     whole = sophon_bench.load_results(store)
     assert set(whole.cells.index) == set(results.cells.index)
+
+
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_a_run_leaves_torch_its_threads(ran: tuple[Path, Results]) -> None:
+    sophon_bench.run(defense=DEFENSE, attack=ATTACK, store=ran[0], **FAST)
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.usefixtures("four_threads")
+@pytest.mark.parametrize(
+    ("executor", "workers", "threads"),
+    [
+        ("auto", None, 4),
+        ("auto", 2, 2),
+        ("in-process", None, 4),
+        ("processes", None, 4),
+        ("processes", 8, 1),
+        ("ray", None, 1),
+    ],
+)
+def test_threads_are_shared_out_to_the_stages_that_run_at_once(
+    executor: str, workers: int | None, threads: int, tmp_path: Path
+) -> None:
+    options = runs.Options(scenario=["tiny"], store=tmp_path, executor=executor, workers=workers)
+    job = runs.prepare(options, defenses=[], attacks=Arsenal([]))
+    assert (job.threads, torch.get_num_threads()) == (threads, threads)
 
 
 def test_the_released_model_is_the_one_that_was_attacked(ran: tuple[Path, Results]) -> None:

@@ -205,7 +205,7 @@ def _where(options: Options) -> tuple[torch.device, int, Store]:
             "--cell-timeout and --cell-memory limit one cell at a time; leave --together out"
         )
     place = find_device(options.device)
-    sharing = options.workers or (1 if options.executor == AUTO else torch.get_num_threads())
+    sharing = options.workers or (torch.get_num_threads() if options.executor == "ray" else 1)
     threads = options.threads or max(1, torch.get_num_threads() // sharing)
     torch.set_num_threads(threads)
     return place, threads, Store(options.store or default_root())
