@@ -225,7 +225,7 @@ def test_what_breaks_is_recorded_and_the_rest_goes_on(setting: Setting, tmp_path
         def run(self, model: Model, view: AttackView) -> Iterator[Model]:
             for _ in sgd(model, view):
                 yield model
-            raise RuntimeError("boom\nand more")
+            raise RuntimeError("boom \udcff\nand more")
 
     @registry.attacks.register("refuses")
     @dataclass(frozen=True, kw_only=True)
@@ -244,7 +244,7 @@ def test_what_breaks_is_recorded_and_the_rest_goes_on(setting: Setting, tmp_path
     plan = plan_of(setting, ["breaks"], ["raises", "refuses", "finetune"])
     found = {(c.defense.name, c.attack.name): c for c in attempts(engine(tmp_path).run(plan))}
     assert found["none", "raises"].status == "failed"
-    assert "RuntimeError: boom (test_engine.py:" in str(found["none", "raises"].reason)
+    assert r"RuntimeError: boom \udcff (test_engine.py:" in str(found["none", "raises"].reason)
     assert [p.steps for p in found["none", "raises"].curve] == [1, 2, 4], "what was scored is kept"
     assert found["none", "refuses"].status == "skipped"
     assert found["none", "refuses"].reason == "wants attention"

@@ -117,7 +117,16 @@ def damage_manifest(files: Folder) -> str:
     return f"damaged: {name}"
 
 
-DAMAGES = [cut, edit, swap, flip, lose_weights, lose_model, lose_pretrained, damage_manifest]
+def behead_manifest(files: Folder) -> str:
+    (name,) = names(files.root, "runs", ".jsonl")
+    files.write(name, files.read(name).partition(b"\n")[2])
+    return f"damaged: {name}"
+
+
+DAMAGES = [
+    cut, edit, swap, flip, lose_weights, lose_model, lose_pretrained, damage_manifest,
+    behead_manifest,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -129,6 +138,21 @@ def test_what_is_damaged_or_missing_is_told(
     found = verify(store)
     assert not found.sound
     assert next(str(each) for each in found.findings if each.bad).startswith(words)
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("models", ".safetensors"), ("runs", ".jsonl")])
+def test_what_cannot_be_read_is_told_and_the_rest_is_looked_at(
+    tmp_path: Path, fill: Fill, kind: str, suffix: str
+) -> None:
+    store = fill(str(tmp_path))
+    name = names(str(tmp_path), kind, suffix)[0]
+    tmp_path.joinpath(name).unlink()
+    tmp_path.joinpath(name).mkdir()
+    found = verify(store)
+    assert [str(each) for each in found.findings if each.bad] == [
+        f"damaged: {name}: it cannot be read: Is a directory"
+    ]
+    assert (found.models, found.cells) == (4, 4)
 
 
 def test_the_command_says_it_and_scripts_see_it(tmp_path: Path, fill: Fill) -> None:
@@ -258,7 +282,7 @@ def test_cells_of_a_model_that_was_made_differently_are_left_out(
     assert verify(target).cells == 2
 
 
-@pytest.mark.parametrize("damage", [cut, edit, swap, flip, lose_weights])
+@pytest.mark.parametrize("damage", [cut, edit, swap, flip, lose_weights, behead_manifest])
 def test_what_is_damaged_is_not_copied(
     tmp_path: Path, fill: Fill, damage: Callable[[Folder], str]
 ) -> None:

@@ -262,7 +262,9 @@ class Folder:
                 return call(self._inside(name))
             except Exception as error:
                 if not passes(error):
-                    raise plain(error) from None  # what it comes from may show credentials
+                    raise plain(
+                        error, self.place(name)
+                    ) from None  # what it comes from may show credentials
                 words = hidden(first_line(error)) if str(error) else "it took too long"
                 left = until - time.monotonic()
             if left < pause:
@@ -299,14 +301,11 @@ class LocalFolder(Folder):
 
     def read(self, name: str) -> bytes:
         """What is in a file: of 100 000, file objects and their buffers take half the time."""
-        file = os.open(self.place(name), os.O_RDONLY)
+        file = os.open(self.place(name), os.O_RDONLY | BINARY)
         try:
-            parts = [os.read(file, SMALL)]
-            while len(parts[-1]) == SMALL:
-                parts.append(os.read(file, SMALL))
+            return b"".join(iter(lambda: os.read(file, SMALL), b""))
         finally:
             os.close(file)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def contents(self, names: Sequence[str]) -> Iterator[bytes | OSError]:
         """What is in each of several files, or why it cannot be read."""
@@ -369,8 +368,10 @@ TEMPORARY = ".writing-"
 SMALL = 1 << 16
 """Bytes that one record hardly ever has."""
 
+BINARY = getattr(os, "O_BINARY", 0)
+"""Without it, Windows changes the ends of lines and stops at a Ctrl-Z."""
 
-UNKNOWN = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL)
+UNKNOWN = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.EINVAL)
 """What a file system says that cannot tell whether it makes a file or replaces one."""
 
 

@@ -432,12 +432,12 @@ class Records:
 
 
 def dump(record: Record) -> bytes:
-    """One line of JSON.
+    """One line of JSON; what UTF-8 cannot say, as in a file's name of other bytes, is escaped.
 
     Raises:
         ValueError: If a number is not finite: JSON has none of those.
     """
-    return compact(msgspec.to_builtins(record)).encode()
+    return compact(msgspec.to_builtins(record)).encode(errors="backslashreplace")
 
 
 def compact(plain: Any) -> str:

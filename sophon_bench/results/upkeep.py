@@ -15,7 +15,7 @@ import msgspec
 from sophon_bench.plugins.failures import BadInput, first_line
 from sophon_bench.results.files import TEMPORARY, Folder, folder
 from sophon_bench.results.records import Asked, Cell, ModelRecord, Run, misnamed
-from sophon_bench.results.store import Store, StoreError, weights_name
+from sophon_bench.results.store import Store, StoreError, StoreLost, weights_name
 
 T = TypeVar("T")
 Track = Callable[[Iterable[T], str], Iterable[T]]
@@ -100,7 +100,10 @@ def verify(store: Store, track: Track[Any] = _silent) -> Inventory:
             found.findings.append(Finding("missing", f"models/{key}.json", f"of {count} cells"))
     kept = {f"models/{name}" for name in files.names("models", ".safetensors")}
     for name in track(sorted(kept), "weights"):
-        content = files.read(name)
+        content = files.tried(name)
+        if isinstance(content, OSError):
+            found.findings.append(_unreadable(name, content))
+            continue
         found.bytes += len(content)
         if weights_name(hashlib.sha256(content).hexdigest()) != name:
             found.findings.append(Finding("damaged", name, "SHA-256 differs"))
@@ -123,9 +126,17 @@ def _damage(record: ModelRecord | Cell | StoreError) -> str | None:
     return first_line(record) if isinstance(record, StoreError) else misnamed(record)
 
 
+def _unreadable(name: str, error: OSError) -> Finding:
+    return Finding("damaged", name, f"it cannot be read: {error.strerror or error}")
+
+
 def _manifest(files: Folder, name: str, cells: Collection[str]) -> Iterator[Finding]:
     """What is to be said of a manifest; a line that a crash cut off is no damage."""
-    first, *lines = files.read(name).split(b"\n")
+    content = files.tried(name)
+    if isinstance(content, OSError):
+        yield _unreadable(name, content)
+        return
+    first, *lines = content.split(b"\n")
     asked = set()
     try:
         msgspec.json.decode(first, type=Run)
@@ -219,7 +230,12 @@ def copy(source: Store, target: Store, track: Track[Any] = _silent) -> Copied:
     has = _copy_models(source, target, done, track)
     _copy_cells(source, target, has, done, track)
     for manifest in track(source.manifests(), "runs"):
-        done.runs += target.take(manifest)
+        try:
+            done.runs += target.take(manifest)
+        except StoreLost:
+            raise
+        except StoreError as error:
+            done.left_out.append(str(error))
     return done
 
 
