@@ -318,8 +318,8 @@ def _before(copy: Copy) -> ModelRecord:
 
 def _copied(record: ModelRecord, source: Store, into: Store) -> str:
     kind = "pre-trained" if record.defense is None else record.defense.label
-    if into.has_model(record.key):
-        return f"{kind}: is there with SHA-256 {into.model(record.key).weights}"
+    if into.has_model(record.key) and (there := into.model(record.key)).weights is not None:
+        return f"{kind}: is there with SHA-256 {there.weights}"
     into.put_weights_file(source.weights_file(record))
     into.put_model(record)
     return f"{kind}: {into.weights_place(record)}"

@@ -151,6 +151,7 @@ BAD = [
     (["--plugin", "missing.py"], "'missing.py' does not exist"),
     (["--device", "cuda:99"], "torch finds"),
     (["--device", "gpu"], "--device takes auto, cpu, cuda"),
+    (["--device", "cuda:"], "--device takes auto, cpu, cuda"),
     (["--image-size", "8", "--scenario", "glyphs-digits"], "image_size"),
     (["--backbone", "test_vit", "--image-size", "24"], "24x24"),
     (["--threads", "0"], "0 is not in the range x>=1"),
@@ -230,10 +231,23 @@ def test_a_config_file_mirrors_the_flags_and_flags_win(tmp_path: Path) -> None:
     assert "seed=0" not in fewer.stdout
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize(("name", "text"), [("a.yaml", "data: '{}'"), ("a.toml", "data = '{}'")])
+def test_a_config_file_may_say_where_data_is_and_may_begin_with_a_mark(
+    tmp_path: Path, name: str, text: str, encoding: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(text.format(tmp_path / "sets"), encoding=encoding)
+    result = call("run", "--config", file, "--scenario", "imagenette-cifar10", "--dry-run")
+    assert result.exit_code == 2
+    assert f"the folder of sets '{tmp_path / 'sets'}'" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("sedes: 1", "unknown key 'sedes'; did you mean 'seeds'"),
+        ("7: 1", "unknown key '7'; there are: address, attack, "),
         ("- 1", "must map"),
         ("seeds:", "seeds has no value"),
         ("a: [", "malformed"),

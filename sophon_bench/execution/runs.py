@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -315,10 +316,11 @@ def find_device(text: str) -> torch.device:
     """
     if text == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = text.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+    match = re.fullmatch(r"(cpu|cuda)(?::(0|[1-9][0-9]*))?", text)
+    if match is None:
         raise PlanError(f"--device takes auto, cpu, cuda or cuda:INDEX; got {text!r}")
-    if text.startswith("cpu:"):
+    kind, index = match.groups()
+    if kind == "cpu" and index is not None:
         raise PlanError(f"--device takes no index for the CPU; got {text!r}, try --device cpu")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -187,7 +187,8 @@ def read_document(kind: str, path: Path, model: type[D]) -> D:
         first = (strange or found)[0]  # a mistyped key is missing as well
         where = ".".join(str(part) for part in first["loc"])
         if strange:
-            reason = unknown("key", where, (k for k in model.model_fields if k != "name"))
+            known = sorted({*model.model_fields} - {"name"})
+            reason = unknown("key", where, known, otherwise=f"there are: {', '.join(known)}")
         else:
             reason = f"{where}: {first['msg'].removeprefix('Value error, ')}"
         raise SelectorError(f"{kind} file {str(path)!r}: {reason}") from error
