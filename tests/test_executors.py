@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from conftest import TINY
 from test_engine import metrics, plan_of, setting
 
-from sophon_bench.execution.executors import AUTO, Executor, Work, executors, start
+from sophon_bench.execution.executors import AUTO, Executor, ExecutorError, Work, executors, start
 from sophon_bench.execution.executors.in_process import InProcess
 from sophon_bench.execution.executors.processes import Processes
 from sophon_bench.execution.plan import AttackStage, PretrainStage, Setting, Stage
@@ -98,6 +99,14 @@ def test_a_store_that_cannot_be_used_is_said_by_wait(
     executor.submit([attack], {stage.key: lost for stage in plan.models})
     with pytest.raises(StoreError, match="cannot be read"):
         executor.wait()
+
+
+def test_where_processes_have_no_groups_several_workers_are_refused(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "setpgrp")  # as on Windows
+    with pytest.raises(ExecutorError, match="need Linux or macOS"):
+        begin(AUTO, workers=2)
 
 
 @pytest.mark.parametrize(("workers", "kind"), [(1, InProcess), (2, Processes)])

@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from sophon_bench.execution.executors import Done, Work, WorkerDied
+from sophon_bench.execution.executors import Done, ExecutorError, Work, WorkerDied
 from sophon_bench.execution.plan import Stage
 from sophon_bench.execution.shipping import pack, unpack
 from sophon_bench.execution.worker import Upstream, Worker
@@ -69,11 +69,17 @@ class Processes:
         plugins: Plugin files to load, and the names of their modules; None: those of ``work``.
 
     Raises:
+        ExecutorError: If the system has no groups of processes, as Windows.
         StoreError: If they would not see the store.
         WorkerDied: From `wait`, if processes end before they do anything.
     """
 
     def __init__(self, work: Work, plugins: Sequence[tuple[Path, str]] | None = None) -> None:
+        if not hasattr(os, "setpgrp"):
+            raise ExecutorError(
+                "several workers, and limits of time and memory, need Linux or macOS; leave "
+                "--workers, --cell-timeout and --cell-memory out"
+            )
         if not Store(work.store).shared:
             raise StoreError(
                 f"store {str(work.store)!r} is in the memory of one process; choose another for "
