@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +102,22 @@ def test_a_store_that_cannot_be_used_is_said_by_wait(
     executor.submit([attack], {stage.key: lost for stage in plan.models})
     with pytest.raises(StoreError, match="cannot be read"):
         executor.wait()
+
+
+@pytest.mark.parametrize("name", ["processes", "in-process"])
+def test_what_goes_wrong_beside_plugins_says_where(
+    setting: Setting, tmp_path: Path, name: str
+) -> None:
+    broken = dataclasses.replace(setting, backbone=None)  # type: ignore[arg-type]
+    work = Work(
+        store=tmp_path, device=torch.device("cpu"), settings=[broken], plugins=[TINY], workers=1,
+        threads=1, compiled="off", tick=lambda *_: None,
+    )  # fmt: skip
+    with contextlib.closing(start(name, work)) as executor:
+        executor.submit([PretrainStage("0" * 64, broken, 0)], {})
+        with pytest.raises(AttributeError) as raised:
+            executor.wait()
+    assert "harness/bench.py" in "".join(traceback.format_exception(raised.value))
 
 
 def test_where_processes_have_no_groups_several_workers_are_refused(

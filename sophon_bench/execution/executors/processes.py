@@ -14,6 +14,7 @@ import pickle
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -277,6 +278,7 @@ def _serve(
             else:
                 answer("done", worker.give_up(stages, reason))
         except Exception as error:
+            error.add_note(traceback.format_exc())  # which does not travel with it
             answer("error", error)
 
 
