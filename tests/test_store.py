@@ -280,6 +280,13 @@ def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "store")
 
 
+def test_a_store_may_be_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store = Store("~/below")
+    assert is_store(tmp_path / "below")
+    assert store.data == tmp_path / "below" / "data"
+
+
 def test_who_may_read_a_file_is_the_users_choice(tmp_path: Path) -> None:
     write_atomic(tmp_path / "atomic", b"")
     (tmp_path / "plain").touch()

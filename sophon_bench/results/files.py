@@ -72,13 +72,14 @@ class Unreachable(WriteError):
 
 
 def folder(root: str | Path) -> Folder:
-    """The folder at a path of this machine, or at a URL of any kind that fsspec knows.
+    """The folder at a path of this machine, also below ``~``, or at a URL that fsspec knows.
 
     Raises:
         BadInput: For a URL that holds a password, or is of a kind that cannot be opened.
     """
     if not is_url(root):
-        return LocalFolder(str(root).removeprefix(LOCAL))
+        path = str(root).removeprefix(LOCAL)
+        return LocalFolder(os.path.expanduser(path))  # noqa: PTH111 - a Path would change it more
     kind = str(root).partition("://")[0]
     if PASSWORD.search(str(root)):
         raise BadInput(
