@@ -36,7 +36,7 @@ from sophon_bench.plugins.selectors import Trial, names_of
 from sophon_bench.plugins.suites import Arsenal, arsenal, trials
 from sophon_bench.results import Results
 from sophon_bench.results.documents import read_file
-from sophon_bench.results.files import is_url
+from sophon_bench.results.files import is_url, local_path
 from sophon_bench.results.records import Records
 from sophon_bench.results.store import Store, StoreError, default_root
 from sophon_bench.testing import Finding
@@ -156,7 +156,7 @@ def load_results(source: str | Path) -> Results:
         EntryError: For an entry that is not whole.
         UnknownName: If no entry has that name.
     """
-    text, path = str(source), Path(source)
+    text, path = str(source), Path(local_path(source))
     if text == PUBLISHED.rstrip("/"):
         return Results.of(Records.joined(entry.records for entry in entries.published()))
     if text.startswith(PUBLISHED):

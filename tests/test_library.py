@@ -28,6 +28,7 @@ from sophon_bench.plugins.registry import UnknownName
 from sophon_bench.plugins.selectors import SelectorError
 from sophon_bench.plugins.suites import Arsenal
 from sophon_bench.results import Results
+from sophon_bench.results.documents import document
 from sophon_bench.results.store import Store, StoreError
 
 FAST: dict[str, Any] = {"scenario": "tiny", "steps": 2, "samples": [20], "threads": 1}
@@ -141,6 +142,20 @@ def test_a_model_that_there_is_not_is_named(
 ) -> None:
     with pytest.raises(StoreError, match=words):
         sophon_bench.load_model(ran[1], **arguments)
+
+
+@pytest.mark.parametrize("before", ["file://{}", "~"])
+def test_records_are_read_wherever_they_lie(
+    before: str, ran: tuple[Path, Results], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, results = ran
+    monkeypatch.setenv("HOME", str(store.parent))
+    place = f"{before.format(store.parent)}/{store.name}"
+    assert len(sophon_bench.load_results(place).cells) == len(results.cells)
+    records = Store(store, reading=True).records()
+    store.with_name("run.json").write_text(document(records, []))
+    place = f"{before.format(store.parent)}/run.json"
+    assert len(sophon_bench.load_results(place).cells) == len(results.cells)
 
 
 def test_results_of_a_file_have_no_models() -> None:

@@ -78,8 +78,7 @@ def folder(root: str | Path) -> Folder:
         BadInput: For a URL that holds a password, or is of a kind that cannot be opened.
     """
     if not is_url(root):
-        path = str(root).removeprefix(LOCAL)
-        return LocalFolder(os.path.expanduser(path))  # noqa: PTH111 - a Path would change it more
+        return LocalFolder(local_path(root))
     kind = str(root).partition("://")[0]
     if PASSWORD.search(str(root)):
         raise BadInput(
@@ -95,6 +94,11 @@ def folder(root: str | Path) -> Folder:
         raise BadInput(f"{str(root)!r} cannot be opened: {advice}") from error
     except ValueError as error:
         raise BadInput(f"{str(root)!r} cannot be opened: {error}") from error
+
+
+def local_path(place: str | Path) -> str:
+    """The path of something on this machine, without ``file://`` and ``~``, else as it is given."""
+    return os.path.expanduser(str(place).removeprefix(LOCAL))  # noqa: PTH111
 
 
 def is_url(place: str | Path) -> bool:
@@ -114,7 +118,7 @@ def read_bytes(place: str | Path, most: int) -> bytes:
         if files.size(name) <= most:
             return files.read(name)
     else:
-        with Path(place).open("rb") as file:
+        with Path(local_path(place)).open("rb") as file:
             content = file.read(most + 1)
         if len(content) <= most:
             return content
