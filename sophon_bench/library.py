@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def _options(
     return {
         "scenario": _several(scenario),
         "backbone": _several(backbone),
-        "seeds": [seeds] if isinstance(seeds, int) else list(seeds),
+        "seeds": [*map(index, seeds if isinstance(seeds, Iterable) else [seeds])],
         "plugin": files,
         "store": store,
     }

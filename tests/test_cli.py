@@ -146,6 +146,8 @@ BAD = [
     (["--samples", "many"], "--samples takes numbers and ranges"),
     (["--seeds", "3-1"], "the range '3-1' is empty; did you mean 1-3?"),
     (["--seeds", "-1"], "--seeds takes numbers and ranges"),
+    (["--seeds", "9" * 19], "--seeds takes numbers and ranges"),
+    (["--seeds", "0-99999999999"], "the range '0-99999999999' has more than 10000 numbers"),
     (["--steps", "0"], "at least 1 step"),
     (["--steps", "few"], "'few' is not a valid integer"),
     (["--plugin", "missing.py"], "'missing.py' does not exist"),

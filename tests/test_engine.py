@@ -159,6 +159,12 @@ def test_more_samples_than_there_are_or_too_few_are_refused(setting: Setting, sa
         plan_of(setting, steps=0)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_record_has_is_refused(setting: Setting, seed: int) -> None:
+    with pytest.raises(PlanError, match=f"between 0 and 9223372036854775807; got {seed}"):
+        plan_of(setting, seeds=[seed])
+
+
 def test_the_second_run_does_nothing_and_says_the_same(
     setting: Setting, tmp_path: Path, reference: dict[str, Any]
 ) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -142,6 +143,13 @@ def test_a_model_that_there_is_not_is_named(
 ) -> None:
     with pytest.raises(StoreError, match=words):
         sophon_bench.load_model(ran[1], **arguments)
+
+
+@pytest.mark.parametrize("seeds", [np.int64(0), np.arange(1), [np.int32(0)], 0, range(1)])
+def test_seeds_are_whole_numbers_of_any_library(ran: tuple[Path, Results], seeds: Any) -> None:
+    store, results = ran
+    again = sophon_bench.run(defense=DEFENSE, attack=ATTACK, store=store, seeds=seeds, **FAST)
+    assert set(again.cells.index) == set(results.cells.index)
 
 
 @pytest.mark.parametrize("before", ["file://{}", "~"])

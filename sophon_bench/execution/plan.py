@@ -35,6 +35,7 @@ from sophon_bench.protocol import (
     ROUNDING,
 )
 from sophon_bench.results.records import (
+    LARGEST_COUNT,
     Cell,
     DataId,
     ModelRecord,
@@ -318,9 +319,12 @@ def make_plan(request: Request, settings: Iterable[Setting]) -> Plan:
     """Cross the request over the settings.
 
     Raises:
-        PlanError: If a sample count or the budget is not positive, or more samples are asked
-            for than the scenario has.
+        PlanError: If a sample count or the budget is not positive, more samples are asked for
+            than the scenario has, or a seed is none that records have.
     """
+    for seed in request.seeds:
+        if not 0 <= seed <= LARGEST_COUNT:
+            raise PlanError(f"seeds must be between 0 and {LARGEST_COUNT}; got {seed}")
     defenses = _with_controls(registry.defenses, request.defenses)
     listed = _with_controls(registry.attacks, request.attacks.trials)
     recipes = request.attacks.trainability

@@ -25,8 +25,10 @@ SCHEMA = 3
 
 Status = Literal["ok", "diverged", "skipped", "failed"]
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+LARGEST_COUNT = 2**63 - 1
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_COUNT)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_COUNT)]
 """Whole numbers that columns of a frame can hold."""
 
 Hash = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
