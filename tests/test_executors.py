@@ -120,6 +120,11 @@ def test_what_goes_wrong_beside_plugins_says_where(
     assert "harness/bench.py" in "".join(traceback.format_exception(raised.value))
 
 
+def test_one_process_has_one_worker(begin: Begin) -> None:
+    with pytest.raises(ExecutorError, match="need processes: --executor auto"):
+        begin("in-process", workers=2)
+
+
 def test_where_processes_have_no_groups_several_workers_are_refused(
     begin: Begin, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from msgspec.structs import replace
 
 from sophon_bench.cli import main
 from sophon_bench.plugins.failures import BadInput
+from sophon_bench.results import upkeep
 from sophon_bench.results.files import TEMPORARY, Folder, LocalFolder, folder
 from sophon_bench.results.records import Asked, Cell, ModelRecord, Run, dump
 from sophon_bench.results.store import Store, StoreError
@@ -138,6 +140,37 @@ def test_what_is_damaged_or_missing_is_told(
     found = verify(store)
     assert not found.sound
     assert next(str(each) for each in found.findings if each.bad).startswith(words)
+
+
+@pytest.mark.parametrize("look", ["verify", "copy"])
+def test_what_a_run_makes_meanwhile_is_not_missing(
+    tmp_path: Path, fill: Fill, make_cell: MakeCell, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    store = fill(str(tmp_path / "a"))
+    listed = store.tried_models
+
+    def then_another() -> Any:
+        found = list(listed())
+        new = gather([make_cell(seed=7)])
+        for model in new.models.values():
+            store.put_model(model)
+        store.put_cell(new.cells[0])
+        return iter(found)
+
+    monkeypatch.setattr(store, "tried_models", then_another)
+    if look == "verify":
+        assert verify(store).sound
+    else:
+        assert copy(store, Store(tmp_path / "b")).left_out == []
+    assert len(store.finished()) == 4 + 4 + 3
+
+
+def test_what_was_written_meanwhile_is_no_waste(
+    root: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = fill(root)
+    monkeypatch.setattr(upkeep, "_temporary", lambda _files: [f"cells/{TEMPORARY}1"])
+    assert waste(store, time.time() + 2 * HOUR) == []
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("models", ".safetensors"), ("runs", ".jsonl")])
