@@ -309,9 +309,9 @@ def planned_audit(
         options: Of `runs.Options`, with one scenario and at most one backbone.
     """
     (scenario,), (backbone,) = options["scenario"], options["backbone"] or [BACKBONE]
-    count = len(runs.find_scenarios([scenario], options.get("image_size")))
-    if count > 1:
-        raise PlanError(f"an audit is of one scenario, and {scenario!r} stands for {count}")
+    found, *more = runs.find_scenarios([scenario], options.get("image_size"))
+    if more:
+        raise PlanError(f"an audit is of one scenario, and {scenario!r} stands for {1 + len(more)}")
     if all(trial.entry.control for trial in arsenal(attacks, attack).trials):
         raise PlanError(
             f"--attack {' '.join(attack)} is a control, which attacks no released model; name an "
@@ -321,7 +321,6 @@ def planned_audit(
     architecture = runs.find_backbone(backbone)
     if not isinstance(architecture, Backbone):
         raise BackboneError(f"an audit is of a timm model, and --backbone {backbone} is none")
-    (found,) = runs.find_scenarios([scenario], options.get("image_size"))
     original = runs.build(found, Store(options["store"] or default_root()).data).original
     released = audited(content, architecture, original, prefix=prefix, classes=classes)
     if released.plugin.width != len(original.classes):
