@@ -145,6 +145,12 @@ def test_a_model_that_there_is_not_is_named(
         sophon_bench.load_model(ran[1], **arguments)
 
 
+@pytest.mark.parametrize("option", ["executor", "precision", "compiled"])
+def test_a_word_that_an_option_does_not_know_is_refused(option: str, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"unknown .* 'fp16'; .*(off|fp32|auto)"):
+        sophon_bench.run(attack=ATTACK, store=tmp_path, **{**FAST, option: "fp16"})
+
+
 @pytest.mark.parametrize("seeds", [np.int64(0), np.arange(1), [np.int32(0)], 0, range(1)])
 def test_seeds_are_whole_numbers_of_any_library(ran: tuple[Path, Results], seeds: Any) -> None:
     store, results = ran

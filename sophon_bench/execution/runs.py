@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -197,8 +197,13 @@ def prepare(options: Options, *, defenses: Sequence[Trial], attacks: Arsenal) ->
 
 def _where(options: Options) -> tuple[torch.device, int, Store]:
     """Device, CPU threads of each process, and store; sets this process's threads."""
-    if options.executor not in (known := [AUTO, *executors()]):
-        raise PlanError(unknown("executor", options.executor, known))
+    for what, name, known in (
+        ("executor", options.executor, (AUTO, *executors())),
+        ("precision", options.precision, get_args(Precision)),
+        ("mode of torch.compile", options.compiled, get_args(Compile)),
+    ):
+        if name not in known:
+            raise PlanError(unknown(what, name, known))
     if options.address is not None and options.executor != "ray":
         raise PlanError("--address names a Ray cluster; add --executor ray")
     if (options.cell_timeout or options.cell_memory) and (options.together or 1) > 1:
