@@ -219,8 +219,9 @@ def checked(found: Sequence[Line]) -> Records:
                 drawn.add(made.picture)
         except ValueError as error:
             reason = str(error)
-        if reason:
-            wrong.append(f"{line.place} ({_words(line, found)}) is damaged: {reason}")
+        if reason:  # only the first is shown, and the words for each are looked for in all lines
+            words = "" if wrong else _words(line, found)
+            wrong.append(f"{line.place} ({words}) is damaged: {reason}")
     records = Records(parts["model"], list(parts["cell"].values()), parts["asked"])
     wrong += [
         f"{kind} {key} is missing, and other records refer to it"
