@@ -234,7 +234,8 @@ class Search:
             steps = stage.attack.parameters.get("steps")
             cost = done[stage].cost
             if steps is not None:
-                chosen.append(vary(stage.attack, {"steps": steps * self.rules.times}))
+                with contextlib.suppress(SelectorError):  # as above
+                    chosen.append(vary(stage.attack, {"steps": steps * self.rules.times}))
             elif cost is not None and cost.units > ENDED * self.budget:
                 chosen.append(stage.attack)
         return [self._stage(trial, self.rules.times, derived=True) for trial in chosen]
