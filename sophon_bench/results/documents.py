@@ -203,7 +203,7 @@ def checked(found: Sequence[Line]) -> Records:
     there = {kind: Counter(line.key for line in found if line.kind == kind) for kind in KINDS}
     parts: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
     drawn: set[str] = set()
-    wrong = []
+    wrong: list[str] = []
     for line in found:
         try:
             record = msgspec.convert(line.plain, KINDS[line.kind])
