@@ -62,6 +62,7 @@ def run(
     weights: str | Path | None = None,
     data: str | Path | None = None,
     seeds: int | Sequence[int] = 0,
+    samples: int | Sequence[int] = (),
     plugin: Sequence[str | Path] = (),
     store: str | Path | None = None,
     **options: Any,
@@ -78,16 +79,17 @@ def run(
         data: Folder with published sets of images; None: the environment variable
             ``SOPHON_BENCH_DATA`` names it.
         seeds: A seed, or several.
+        samples: The attacker's n, or several; none: the middle one of the scenario's.
         plugin: Python files with plugins of one's own; they are executed.
         store: Directory or URL of finished work; None: in the user's cache directory.
-        options: Others of `runs.Options`: ``samples``, ``steps``, ``image_size``, ``device``,
-            ``precision``, ``compiled``, ``workers``, ``threads``, ``together``, ``cell_timeout``,
+        options: Others of `runs.Options`: ``steps``, ``image_size``, ``device``, ``precision``,
+            ``compiled``, ``workers``, ``threads``, ``together``, ``cell_timeout``,
             ``cell_memory``, ``retry_failed``.
 
     Returns:
         The records of this run; a cell that failed has the status ``failed`` and its ``reason``.
     """
-    chosen = {**_options(plugin, scenario, backbone, seeds, store), "weights": weights}
+    chosen = {**_options(plugin, scenario, backbone, seeds, samples, store), "weights": weights}
     with sets_in(data), _same_threads():
         job = planned(_several(defense), _several(attack), **chosen, **options)
         return Results.of(job.run(), store=job.store.root)
@@ -108,6 +110,7 @@ def _options(
     scenario: Several,
     backbone: Several,
     seeds: int | Sequence[int],
+    samples: int | Sequence[int],
     store: str | Path | None,
 ) -> dict[str, Any]:
     """Options in the types of `runs.Options`; files of plugins are loaded."""
@@ -117,10 +120,16 @@ def _options(
     return {
         "scenario": _several(scenario),
         "backbone": _several(backbone),
-        "seeds": [*map(index, seeds if isinstance(seeds, Iterable) else [seeds])],
+        "seeds": _numbers(seeds),
+        "samples": _numbers(samples),
         "plugin": files,
         "store": store,
     }
+
+
+def _numbers(several: int | Sequence[int]) -> list[int]:
+    """Whole numbers of any library as Python's."""
+    return [*map(index, several if isinstance(several, Iterable) else [several])]
 
 
 def planned(
@@ -339,6 +348,7 @@ def audit(
     scenario: str = "glyphs-digits",
     attack: Several = "@standard",
     seeds: int | Sequence[int] = (0, 1, 2, 3, 4),
+    samples: int | Sequence[int] = (),
     sha256: str | None = None,
     prefix: str | None = None,
     classes: Sequence[str] | None = None,
@@ -358,6 +368,7 @@ def audit(
         scenario: A selector.
         attack: Selectors of attacks and suites.
         seeds: Of the attacks and controls.
+        samples: As of `run`.
         sha256: What the file has to be.
         prefix: Of the model's names in the file, where it holds others too.
         classes: What the outputs of its head stand for, in order, by which those of the original
@@ -367,7 +378,7 @@ def audit(
         store: As of `run`.
         options: As of `run`; ``weights`` are what the undefended model starts from.
     """
-    chosen = {**_options(plugin, scenario, backbone, seeds, store), **options}
+    chosen = {**_options(plugin, scenario, backbone, seeds, samples, store), **options}
     with _as_file(model) as file, _same_threads():
         found = planned_audit(
             file, _several(attack), sha256=sha256, prefix=prefix, classes=classes, **chosen

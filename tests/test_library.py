@@ -32,7 +32,7 @@ from sophon_bench.results import Results
 from sophon_bench.results.documents import document
 from sophon_bench.results.store import Store, StoreError
 
-FAST: dict[str, Any] = {"scenario": "tiny", "steps": 2, "samples": [20], "threads": 1}
+FAST: dict[str, Any] = {"scenario": "tiny", "steps": 2, "samples": 20, "threads": 1}
 ATTACK = "finetune[lr=0.03]"
 DEFENSE = "naive-ascent[iterations=2]"
 
