@@ -16,7 +16,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from sophon_bench.analysis.frozen import Frozen
-from sophon_bench.analysis.series import shown
+from sophon_bench.analysis.series import order, shown
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import columns, figures, granularity, layout, reported, tables, vega
 from sophon_bench.leaderboard.columns import Column, Row, frame, percent, records
@@ -264,9 +264,10 @@ def robustness(results: Results, notes: Sequence[str]) -> Findings:
     parameters = dict(zip(own["attack"], own["attack_parameters"], strict=True))
     rows: list[Row] = []
     for name in VARIED:
-        values = {p[name] for p in parameters.values() if name in p}
-        for value in sorted(values) if len(values) > 1 else ():
-            chosen = [attack for attack, p in parameters.items() if p.get(name) == value]
+        having = {attack: p[name] for attack, p in parameters.items() if name in p}
+        values = {str(value): value for value in having.values()}.values()
+        for value in sorted(values, key=order) if len(values) > 1 else ():
+            chosen = [attack for attack, other in having.items() if other == value]
             found = records(analysis.recipe(results, chosen))
             rows += [{**row, "choice": name, "value": shown(value)} for row in found]
     places = layout.places(frame(rows), lambda df: [_robust(df, notes)]) if rows else []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sophon_bench.analysis.envelope import ENVELOPE
 from sophon_bench.analysis.frozen import Frozen
-from sophon_bench.analysis.verdict import verdict
+from sophon_bench.analysis.verdict import enumerated, verdict
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import columns, layout
 from sophon_bench.leaderboard.columns import Row, frame, number, percent, records
@@ -223,7 +223,7 @@ def meaning(report: Report) -> str:
 
 
 def _scored(defenses: Sequence[Row]) -> str:
-    listed = _listed(
+    listed = enumerated(
         f"{row['defense']} scores {number(row['score'], row['score_half_width'], '.1f')} "
         f"of 100 ({'provisional; ' if row['provisional'] else ''}"
         f"{percent(row['restricted_after'])} % reached)"
@@ -237,11 +237,6 @@ def _scored(defenses: Sequence[Row]) -> str:
         f"initialisation at any budget, keeps the original {first['utility']} and stays trainable "
         "on other tasks."
     )
-
-
-def _listed(parts: Iterable[str]) -> str:
-    *first, last = parts
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _reached(rows: Sequence[Row]) -> str:
@@ -259,6 +254,6 @@ def _reached(rows: Sequence[Row]) -> str:
     bar = f"the {percent(max(fresh))} % of {scratch}" if fresh else f"that of {scratch}"
     return (
         "An attacker who chooses trial and checkpoint on a hidden split reaches "
-        f"{_listed(reached)}. A defense holds up if that falls to {bar} while the original "
+        f"{enumerated(reached)}. A defense holds up if that falls to {bar} while the original "
         f"{rows[0]['utility']} stays: judge it by this envelope, not by one recipe."
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -127,20 +127,18 @@ def published(found: Iterable[Entry] | None = None) -> list[Released]:
     Args:
         found: Entries; None: those that come with the package.
     """
-    whose: dict[tuple[str, str], tuple[Released, list[str]]] = {}
+    known: dict[tuple[str, str], Released] = {}
     for entry in entries() if found is None else found:
         models = entry.records.models
         for record in models.values():
             if record.defense is None or record.weights is None:
                 continue
-            before = models[str(record.pretrained)]
-            new = Released(record=record, pretrained=before, entries=())
-            whose.setdefault((record.key, record.weights), (new, []))[1].append(entry.name)
-    models_ = [
-        Released(record=each.record, pretrained=each.pretrained, entries=tuple(names))
-        for each, names in whose.values()
-    ]
-    return sorted(models_, key=lambda m: (m.name, m.record.backbone, m.record.seed, m.entries))
+            new = Released(record=record, pretrained=models[str(record.pretrained)], entries=())
+            each = known.get(key := (record.key, record.weights), new)
+            known[key] = replace(each, entries=(*each.entries, entry.name))
+    return sorted(
+        known.values(), key=lambda m: (m.name, m.record.backbone, m.record.seed, m.entries)
+    )
 
 
 def named(
@@ -241,10 +239,9 @@ def _made_again(record: ModelRecord, store: Store) -> ModelRecord | None:
     if not store.has_model(record.key):
         return None
     made = store.model(record.key)
-    same = made.key == record.key and misnamed(made) is None
-    if not same or any(getattr(made, name) != getattr(record, name) for name in PLACE):
-        return None
-    return made if store.weights_size(made) is not None else None
+    same = all(getattr(made, name) == getattr(record, name) for name in PLACE)
+    here = same and misnamed(made) is None and store.weights_size(made) is not None
+    return made if here else None
 
 
 def load(copy: Copy) -> Model:
@@ -318,8 +315,8 @@ def _before(copy: Copy) -> ModelRecord:
 
 def _copied(record: ModelRecord, source: Store, into: Store) -> str:
     kind = "pre-trained" if record.defense is None else record.defense.label
-    if into.has_model(record.key):
-        return f"{kind}: is there with SHA-256 {into.model(record.key).weights}"
+    if into.has_model(record.key) and (there := into.model(record.key)).weights is not None:
+        return f"{kind}: is there with SHA-256 {there.weights}"
     into.put_weights_file(source.weights_file(record))
     into.put_model(record)
     return f"{kind}: {into.weights_place(record)}"

@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from sophon_bench import testing
@@ -35,7 +37,7 @@ from sophon_bench.plugins.selectors import Trial, names_of
 from sophon_bench.plugins.suites import Arsenal, arsenal, trials
 from sophon_bench.results import Results
 from sophon_bench.results.documents import read_file
-from sophon_bench.results.files import is_url
+from sophon_bench.results.files import is_url, local_path
 from sophon_bench.results.records import Records
 from sophon_bench.results.store import Store, StoreError, default_root
 from sophon_bench.testing import Finding
@@ -60,6 +62,7 @@ def run(
     weights: str | Path | None = None,
     data: str | Path | None = None,
     seeds: int | Sequence[int] = 0,
+    samples: int | Sequence[int] = (),
     plugin: Sequence[str | Path] = (),
     store: str | Path | None = None,
     **options: Any,
@@ -76,19 +79,30 @@ def run(
         data: Folder with published sets of images; None: the environment variable
             ``SOPHON_BENCH_DATA`` names it.
         seeds: A seed, or several.
+        samples: The attacker's n, or several; none: the middle one of the scenario's.
         plugin: Python files with plugins of one's own; they are executed.
         store: Directory or URL of finished work; None: in the user's cache directory.
-        options: Others of `runs.Options`: ``samples``, ``steps``, ``image_size``, ``device``,
-            ``precision``, ``compiled``, ``workers``, ``threads``, ``together``, ``cell_timeout``,
+        options: Others of `runs.Options`: ``steps``, ``image_size``, ``device``, ``precision``,
+            ``compiled``, ``workers``, ``threads``, ``together``, ``cell_timeout``,
             ``cell_memory``, ``retry_failed``.
 
     Returns:
         The records of this run; a cell that failed has the status ``failed`` and its ``reason``.
     """
-    chosen = {**_options(plugin, scenario, backbone, seeds, store), "weights": weights}
-    with sets_in(data):
+    chosen = {**_options(plugin, scenario, backbone, seeds, samples, store), "weights": weights}
+    with sets_in(data), _same_threads():
         job = planned(_several(defense), _several(attack), **chosen, **options)
         return Results.of(job.run(), store=job.store.root)
+
+
+@contextmanager
+def _same_threads() -> Iterator[None]:
+    """Torch's threads are as many afterwards as before: a run shares them out to its workers."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _options(
@@ -96,6 +110,7 @@ def _options(
     scenario: Several,
     backbone: Several,
     seeds: int | Sequence[int],
+    samples: int | Sequence[int],
     store: str | Path | None,
 ) -> dict[str, Any]:
     """Options in the types of `runs.Options`; files of plugins are loaded."""
@@ -105,10 +120,16 @@ def _options(
     return {
         "scenario": _several(scenario),
         "backbone": _several(backbone),
-        "seeds": [seeds] if isinstance(seeds, int) else list(seeds),
+        "seeds": _numbers(seeds),
+        "samples": _numbers(samples),
         "plugin": files,
         "store": store,
     }
+
+
+def _numbers(several: int | Sequence[int]) -> list[int]:
+    """Whole numbers of any library as Python's."""
+    return [*map(index, several if isinstance(several, Iterable) else [several])]
 
 
 def planned(
@@ -145,7 +166,7 @@ def load_results(source: str | Path) -> Results:
         EntryError: For an entry that is not whole.
         UnknownName: If no entry has that name.
     """
-    text, path = str(source), Path(source)
+    text, path = str(source), Path(local_path(source))
     if text == PUBLISHED.rstrip("/"):
         return Results.of(Records.joined(entry.records for entry in entries.published()))
     if text.startswith(PUBLISHED):
@@ -297,9 +318,9 @@ def planned_audit(
         options: Of `runs.Options`, with one scenario and at most one backbone.
     """
     (scenario,), (backbone,) = options["scenario"], options["backbone"] or [BACKBONE]
-    count = len(runs.find_scenarios([scenario], options.get("image_size")))
-    if count > 1:
-        raise PlanError(f"an audit is of one scenario, and {scenario!r} stands for {count}")
+    found, *more = runs.find_scenarios([scenario], options.get("image_size"))
+    if more:
+        raise PlanError(f"an audit is of one scenario, and {scenario!r} stands for {1 + len(more)}")
     if all(trial.entry.control for trial in arsenal(attacks, attack).trials):
         raise PlanError(
             f"--attack {' '.join(attack)} is a control, which attacks no released model; name an "
@@ -309,7 +330,6 @@ def planned_audit(
     architecture = runs.find_backbone(backbone)
     if not isinstance(architecture, Backbone):
         raise BackboneError(f"an audit is of a timm model, and --backbone {backbone} is none")
-    (found,) = runs.find_scenarios([scenario], options.get("image_size"))
     original = runs.build(found, Store(options["store"] or default_root()).data).original
     released = audited(content, architecture, original, prefix=prefix, classes=classes)
     if released.plugin.width != len(original.classes):
@@ -328,6 +348,7 @@ def audit(
     scenario: str = "glyphs-digits",
     attack: Several = "@standard",
     seeds: int | Sequence[int] = (0, 1, 2, 3, 4),
+    samples: int | Sequence[int] = (),
     sha256: str | None = None,
     prefix: str | None = None,
     classes: Sequence[str] | None = None,
@@ -347,6 +368,7 @@ def audit(
         scenario: A selector.
         attack: Selectors of attacks and suites.
         seeds: Of the attacks and controls.
+        samples: As of `run`.
         sha256: What the file has to be.
         prefix: Of the model's names in the file, where it holds others too.
         classes: What the outputs of its head stand for, in order, by which those of the original
@@ -356,8 +378,8 @@ def audit(
         store: As of `run`.
         options: As of `run`; ``weights`` are what the undefended model starts from.
     """
-    chosen = {**_options(plugin, scenario, backbone, seeds, store), **options}
-    with _as_file(model) as file:
+    chosen = {**_options(plugin, scenario, backbone, seeds, samples, store), **options}
+    with _as_file(model) as file, _same_threads():
         found = planned_audit(
             file, _several(attack), sha256=sha256, prefix=prefix, classes=classes, **chosen
         )

@@ -21,7 +21,7 @@ from test_engine import Silent, metrics, plan_of, setting
 from torch import Tensor
 
 from sophon_bench.api import attacks, defenses
-from sophon_bench.cli import main
+from sophon_bench.cli import main, running
 from sophon_bench.execution import checkpoints
 from sophon_bench.execution.engine import LocalEngine
 from sophon_bench.execution.plan import Plan, Request, Setting, make_plan
@@ -565,6 +565,11 @@ def test_classes_that_do_not_fit_are_one_line(
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_file_of_classes_may_begin_with_a_mark(tmp_path: Path) -> None:
+    listed(tmp_path, NAMES).write_text("\n".join(NAMES), encoding="utf-8-sig")
+    assert running._lines(tmp_path / "classes.txt") == NAMES
 
 
 def test_classes_in_the_original_order_change_nothing(

@@ -214,6 +214,17 @@ def test_a_roll_back_is_marked_in_the_score_table_and_on_the_card(make_cell: Mak
     assert f"failed: ValueError: no (1 of 3); {BACK['note']} (1 of 3)" in made(cells)
 
 
+def test_a_store_without_records_is_like_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("SOPHON_BENCH_STORE", raising=False)
+    without = call("ntl")
+    Store(tmp_path / "sophon-bench")  # as a dry run leaves it
+    assert call("ntl").stdout == without.stdout != ""
+    assert call("ntl", "--store", tmp_path / "sophon-bench").exit_code == 2, "it was asked for"
+
+
 def test_the_command_reads_the_store_and_writes_a_file(make_cell: MakeCell, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     for cell in [make_cell(), make_cell(defense="ntl")]:

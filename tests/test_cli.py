@@ -146,11 +146,14 @@ BAD = [
     (["--samples", "many"], "--samples takes numbers and ranges"),
     (["--seeds", "3-1"], "the range '3-1' is empty; did you mean 1-3?"),
     (["--seeds", "-1"], "--seeds takes numbers and ranges"),
+    (["--seeds", "9" * 19], "--seeds takes numbers and ranges"),
+    (["--seeds", "0-99999999999"], "the range '0-99999999999' has more than 10000 numbers"),
     (["--steps", "0"], "at least 1 step"),
     (["--steps", "few"], "'few' is not a valid integer"),
     (["--plugin", "missing.py"], "'missing.py' does not exist"),
     (["--device", "cuda:99"], "torch finds"),
     (["--device", "gpu"], "--device takes auto, cpu, cuda"),
+    (["--device", "cuda:"], "--device takes auto, cpu, cuda"),
     (["--image-size", "8", "--scenario", "glyphs-digits"], "image_size"),
     (["--backbone", "test_vit", "--image-size", "24"], "24x24"),
     (["--threads", "0"], "0 is not in the range x>=1"),
@@ -230,10 +233,23 @@ def test_a_config_file_mirrors_the_flags_and_flags_win(tmp_path: Path) -> None:
     assert "seed=0" not in fewer.stdout
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize(("name", "text"), [("a.yaml", "data: '{}'"), ("a.toml", "data = '{}'")])
+def test_a_config_file_may_say_where_data_is_and_may_begin_with_a_mark(
+    tmp_path: Path, name: str, text: str, encoding: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(text.format(tmp_path / "sets"), encoding=encoding)
+    result = call("run", "--config", file, "--scenario", "imagenette-cifar10", "--dry-run")
+    assert result.exit_code == 2
+    assert f"the folder of sets '{tmp_path / 'sets'}'" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("sedes: 1", "unknown key 'sedes'; did you mean 'seeds'"),
+        ("7: 1", "unknown key '7'; there are: address, attack, "),
         ("- 1", "must map"),
         ("seeds:", "seeds has no value"),
         ("a: [", "malformed"),

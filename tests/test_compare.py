@@ -604,8 +604,8 @@ def test_another_protocol_and_a_missing_file_exit_2(make_cell: MakeCell, files: 
 
 
 def accepting(folder: Path, *entries: dict[str, Any]) -> Path:
-    file = folder / "accepted.yaml"
-    file.write_text(json.dumps({"accepted": entries}))  # JSON is YAML
+    file = folder / "accepted.json"
+    file.write_text(json.dumps({"accepted": entries}, indent="\t"))  # tabs, which YAML refuses
     return file
 
 

@@ -159,6 +159,12 @@ def test_more_samples_than_there_are_or_too_few_are_refused(setting: Setting, sa
         plan_of(setting, steps=0)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_that_no_record_has_is_refused(setting: Setting, seed: int) -> None:
+    with pytest.raises(PlanError, match=f"between 0 and 9223372036854775807; got {seed}"):
+        plan_of(setting, seeds=[seed])
+
+
 def test_the_second_run_does_nothing_and_says_the_same(
     setting: Setting, tmp_path: Path, reference: dict[str, Any]
 ) -> None:
@@ -225,7 +231,7 @@ def test_what_breaks_is_recorded_and_the_rest_goes_on(setting: Setting, tmp_path
         def run(self, model: Model, view: AttackView) -> Iterator[Model]:
             for _ in sgd(model, view):
                 yield model
-            raise RuntimeError("boom\nand more")
+            raise RuntimeError("boom \udcff\nand more")
 
     @registry.attacks.register("refuses")
     @dataclass(frozen=True, kw_only=True)
@@ -244,7 +250,7 @@ def test_what_breaks_is_recorded_and_the_rest_goes_on(setting: Setting, tmp_path
     plan = plan_of(setting, ["breaks"], ["raises", "refuses", "finetune"])
     found = {(c.defense.name, c.attack.name): c for c in attempts(engine(tmp_path).run(plan))}
     assert found["none", "raises"].status == "failed"
-    assert "RuntimeError: boom (test_engine.py:" in str(found["none", "raises"].reason)
+    assert r"RuntimeError: boom \udcff (test_engine.py:" in str(found["none", "raises"].reason)
     assert [p.steps for p in found["none", "raises"].curve] == [1, 2, 4], "what was scored is kept"
     assert found["none", "refuses"].status == "skipped"
     assert found["none", "refuses"].reason == "wants attention"

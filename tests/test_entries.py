@@ -535,6 +535,17 @@ def test_what_was_made_up_is_not_reproduced(ran: Path, tmp_path: Path) -> None:
     assert "not reproduced: 2 of 2 differ" in result.output
 
 
+def test_where_nothing_can_be_made_again_nothing_is_said_to_be(
+    entry: Entry, tmp_path: Path
+) -> None:
+    cells = [replace(c, status="failed", reason="broken") for c in entry.records.cells]
+    records = dataclasses.replace(entry.records, cells=cells)
+    result = verify(entries.write(replace(entry, records=records), tmp_path))
+    assert result.exit_code == 2
+    assert "has no record that could be made again" in result.output
+    assert "reproduced" not in result.output
+
+
 def test_another_version_is_not_comparable(ran: Path, tmp_path: Path) -> None:
     entry = entries.read(ran / "tiny.jsonl")
     cells = [

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ import torch
 from conftest import TINY
 from test_engine import metrics, plan_of, setting
 
-from sophon_bench.execution.executors import AUTO, Executor, Work, executors, start
+from sophon_bench.execution.executors import AUTO, Executor, ExecutorError, Work, executors, start
 from sophon_bench.execution.executors.in_process import InProcess
 from sophon_bench.execution.executors.processes import Processes
 from sophon_bench.execution.plan import AttackStage, PretrainStage, Setting, Stage
@@ -98,6 +102,35 @@ def test_a_store_that_cannot_be_used_is_said_by_wait(
     executor.submit([attack], {stage.key: lost for stage in plan.models})
     with pytest.raises(StoreError, match="cannot be read"):
         executor.wait()
+
+
+@pytest.mark.parametrize("name", ["processes", "in-process"])
+def test_what_goes_wrong_beside_plugins_says_where(
+    setting: Setting, tmp_path: Path, name: str
+) -> None:
+    broken = dataclasses.replace(setting, backbone=None)  # type: ignore[arg-type]
+    work = Work(
+        store=tmp_path, device=torch.device("cpu"), settings=[broken], plugins=[TINY], workers=1,
+        threads=1, compiled="off", tick=lambda *_: None,
+    )  # fmt: skip
+    with contextlib.closing(start(name, work)) as executor:
+        executor.submit([PretrainStage("0" * 64, broken, 0)], {})
+        with pytest.raises(AttributeError) as raised:
+            executor.wait()
+    assert "harness/bench.py" in "".join(traceback.format_exception(raised.value))
+
+
+def test_one_process_has_one_worker(begin: Begin) -> None:
+    with pytest.raises(ExecutorError, match="need processes: --executor auto"):
+        begin("in-process", workers=2)
+
+
+def test_where_processes_have_no_groups_several_workers_are_refused(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "setpgrp")  # as on Windows
+    with pytest.raises(ExecutorError, match="need Linux or macOS"):
+        begin(AUTO, workers=2)
 
 
 @pytest.mark.parametrize(("workers", "kind"), [(1, InProcess), (2, Processes)])

@@ -254,6 +254,22 @@ def test_workers_end_with_a_driver_that_is_killed_whatever_they_are_at(
     process.communicate()
 
 
+def test_workers_that_end_before_they_read_anything_are_not_waited_for(tmp_path: Path) -> None:
+    script = (
+        "from multiprocessing import spawn\n"
+        f"spawn.set_executable({shutil.which('false')!r})\n"
+        "from sophon_bench.cli import main\n"
+        "main()"
+    )
+    words = command(tmp_path / "store", tmp_path / "out.json", workers=2)[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Error: a worker process died (exit 1; " in done.stderr
+
+
 @pytest.mark.slow
 def test_two_drivers_on_one_store_end_with_the_records_of_one(
     calm: dict[str, Any], tmp_path: Path

@@ -252,6 +252,24 @@ def test_a_damaged_cache_is_made_anew(
     assert len(decoded) == 2
 
 
+def test_another_process_may_put_the_same_set_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, cache = fill(tmp_path / "set", SPLITS), tmp_path / "cache"
+    rename = Path.rename
+
+    def slower(path: Path, place: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        read_set(f"folder:{root}", 16, cache)
+        return rename(path, place)
+
+    monkeypatch.setattr(Path, "rename", slower)
+    found = read_set(f"folder:{root}", 16, cache)
+    assert Path.rename is rename
+    assert found.classes == ("a", "b")
+    assert len([*cache.iterdir()]) == 1
+
+
 def test_a_refused_picture_leaves_no_cache(tmp_path: Path) -> None:
     root, cache = fill(tmp_path / "set", SPLITS), tmp_path / "cache"
     (root / "val/a/0.png").write_bytes(b"")

@@ -6,9 +6,11 @@ import doctest
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -20,14 +22,17 @@ import sophon_bench
 from sophon_bench.analysis.trials import trials
 from sophon_bench.cli import main
 from sophon_bench.data.scenario import ScenarioError
+from sophon_bench.execution import runs
 from sophon_bench.execution.plan import PlanError
 from sophon_bench.leaderboard.columns import records
 from sophon_bench.plugins.registry import UnknownName
 from sophon_bench.plugins.selectors import SelectorError
+from sophon_bench.plugins.suites import Arsenal
 from sophon_bench.results import Results
+from sophon_bench.results.documents import document
 from sophon_bench.results.store import Store, StoreError
 
-FAST: dict[str, Any] = {"scenario": "tiny", "steps": 2, "samples": [20], "threads": 1}
+FAST: dict[str, Any] = {"scenario": "tiny", "steps": 2, "samples": 20, "threads": 1}
 ATTACK = "finetune[lr=0.03]"
 DEFENSE = "naive-ascent[iterations=2]"
 
@@ -82,6 +87,40 @@ def test_a_run_is_the_run_of_the_command_line(ran: tuple[Path, Results], tmp_pat
     assert set(whole.cells.index) == set(results.cells.index)
 
 
+@pytest.fixture
+def four_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_a_run_leaves_torch_its_threads(ran: tuple[Path, Results]) -> None:
+    sophon_bench.run(defense=DEFENSE, attack=ATTACK, store=ran[0], **FAST)
+    assert torch.get_num_threads() == 4
+
+
+@pytest.mark.usefixtures("four_threads")
+@pytest.mark.parametrize(
+    ("executor", "workers", "threads"),
+    [
+        ("auto", None, 4),
+        ("auto", 2, 2),
+        ("in-process", None, 4),
+        ("processes", None, 4),
+        ("processes", 8, 1),
+        ("ray", None, 1),
+    ],
+)
+def test_threads_are_shared_out_to_the_stages_that_run_at_once(
+    executor: str, workers: int | None, threads: int, tmp_path: Path
+) -> None:
+    options = runs.Options(scenario=["tiny"], store=tmp_path, executor=executor, workers=workers)
+    job = runs.prepare(options, defenses=[], attacks=Arsenal([]))
+    assert (job.threads, torch.get_num_threads()) == (threads, threads)
+
+
 def test_the_released_model_is_the_one_that_was_attacked(ran: tuple[Path, Results]) -> None:
     store, results = ran
     model = sophon_bench.load_model(results, DEFENSE)
@@ -104,6 +143,33 @@ def test_a_model_that_there_is_not_is_named(
 ) -> None:
     with pytest.raises(StoreError, match=words):
         sophon_bench.load_model(ran[1], **arguments)
+
+
+@pytest.mark.parametrize("option", ["executor", "precision", "compiled"])
+def test_a_word_that_an_option_does_not_know_is_refused(option: str, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"unknown .* 'fp16'; .*(off|fp32|auto)"):
+        sophon_bench.run(attack=ATTACK, store=tmp_path, **{**FAST, option: "fp16"})
+
+
+@pytest.mark.parametrize("seeds", [np.int64(0), np.arange(1), [np.int32(0)], 0, range(1)])
+def test_seeds_are_whole_numbers_of_any_library(ran: tuple[Path, Results], seeds: Any) -> None:
+    store, results = ran
+    again = sophon_bench.run(defense=DEFENSE, attack=ATTACK, store=store, seeds=seeds, **FAST)
+    assert set(again.cells.index) == set(results.cells.index)
+
+
+@pytest.mark.parametrize("before", ["file://{}", "~"])
+def test_records_are_read_wherever_they_lie(
+    before: str, ran: tuple[Path, Results], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, results = ran
+    monkeypatch.setenv("HOME", str(store.parent))
+    place = f"{before.format(store.parent)}/{store.name}"
+    assert len(sophon_bench.load_results(place).cells) == len(results.cells)
+    records = Store(store, reading=True).records()
+    store.with_name("run.json").write_text(document(records, []))
+    place = f"{before.format(store.parent)}/run.json"
+    assert len(sophon_bench.load_results(place).cells) == len(results.cells)
 
 
 def test_results_of_a_file_have_no_models() -> None:

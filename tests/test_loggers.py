@@ -64,6 +64,37 @@ def test_a_logger_is_told_of_what_a_run_makes_and_of_nothing_twice(tmp_path: Pat
     assert len(Kept.told) == len({(name, step) for name, _, step in Kept.told})
 
 
+@pytest.mark.filterwarnings("always::RuntimeWarning")
+@pytest.mark.usefixtures("announced")
+def test_a_logger_that_fails_is_told_no_more_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(_self: Kept, name: str, *_more: object) -> None:
+        Kept.told.append((name, {}, 0))
+        raise ConnectionError("server is gone")
+
+    monkeypatch.setattr(Kept, "log", gone)
+    result = CliRunner().invoke(main, [*RUN, "--store", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert (
+        result.stderr.count("warning: --log kept failed and is told no more: server is gone") == 1
+    )
+    assert len(Kept.told) == Kept.closed == 1
+
+
+@pytest.mark.usefixtures("announced")
+def test_a_logger_that_cannot_begin_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_self: Kept, _run: str) -> None:
+        raise RuntimeError("log in first")
+
+    monkeypatch.setattr(Kept, "__init__", refuse)
+    result = CliRunner().invoke(main, [*RUN, "--store", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "--log kept cannot begin: log in first" in result.stderr
+
+
 @pytest.mark.usefixtures("announced")
 @pytest.mark.parametrize(
     ("name", "words"),

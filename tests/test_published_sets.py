@@ -314,6 +314,21 @@ def test_a_set_that_is_not_there_is_told(
     assert "by --data or SOPHON_BENCH_DATA" in refused(name)
 
 
+def test_a_folder_that_may_not_be_looked_into_is_passed_over(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, stat = root / "lost+found", Path.stat
+    closed.mkdir()
+
+    def refusing(path: Path, **how: Any) -> Any:
+        if path.parent == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **how)
+
+    monkeypatch.setattr(Path, "stat", refusing)
+    assert f"is not in '{root}'" in refused("cifar10")
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_at_another_level_is_told(
     name: str, root: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,7 @@ from sophon_bench.results.store import Store, StoreError
 
 pytest.importorskip("ray", reason="Ray is not installed")
 
+import ray
 from ray.cluster_utils import Cluster
 
 from sophon_bench.execution.executors.ray import OnRay, share
@@ -152,6 +153,22 @@ def test_workers_that_die_each_time_end_the_run_in_one_line(
 def test_a_cluster_that_does_not_answer_is_said(setting: Setting, tmp_path: Path) -> None:
     with pytest.raises(ExecutorError, match="no Ray cluster answers at --address auto"):
         OnRay(work(tmp_path, setting, address="auto"))
+
+
+def test_a_cluster_that_refuses_without_a_word_is_said(
+    setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ExecutorError, match="at --address auto: ConnectionError; --address local"):
+        OnRay(work(tmp_path, setting, address="auto"))
+
+
+def test_a_stage_has_to_fit_on_one_node(cluster: Cluster, setting: Setting, tmp_path: Path) -> None:
+    with pytest.raises(ExecutorError, match="have 1 CPUs at most, a stage takes 2"):
+        OnRay(work(tmp_path, setting, address=cluster.address, threads=2))
 
 
 def test_more_threads_than_there_are_and_a_store_of_one_process_are_refused(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pytest
 import torch
+from annotated_types import Le
 from conftest import TINY, MakeCell, attempts
 
+from sophon_bench.api import AttackView, Model
 from sophon_bench.execution.engine import LocalEngine
 from sophon_bench.execution.executors.processes import THREAD_COUNTS
 from sophon_bench.execution.plan import (
@@ -143,6 +146,24 @@ def test_the_best_trials_go_on_and_schedules_with_them(
     ]
     assert {stage.stretch for stage in longer} == {10}
     assert search.forecast == (2 * 10 * search.budget, 2)
+
+
+@pytest.mark.usefixtures("forget")
+def test_a_schedule_that_cannot_be_longer_does_not_go_on(
+    setting: Setting, make_cell: MakeCell
+) -> None:
+    @registry.attacks.register("short")
+    @dataclass(frozen=True, kw_only=True)
+    class Short:
+        lr: float = 0.1
+        steps: Annotated[int, Le(5)] = 2
+
+        def run(self, model: Model, view: AttackView) -> Iterator[Model]:
+            yield model
+
+    search = search_of(setting, ["short", "finetune[lr=0.02]"], **{"continue": 1, "times": 10})
+    _, longer = play(search, make_cell, peaked(0.1))
+    assert [stage.attack.label for stage in longer] == ["finetune[lr=0.02]"]
 
 
 def test_what_came_to_its_own_end_or_failed_does_not_go_on(

@@ -189,6 +189,44 @@ def test_what_is_missing_is_named(root: str, make_cell: MakeCell) -> None:
             look()
 
 
+def test_a_folder_that_cannot_be_listed_is_named(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(root)
+
+    def denied(*_arguments: object, **_named: object) -> None:
+        raise PermissionError(13, "Access denied")
+
+    if "://" in root:
+        monkeypatch.setattr(url_to_fs(root)[0], "ls", denied)  # the one that all share
+    monkeypatch.setattr(files.os, "listdir", denied)
+    for look in (store.finished, store.manifests, store.records):
+        with pytest.raises(StoreError, match=r"/(models|cells|runs)' cannot be read: Access"):
+            look()
+    with pytest.raises(OSError, match="Access denied") as raised:
+        folder(root).names("cells", "")
+    if "://" in root:
+        assert raised.value.filename == f"{root}/cells"
+
+
+def test_a_read_that_brings_less_is_not_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.joinpath("file").write_bytes(b"x" * 1000)
+    read = files.os.read
+    monkeypatch.setattr(files.os, "read", lambda file, count: read(file, min(count, 300)))
+    assert content(str(tmp_path), "file") == b"x" * 1000
+
+
+def test_text_that_is_no_utf_8_is_written_and_read_without_harm(
+    root: str, make_cell: MakeCell
+) -> None:
+    store = Store(root)
+    cell = replace(make_cell().cell, status="failed", reason="no file \udcff.png")
+    store.put_cell(cell)
+    assert store.cell(cell.key).reason == r"no file \udcff.png"
+
+
 def test_a_write_that_fails_leaves_what_was_there_and_is_named(
     root: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +278,13 @@ def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):
         Store(tmp_path / "file" / "store")
+
+
+def test_a_store_may_be_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store = Store("~/below")
+    assert is_store(tmp_path / "below")
+    assert store.data == tmp_path / "below" / "data"
 
 
 def test_who_may_read_a_file_is_the_users_choice(tmp_path: Path) -> None:

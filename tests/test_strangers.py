@@ -320,6 +320,25 @@ def test_records_of_a_strangers_store_are_data_too(tmp_path: Path, make_cell: Ma
     assert not UNSEEN_ONES.search(str(raised.value))
 
 
+def test_many_damaged_records_take_no_longer_than_many_sound_ones(
+    entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *_ = whole(entry)
+    damaged = (compact({"cell": {"key": str(n), "model": "m"}, "sha256": ""}) for n in range(500))
+    looked_at = 0
+    words = documents._words
+
+    def counted(*arguments: Any) -> str:
+        nonlocal looked_at
+        looked_at += 1
+        return words(*arguments)
+
+    monkeypatch.setattr(documents, "_words", counted)
+    with pytest.raises(EntryError, match=r"line 2 \(cell 0\) is damaged: .* \(and \d+ more\)"):
+        entries.read(written(tmp_path, first, *damaged))
+    assert looked_at == 1
+
+
 EVIL = "from pathlib import Path\nPath({marker!r}).touch()\nraise SystemExit\n"
 
 

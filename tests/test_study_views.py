@@ -21,6 +21,7 @@ from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard import granularity, reported
 from sophon_bench.leaderboard.columns import frame
 from sophon_bench.leaderboard.reported import Reported
+from sophon_bench.leaderboard.studies import robustness
 from sophon_bench.results import Results
 
 FAST = "iterations=1,watch_every=1,batch_size=16,adapt=8,inner_steps=1"
@@ -91,6 +92,19 @@ def test_claims_show_domains_and_what_the_attacker_chooses(folder: Path) -> None
     chosen = [row for row in rows if row.get("choice") and not row["control"]]
     assert [(row["choice"], row["value"]) for row in chosen] == [("lr", "0.001"), ("lr", "0.01")]
     assert all(row["protected_trials"] == 1 for row in chosen)
+
+
+def test_a_step_size_that_an_attack_chooses_itself_is_a_value_too(make_cell: MakeCell) -> None:
+    attacks = (
+        "normalized-update[lr=null]",
+        "normalized-update[lr=0.1]",
+        "normalized-update[lr=0.01]",
+    )
+    cells = [make_cell(attack=attack) for attack in (*attacks, "probe", "scratch")]
+    found = robustness(Results.of(gather(cells)), [])
+    chosen = [row for row in found.rows if row["choice"] == "lr"]
+    assert [row["value"] for row in chosen] == ["0.01", "0.1", "None"]
+    assert {row["undefended_trials"] for row in chosen} == {1}
 
 
 def test_a_papers_figures_stand_beside_ours_and_are_marked(folder: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from msgspec.structs import replace
 
 from sophon_bench.cli import main
 from sophon_bench.plugins.failures import BadInput
+from sophon_bench.results import upkeep
 from sophon_bench.results.files import TEMPORARY, Folder, LocalFolder, folder
 from sophon_bench.results.records import Asked, Cell, ModelRecord, Run, dump
 from sophon_bench.results.store import Store, StoreError
@@ -117,7 +119,16 @@ def damage_manifest(files: Folder) -> str:
     return f"damaged: {name}"
 
 
-DAMAGES = [cut, edit, swap, flip, lose_weights, lose_model, lose_pretrained, damage_manifest]
+def behead_manifest(files: Folder) -> str:
+    (name,) = names(files.root, "runs", ".jsonl")
+    files.write(name, files.read(name).partition(b"\n")[2])
+    return f"damaged: {name}"
+
+
+DAMAGES = [
+    cut, edit, swap, flip, lose_weights, lose_model, lose_pretrained, damage_manifest,
+    behead_manifest,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -129,6 +140,52 @@ def test_what_is_damaged_or_missing_is_told(
     found = verify(store)
     assert not found.sound
     assert next(str(each) for each in found.findings if each.bad).startswith(words)
+
+
+@pytest.mark.parametrize("look", ["verify", "copy"])
+def test_what_a_run_makes_meanwhile_is_not_missing(
+    tmp_path: Path, fill: Fill, make_cell: MakeCell, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    store = fill(str(tmp_path / "a"))
+    listed = store.tried_models
+
+    def then_another() -> Any:
+        found = list(listed())
+        new = gather([make_cell(seed=7)])
+        for model in new.models.values():
+            store.put_model(model)
+        store.put_cell(new.cells[0])
+        return iter(found)
+
+    monkeypatch.setattr(store, "tried_models", then_another)
+    if look == "verify":
+        assert verify(store).sound
+    else:
+        assert copy(store, Store(tmp_path / "b")).left_out == []
+    assert len(store.finished()) == 4 + 4 + 3
+
+
+def test_what_was_written_meanwhile_is_no_waste(
+    root: str, fill: Fill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = fill(root)
+    monkeypatch.setattr(upkeep, "_temporary", lambda _files: [f"cells/{TEMPORARY}1"])
+    assert waste(store, time.time() + 2 * HOUR) == []
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("models", ".safetensors"), ("runs", ".jsonl")])
+def test_what_cannot_be_read_is_told_and_the_rest_is_looked_at(
+    tmp_path: Path, fill: Fill, kind: str, suffix: str
+) -> None:
+    store = fill(str(tmp_path))
+    name = names(str(tmp_path), kind, suffix)[0]
+    tmp_path.joinpath(name).unlink()
+    tmp_path.joinpath(name).mkdir()
+    found = verify(store)
+    assert [str(each) for each in found.findings if each.bad] == [
+        f"damaged: {name}: it cannot be read: Is a directory"
+    ]
+    assert (found.models, found.cells) == (4, 4)
 
 
 def test_the_command_says_it_and_scripts_see_it(tmp_path: Path, fill: Fill) -> None:
@@ -258,7 +315,7 @@ def test_cells_of_a_model_that_was_made_differently_are_left_out(
     assert verify(target).cells == 2
 
 
-@pytest.mark.parametrize("damage", [cut, edit, swap, flip, lose_weights])
+@pytest.mark.parametrize("damage", [cut, edit, swap, flip, lose_weights, behead_manifest])
 def test_what_is_damaged_is_not_copied(
     tmp_path: Path, fill: Fill, damage: Callable[[Folder], str]
 ) -> None:

@@ -222,6 +222,17 @@ def test_what_was_fetched_is_attacked_without_being_made_again(
     assert "is there with SHA-256" in again.stdout
 
 
+def test_a_fetched_model_takes_the_place_of_one_that_failed(
+    published: Records, made: Path, tmp_path: Path
+) -> None:
+    key, out = released(published), Store(tmp_path / "out")
+    out.put_model(replace(published.models[key], status="failed", reason="broken", weights=None))
+    fetched = call("fetch", NAME, "--store", made, "--out", tmp_path / "out")
+    assert fetched.exit_code == 0, fetched.output
+    assert out.model(key) == published.models[key]
+    assert file_of(tmp_path / "out", key).is_file()
+
+
 def test_a_released_model_alone_can_be_loaded_and_not_fetched(
     published: Records, copy: Path, tmp_path: Path
 ) -> None:

@@ -278,12 +278,12 @@ def ablation(
     plugins = zip(first["defense"], first["defense_name"], strict=True)
     rows["family"] = [family_label(selector, name, axis) for selector, name in plugins]
     rows["listed_after"] = np.array([_listed_after(case) for case in listed], dtype="float64")
-    columns = first["place"], ~rows["control"], rows["family"], map(_size, values)
+    columns = first["place"], ~rows["control"], rows["family"], map(order, values)
     by_value = list(zip(*columns, strict=True))
     return rows.iloc[sorted(range(len(rows)), key=by_value.__getitem__)].reset_index(drop=True)
 
 
-def _size(value: Any) -> tuple[bool, float, str]:
+def order(value: Any) -> tuple[bool, float, str]:
     """What the values of a hyperparameter are ordered by, words last."""
     level = magnitude(value)
     return level is None, level or 0.0, str(value)

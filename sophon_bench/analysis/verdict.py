@@ -7,7 +7,7 @@ is expected to pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -45,7 +45,7 @@ def verdict(rows: Iterable[Row]) -> str | None:
     if kept:
         listed = sorted(kept, key=lambda row: -row["resistance"])
         said.append(
-            f"Under a tuned attacker, {_listed([_share(row) for row in listed])} of the gap "
+            f"Under a tuned attacker, {enumerated([_share(row) for row in listed])} of the gap "
             "between the undefended model and random initialisation (95 %)."
         )
     if none and (kept or len(defenses) == 1):
@@ -60,7 +60,7 @@ def verdict(rows: Iterable[Row]) -> str | None:
         told = [row["defense"] for row in unknown]
         reasons = dict.fromkeys(row["unscored"] or "one seed has no interval" for row in unknown)
         said.append(
-            f"Nothing can be said about {_listed(told)} yet: {'; '.join(map(str, reasons))}."
+            f"Nothing can be said about {enumerated(told)} yet: {'; '.join(map(str, reasons))}."
         )
     if any(row["provisional"] for row in (*kept, *none)):
         said.append("Provisional.")
@@ -72,6 +72,7 @@ def _share(row: Row) -> str:
     return f"{row['defense']} keeps {resistance:.0f} ± {half:.0f} %"
 
 
-def _listed(parts: Sequence[str]) -> str:
+def enumerated(parts: Iterable[str]) -> str:
+    """``a, b and c``, of at least one."""
     *first, last = parts
     return f"{', '.join(first)} and {last}" if first else last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +20,9 @@ Decorator = Callable[[Any], Any]
 
 DEFAULT_BACKBONE = "test_resnet"
 BY_DEFAULT = f"By default {DEFAULT_BACKBONE}; for denoising, unet."
+
+LONGEST = 10_000
+"""Numbers at most that a range has."""
 
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -73,13 +77,15 @@ def _numbers(_context: click.Context, parameter: click.Parameter, text: str | No
     name = f"--{parameter.name}"
     found: list[int] = []
     for part in [] if text is None else map(str.strip, text.split(",")):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        match = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", part)
+        if match is None:
             form = "numbers and ranges such as '0-2' or '50,200'"
             raise Refused(f"{name} takes {form}; got {text!r}")
-        low, high = int(first), int(last) if dash else int(first)
+        low, high = int(match[1]), int(match[2] or match[1])
         if high < low:
             raise Refused(f"{name}: the range {part!r} is empty; did you mean {high}-{low}?")
+        if high - low >= LONGEST:
+            raise Refused(f"{name}: the range {part!r} has more than {LONGEST} numbers")
         found += range(low, high + 1)
     return list(dict.fromkeys(found))
 

@@ -31,12 +31,13 @@ def _config(context: click.Context, _parameter: click.Parameter, file: str | Non
         return
     from sophon_bench.plugins.registry import unknown
 
-    known = {o.opts[0].lstrip("-"): o for o in context.command.params if o.expose_value}
+    known = {o.opts[0].lstrip("-"): o for o in context.command.params if o.name != "config"}
     defaults: dict[str, Any] = {}
     for key, value in _read_config(Path(file)).items():
         option = known.get(str(key).replace("_", "-"))
         if option is None or option.name is None:
-            raise Refused(f"{file}: {unknown('key', str(key), known)}")
+            every = f"there are: {', '.join(sorted(known))}"
+            raise Refused(f"{file}: {unknown('key', str(key), known, otherwise=every)}")
         if value is None:
             raise Refused(f"{file}: {key} has no value; leave the key out or give one")
         values = [str(each) for each in (value if isinstance(value, list) else [value])]
@@ -50,7 +51,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
     except OSError as error:
         raise Refused(f"config file {str(path)!r} cannot be read: {error.strerror}") from error
@@ -370,7 +371,7 @@ def tune(
 def _lines(file: Path) -> list[str]:
     """The lines of a file, without white space around them and without empty ones at the end."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"--classes {str(file)!r} cannot be read: {error}") from error
     return [line.strip() for line in text.rstrip().splitlines()]

@@ -127,6 +127,10 @@ def verify(
         return 0
     drawn = random.SystemRandom().randrange(10**6) if draw is None else draw
     able = [cell for cell in entry.records.cells if cell.status in ("ok", "diverged")]
+    if not able:
+        raise Refused(
+            f"{str(file)!r} has no record that could be made again: none is ok or diverged"
+        )
     drawn_cells = random.Random(drawn).sample(able, min(cells, len(able)))
     reported = entry.records.only({cell.key for cell in drawn_cells})
     click.echo(f"made again: {len(drawn_cells)} of {len(able)}, --draw {drawn}")

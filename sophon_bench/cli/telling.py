@@ -162,9 +162,11 @@ def cards(
     for entry in entries:
         if names and entry.control:
             raise Refused(f"{entry.name!r} is a control, and stands in the card of every defense")
-    some = store is not None or is_store(default_root())
-    files: list[Path | None] = [*sources] or [None] * some
-    records = Records.joined(read_records(file, store) for file in files)
+    if sources or store is not None:
+        files: list[Path | None] = [*sources] or [None]
+        records = Records.joined(read_records(file, store) for file in files)
+    else:  # there may be none, and then cards say what sources do
+        records = open_store(None).records() if is_store(default_root()) else Records()
     command = ["sophon-bench", "cards", *names]  # wherever the records are
     command += [word for source in sources for word in ("--from", source.name)]
     text = cards(

@@ -8,6 +8,7 @@ folder gets its name when all of it is written.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -31,6 +32,9 @@ from sophon_bench.results.files import TEMPORARY, WriteError
 
 CHUNK = 256
 """Images that are decoded before their pixels are written."""
+
+THERE = (errno.EEXIST, errno.ENOTEMPTY)
+"""What the system says where another process has put a set meanwhile."""
 
 FIRST = ("test", "validation", "train")
 """Parts in the order in which the first of several equal images is looked for."""
@@ -104,8 +108,11 @@ def read(unread: Unread, cache: Path | None) -> ImageSet:
         temporary.mkdir(parents=True)
         _write(unread, temporary)
         shutil.rmtree(place, ignore_errors=True)
-        with contextlib.suppress(FileExistsError):
+        try:
             temporary.rename(place)
+        except OSError as error:
+            if error.errno not in THERE:
+                raise
         return _mapped(place)
     except OSError as error:
         raise WriteError(error.errno, error.strerror or str(error), str(place)) from error

@@ -197,7 +197,7 @@ def _absent(wanted: Published, root: Path) -> str:
     levels = [root.parent, *sorted(path for path in root.iterdir() if path.is_dir())]
     for level in levels:
         for name in names:
-            if (level / name).exists():
+            if os.path.exists(level / name):  # noqa: PTH110 - Path.exists raises if it may not look
                 return (
                     f"{wanted.title} is at another level: {str(level / name)!r}; name the folder "
                     f"above it: --data {str(level)!r}"

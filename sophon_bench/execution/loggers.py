@@ -1,19 +1,21 @@
 """Optional loggers: experiment trackers that are told of every record that a run makes.
 
 A logger is a class in the entry-point group ``sophon_bench.loggers``; ``--log NAME`` makes one for
-the run. What the store had is not logged again. Loggers see records and change nothing.
+the run. What the store had is not logged again. Loggers see records and change nothing: one that
+fails, as where its server is gone, is warned of and told no more.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 
-from sophon_bench.plugins.failures import BadInput
+from sophon_bench.plugins.failures import BadInput, first_line
 from sophon_bench.plugins.registry import unknown
 from sophon_bench.results.records import Cell, ModelRecord
 
@@ -21,7 +23,7 @@ GROUP = "sophon_bench.loggers"
 
 
 class LoggerError(BadInput):
-    """A logger that cannot be used: unknown, or its package is not installed."""
+    """A logger that cannot be used: unknown, not installed, or refused by its own package."""
 
 
 class Logger(Protocol):
@@ -47,7 +49,7 @@ def opened(names: Sequence[str], run: str) -> Iterator[list[Logger]]:
     """The loggers of these names, closed in the end.
 
     Raises:
-        LoggerError: If there is none of a name, or what it needs is not installed.
+        LoggerError: If there is none of a name, what it needs is not installed, or it cannot begin.
     """
     known = {point.name: point for point in entry_points(group=GROUP)}
     with contextlib.ExitStack() as stack:
@@ -62,9 +64,36 @@ def opened(names: Sequence[str], run: str) -> Iterator[list[Logger]]:
                     f"--log {name} needs {error.name}, which is not installed: in a clone of the "
                     f"repository, pip install '.[{name}]'"
                 ) from error
-            stack.callback(logger.close)
-            loggers.append(logger)
+            except Exception as error:
+                raise LoggerError(f"--log {name} cannot begin: {first_line(error)}") from error
+            loggers.append(_Mortal(name, logger))
+            stack.callback(loggers[-1].close)
         yield loggers
+
+
+class _Mortal:
+    """A logger whose failure is only warned of."""
+
+    def __init__(self, name: str, logger: Logger) -> None:
+        self._name, self._logger, self._failed = name, logger, False
+
+    def log(self, name: str, values: Mapping[str, float], step: int) -> None:
+        if not self._failed:
+            with self._warned():
+                self._logger.log(name, values, step)
+
+    def close(self) -> None:
+        with self._warned():
+            self._logger.close()
+
+    @contextlib.contextmanager
+    def _warned(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._failed = True
+            words = f"--log {self._name} failed and is told no more: {first_line(error)}"
+            warnings.warn(words, RuntimeWarning, stacklevel=2)
 
 
 def series(record: ModelRecord | Cell) -> Iterator[tuple[int, dict[str, float]]]:

@@ -35,6 +35,7 @@ from sophon_bench.protocol import (
     ROUNDING,
 )
 from sophon_bench.results.records import (
+    LARGEST_COUNT,
     Cell,
     DataId,
     ModelRecord,
@@ -233,7 +234,8 @@ class Search:
             steps = stage.attack.parameters.get("steps")
             cost = done[stage].cost
             if steps is not None:
-                chosen.append(vary(stage.attack, {"steps": steps * self.rules.times}))
+                with contextlib.suppress(SelectorError):  # as above
+                    chosen.append(vary(stage.attack, {"steps": steps * self.rules.times}))
             elif cost is not None and cost.units > ENDED * self.budget:
                 chosen.append(stage.attack)
         return [self._stage(trial, self.rules.times, derived=True) for trial in chosen]
@@ -318,9 +320,12 @@ def make_plan(request: Request, settings: Iterable[Setting]) -> Plan:
     """Cross the request over the settings.
 
     Raises:
-        PlanError: If a sample count or the budget is not positive, or more samples are asked
-            for than the scenario has.
+        PlanError: If a sample count or the budget is not positive, more samples are asked for
+            than the scenario has, or a seed is none that records have.
     """
+    for seed in request.seeds:
+        if not 0 <= seed <= LARGEST_COUNT:
+            raise PlanError(f"seeds must be between 0 and {LARGEST_COUNT}; got {seed}")
     defenses = _with_controls(registry.defenses, request.defenses)
     listed = _with_controls(registry.attacks, request.attacks.trials)
     recipes = request.attacks.trainability

@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -196,8 +197,13 @@ def prepare(options: Options, *, defenses: Sequence[Trial], attacks: Arsenal) ->
 
 def _where(options: Options) -> tuple[torch.device, int, Store]:
     """Device, CPU threads of each process, and store; sets this process's threads."""
-    if options.executor not in (known := [AUTO, *executors()]):
-        raise PlanError(unknown("executor", options.executor, known))
+    for what, name, known in (
+        ("executor", options.executor, (AUTO, *executors())),
+        ("precision", options.precision, get_args(Precision)),
+        ("mode of torch.compile", options.compiled, get_args(Compile)),
+    ):
+        if name not in known:
+            raise PlanError(unknown(what, name, known))
     if options.address is not None and options.executor != "ray":
         raise PlanError("--address names a Ray cluster; add --executor ray")
     if (options.cell_timeout or options.cell_memory) and (options.together or 1) > 1:
@@ -205,7 +211,7 @@ def _where(options: Options) -> tuple[torch.device, int, Store]:
             "--cell-timeout and --cell-memory limit one cell at a time; leave --together out"
         )
     place = find_device(options.device)
-    sharing = options.workers or (1 if options.executor == AUTO else torch.get_num_threads())
+    sharing = options.workers or (torch.get_num_threads() if options.executor == "ray" else 1)
     threads = options.threads or max(1, torch.get_num_threads() // sharing)
     torch.set_num_threads(threads)
     return place, threads, Store(options.store or default_root())
@@ -315,10 +321,11 @@ def find_device(text: str) -> torch.device:
     """
     if text == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = text.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+    match = re.fullmatch(r"(cpu|cuda)(?::(0|[1-9][0-9]*))?", text)
+    if match is None:
         raise PlanError(f"--device takes auto, cpu, cuda or cuda:INDEX; got {text!r}")
-    if text.startswith("cpu:"):
+    kind, index = match.groups()
+    if kind == "cpu" and index is not None:
         raise PlanError(f"--device takes no index for the CPU; got {text!r}, try --device cpu")
     if kind == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

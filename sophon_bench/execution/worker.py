@@ -32,6 +32,7 @@ from sophon_bench.protocol import REFERENCE_BATCH
 from sophon_bench.results.provenance import capture
 from sophon_bench.results.records import Cell, Curve, ModelRecord, Point, Ratios, Status
 from sophon_bench.results.store import Store, StoreError
+from sophon_bench.results.untrusted import printable
 
 WORTH_IT = 1.1
 """How many times as fast companions have to be at once."""
@@ -313,9 +314,11 @@ def _status(error: Exception) -> Status:
 def _reason(error: Exception) -> str:
     """One line: what went wrong, and where in the plugin's own code."""
     if isinstance(error, Incompatible | NoUpdate | _Unmade):
-        return first_line(error)
+        words = first_line(error)
+    else:
+        words = sentence(error, _is_plugin)
     advice = f"; {LESS}" if isinstance(error, torch.OutOfMemoryError) else ""
-    return sentence(error, _is_plugin) + advice
+    return f"{printable(words)}{advice}"
 
 
 LESS = "try a smaller batch_size, or fewer --together or --workers"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +170,7 @@ def load_suite(name: str) -> Suite:
 
 
 def read_document(kind: str, path: Path, model: type[D]) -> D:
-    """The YAML file at ``path`` as a ``model``, whose ``name`` is the file's.
+    """The YAML or JSON file at ``path`` as a ``model``, whose ``name`` is the file's.
 
     Raises:
         SelectorError: If it is not one, with what is wrong and where.
@@ -177,9 +178,10 @@ def read_document(kind: str, path: Path, model: type[D]) -> D:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
         return model.model_validate({"name": path.stem, **content})
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+    except (yaml.YAMLError, json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
         raise SelectorError(f"{kind} file {str(path)!r} is not YAML of a {kind}") from error
     except ValidationError as error:
         found = error.errors()
@@ -187,7 +189,8 @@ def read_document(kind: str, path: Path, model: type[D]) -> D:
         first = (strange or found)[0]  # a mistyped key is missing as well
         where = ".".join(str(part) for part in first["loc"])
         if strange:
-            reason = unknown("key", where, (k for k in model.model_fields if k != "name"))
+            known = sorted({*model.model_fields} - {"name"})
+            reason = unknown("key", where, known, otherwise=f"there are: {', '.join(known)}")
         else:
             reason = f"{where}: {first['msg'].removeprefix('Value error, ')}"
         raise SelectorError(f"{kind} file {str(path)!r}: {reason}") from error

@@ -203,7 +203,7 @@ def checked(found: Sequence[Line]) -> Records:
     there = {kind: Counter(line.key for line in found if line.kind == kind) for kind in KINDS}
     parts: dict[str, dict[str, Any]] = {kind: {} for kind in KINDS}
     drawn: set[str] = set()
-    wrong = []
+    wrong: list[str] = []
     for line in found:
         try:
             record = msgspec.convert(line.plain, KINDS[line.kind])
@@ -219,8 +219,9 @@ def checked(found: Sequence[Line]) -> Records:
                 drawn.add(made.picture)
         except ValueError as error:
             reason = str(error)
-        if reason:
-            wrong.append(f"{line.place} ({_words(line, found)}) is damaged: {reason}")
+        if reason:  # only the first is shown, and the words for each are looked for in all lines
+            words = "" if wrong else _words(line, found)
+            wrong.append(f"{line.place} ({words}) is damaged: {reason}")
     records = Records(parts["model"], list(parts["cell"].values()), parts["asked"])
     wrong += [
         f"{kind} {key} is missing, and other records refer to it"

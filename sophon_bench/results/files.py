@@ -72,13 +72,13 @@ class Unreachable(WriteError):
 
 
 def folder(root: str | Path) -> Folder:
-    """The folder at a path of this machine, or at a URL of any kind that fsspec knows.
+    """The folder at a path of this machine, also below ``~``, or at a URL that fsspec knows.
 
     Raises:
         BadInput: For a URL that holds a password, or is of a kind that cannot be opened.
     """
     if not is_url(root):
-        return LocalFolder(str(root).removeprefix(LOCAL))
+        return LocalFolder(local_path(root))
     kind = str(root).partition("://")[0]
     if PASSWORD.search(str(root)):
         raise BadInput(
@@ -94,6 +94,11 @@ def folder(root: str | Path) -> Folder:
         raise BadInput(f"{str(root)!r} cannot be opened: {advice}") from error
     except ValueError as error:
         raise BadInput(f"{str(root)!r} cannot be opened: {error}") from error
+
+
+def local_path(place: str | Path) -> str:
+    """The path of something on this machine, without ``file://`` and ``~``, else as it is given."""
+    return os.path.expanduser(str(place).removeprefix(LOCAL))  # noqa: PTH111
 
 
 def is_url(place: str | Path) -> bool:
@@ -113,7 +118,7 @@ def read_bytes(place: str | Path, most: int) -> bytes:
         if files.size(name) <= most:
             return files.read(name)
     else:
-        with Path(place).open("rb") as file:
+        with Path(local_path(place)).open("rb") as file:
             content = file.read(most + 1)
         if len(content) <= most:
             return content
@@ -262,7 +267,9 @@ class Folder:
                 return call(self._inside(name))
             except Exception as error:
                 if not passes(error):
-                    raise plain(error) from None  # what it comes from may show credentials
+                    raise plain(
+                        error, self.place(name)
+                    ) from None  # what it comes from may show credentials
                 words = hidden(first_line(error)) if str(error) else "it took too long"
                 left = until - time.monotonic()
             if left < pause:
@@ -299,14 +306,11 @@ class LocalFolder(Folder):
 
     def read(self, name: str) -> bytes:
         """What is in a file: of 100 000, file objects and their buffers take half the time."""
-        file = os.open(self.place(name), os.O_RDONLY)
+        file = os.open(self.place(name), os.O_RDONLY | BINARY)
         try:
-            parts = [os.read(file, SMALL)]
-            while len(parts[-1]) == SMALL:
-                parts.append(os.read(file, SMALL))
+            return b"".join(iter(lambda: os.read(file, SMALL), b""))
         finally:
             os.close(file)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def contents(self, names: Sequence[str]) -> Iterator[bytes | OSError]:
         """What is in each of several files, or why it cannot be read."""
@@ -369,8 +373,10 @@ TEMPORARY = ".writing-"
 SMALL = 1 << 16
 """Bytes that one record hardly ever has."""
 
+BINARY = getattr(os, "O_BINARY", 0)
+"""Without it, Windows changes the ends of lines and stops at a Ctrl-Z."""
 
-UNKNOWN = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL)
+UNKNOWN = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPERM, errno.EINVAL)
 """What a file system says that cannot tell whether it makes a file or replaces one."""
 
 

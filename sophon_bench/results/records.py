@@ -25,8 +25,10 @@ SCHEMA = 3
 
 Status = Literal["ok", "diverged", "skipped", "failed"]
 
-Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-Positive = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
+LARGEST_COUNT = 2**63 - 1
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_COUNT)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_COUNT)]
 """Whole numbers that columns of a frame can hold."""
 
 Hash = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
@@ -432,12 +434,12 @@ class Records:
 
 
 def dump(record: Record) -> bytes:
-    """One line of JSON.
+    """One line of JSON; what UTF-8 cannot say, as in a file's name of other bytes, is escaped.
 
     Raises:
         ValueError: If a number is not finite: JSON has none of those.
     """
-    return compact(msgspec.to_builtins(record)).encode()
+    return compact(msgspec.to_builtins(record)).encode(errors="backslashreplace")
 
 
 def compact(plain: Any) -> str:

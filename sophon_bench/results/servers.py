@@ -72,10 +72,11 @@ def passes(error: Exception) -> bool:
     return not CONNECTIONS.isdisjoint(each.__name__ for each in type(error).__mro__)
 
 
-def plain(error: Exception) -> OSError:
-    """The same as the system would say it, with a number and no credentials."""
+def plain(error: Exception, place: str) -> OSError:
+    """The same as the system would say it of a file, with a number and no credentials."""
     number = getattr(error, "errno", None) or NUMBERS.get(type(error), errno.EINVAL)
-    return OSError(number, hidden(getattr(error, "strerror", None) or first_line(error)))
+    words = getattr(error, "strerror", None) or first_line(error)
+    return OSError(number, hidden(words), place)
 
 
 def hidden(words: str) -> str:

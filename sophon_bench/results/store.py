@@ -147,7 +147,7 @@ class Store:
 
     def finished(self) -> set[str]:
         """Keys of all models and cells that are made, from one listing of each folder."""
-        files = [name for kind in ("models", "cells") for name in self._files.names(kind, ".json")]
+        files = [name for kind in ("models", "cells") for name in self._names(kind, ".json")]
         return {name.removesuffix(".json") for name in files}
 
     def has_cell(self, key: str) -> bool:
@@ -306,7 +306,7 @@ class Store:
 
     def manifests(self) -> list[Manifest]:
         """The manifests of all runs, in order of their names."""
-        return [Manifest(self._files, f"runs/{n}") for n in self._files.names("runs", ".jsonl")]
+        return [Manifest(self._files, f"runs/{name}") for name in self._names("runs", ".jsonl")]
 
     def tried_models(self) -> Iterator[tuple[str, ModelRecord | StoreError]]:
         """Every model in order of key, or what is wrong with its record; by the file's name."""
@@ -316,10 +316,14 @@ class Store:
         """Every cell in order of key, or what is wrong with its record; by the file's name."""
         return self._tried_all("cells", CELLS)
 
+    def _names(self, kind: str, suffix: str) -> list[str]:
+        with _reading(self._files, kind):
+            return self._files.names(kind, suffix)
+
     def _tried_all(
         self, kind: str, decoder: msgspec.json.Decoder[R]
     ) -> Iterator[tuple[str, R | StoreError]]:
-        names = [f"{kind}/{name}" for name in self._files.names(kind, ".json")]
+        names = [f"{kind}/{name}" for name in self._names(kind, ".json")]
         return zip(names, self._tried(names, decoder), strict=True)
 
     def _made(
@@ -424,10 +428,14 @@ class Manifest:
         """What was started.
 
         Raises:
-            StoreError: If the file cannot be read.
+            StoreError: If the file cannot be read, or is damaged.
         """
         first, _, _ = self._content().partition(b"\n")
-        return msgspec.json.decode(_harmless(first), type=Run)
+        try:
+            return msgspec.json.decode(_harmless(first), type=Run)
+        except msgspec.DecodeError as error:
+            place = self._files.place(self.name)
+            raise StoreError(f"manifest {place!r} is damaged ({error}); delete it") from error
 
     def lines(self) -> Iterator[Asked]:
         """What was asked for; a line that a crash cut off is left out, and asked for again.

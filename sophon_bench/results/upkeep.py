@@ -15,7 +15,7 @@ import msgspec
 from sophon_bench.plugins.failures import BadInput, first_line
 from sophon_bench.results.files import TEMPORARY, Folder, folder
 from sophon_bench.results.records import Asked, Cell, ModelRecord, Run, misnamed
-from sophon_bench.results.store import Store, StoreError, weights_name
+from sophon_bench.results.store import Store, StoreError, StoreLost, weights_name
 
 T = TypeVar("T")
 Track = Callable[[Iterable[T], str], Iterable[T]]
@@ -82,6 +82,7 @@ def verify(store: Store, track: Track[Any] = _silent) -> Inventory:
         StoreError: If the store does not answer.
     """
     files, found = folder(store.root), Inventory()
+    tried_cells = store.tried_cells()  # listed first: a run beside this makes models before cells
     models = {}
     for name, model in track(store.tried_models(), "models"):
         if damage := _damage(model):
@@ -89,7 +90,7 @@ def verify(store: Store, track: Track[Any] = _silent) -> Inventory:
         else:
             models[model.key] = model
     cells, attacked = set(), Counter[str]()
-    for name, cell in track(store.tried_cells(), "cells"):
+    for name, cell in track(tried_cells, "cells"):
         if damage := _damage(cell):
             found.findings.append(Finding("damaged", name, damage))
         else:
@@ -100,7 +101,10 @@ def verify(store: Store, track: Track[Any] = _silent) -> Inventory:
             found.findings.append(Finding("missing", f"models/{key}.json", f"of {count} cells"))
     kept = {f"models/{name}" for name in files.names("models", ".safetensors")}
     for name in track(sorted(kept), "weights"):
-        content = files.read(name)
+        content = files.tried(name)
+        if isinstance(content, OSError):
+            found.findings.append(_unreadable(name, content))
+            continue
         found.bytes += len(content)
         if weights_name(hashlib.sha256(content).hexdigest()) != name:
             found.findings.append(Finding("damaged", name, "SHA-256 differs"))
@@ -123,9 +127,17 @@ def _damage(record: ModelRecord | Cell | StoreError) -> str | None:
     return first_line(record) if isinstance(record, StoreError) else misnamed(record)
 
 
+def _unreadable(name: str, error: OSError) -> Finding:
+    return Finding("damaged", name, f"it cannot be read: {error.strerror or error}")
+
+
 def _manifest(files: Folder, name: str, cells: Collection[str]) -> Iterator[Finding]:
     """What is to be said of a manifest; a line that a crash cut off is no damage."""
-    first, *lines = files.read(name).split(b"\n")
+    content = files.tried(name)
+    if isinstance(content, OSError):
+        yield _unreadable(name, content)
+        return
+    first, *lines = content.split(b"\n")
     asked = set()
     try:
         msgspec.json.decode(first, type=Run)
@@ -173,7 +185,10 @@ def waste(store: Store, now: float | None = None) -> list[Waste]:
         used.add(weights_name(model.weights))
     kept = (f"models/{name}" for name in files.names("models", ".safetensors"))
     names = [*(name for name in kept if name not in used), *_temporary(files)]
-    found = [Waste(name, files.size(name), files.modified(name)) for name in names]
+    found = []
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):  # it is written by now, or deleted
+            found.append(Waste(name, files.size(name), files.modified(name)))
     before = (time.time() if now is None else now) - HOUR
     return [each for each in found if each.written < before]
 
@@ -216,10 +231,16 @@ def copy(source: Store, target: Store, track: Track[Any] = _silent) -> Copied:
     if source.identity == target.identity:
         raise BadInput(f"{str(source.root)!r} and {str(target.root)!r} are one store")
     done = Copied()
+    tried = source.tried_cells()  # listed first: a run beside this makes models before cells
     has = _copy_models(source, target, done, track)
-    _copy_cells(source, target, has, done, track)
+    _copy_cells(tried, target, has, done, track)
     for manifest in track(source.manifests(), "runs"):
-        done.runs += target.take(manifest)
+        try:
+            done.runs += target.take(manifest)
+        except StoreLost:
+            raise
+        except StoreError as error:
+            done.left_out.append(str(error))
     return done
 
 
@@ -276,12 +297,16 @@ def _verified(source: Store, model: ModelRecord) -> bytes:
 
 
 def _copy_cells(
-    source: Store, target: Store, models: Collection[str], done: Copied, track: Track[Any]
+    tried: Iterable[tuple[str, Cell | StoreError]],
+    target: Store,
+    models: Collection[str],
+    done: Copied,
+    track: Track[Any],
 ) -> None:
     failed = {cell.key for _, cell in target.tried_cells()
               if isinstance(cell, Cell) and cell.status == "failed"}  # fmt: skip
     there = {name.removesuffix(".json") for name in folder(target.root).names("cells", ".json")}
-    for name, cell in track(source.tried_cells(), "cells"):
+    for name, cell in track(tried, "cells"):
         if damage := _damage(cell):
             done.left_out.append(f"{name}: {damage}")
         elif cell.model not in models:

@@ -36,8 +36,11 @@ def start(work: Work) -> InProcess:
     """A worker on the caller's device and threads.
 
     Raises:
-        ExecutorError: If stages are limited: a process cannot end itself while it hangs.
+        ExecutorError: For several workers, or if stages are limited: a process cannot end itself
+            while it hangs.
     """
-    if work.limits:
-        raise ExecutorError("limits of time and memory need processes: --executor auto")
+    if work.limits or (work.workers or 1) > 1:
+        raise ExecutorError(
+            "several workers, and limits of time and memory, need processes: --executor auto"
+        )
     return InProcess(Worker(Store(work.store), work.device, work.tick, work.compiled))

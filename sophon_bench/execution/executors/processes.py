@@ -1,7 +1,8 @@
 """Several worker processes, each with its own threads; the parent decides what is done next.
 
 Stages travel by pickle between a parent and the processes that it started itself, settings (the
-data) only once, at the start.
+data) only once, before the first stage. They are no arguments of a process: Python waits for ever
+for a process to read these that ended before.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pickle
 import signal
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +26,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from sophon_bench.execution.executors import Done, Work, WorkerDied
+from sophon_bench.execution.executors import Done, ExecutorError, Work, WorkerDied
 from sophon_bench.execution.plan import Stage
 from sophon_bench.execution.shipping import pack, unpack
 from sophon_bench.execution.worker import Upstream, Worker
@@ -46,6 +48,7 @@ class _Child:
         alive: Whether it ever answered.
         deaths: How many processes ended at these stages.
         given_up: Whether it only has to write that they failed.
+        equipped: Whether it was sent the settings.
     """
 
     process: SpawnProcess
@@ -56,6 +59,7 @@ class _Child:
     alive: bool = False
     deaths: int = 0
     given_up: bool = False
+    equipped: bool = False
 
 
 class Processes:
@@ -69,11 +73,17 @@ class Processes:
         plugins: Plugin files to load, and the names of their modules; None: those of ``work``.
 
     Raises:
+        ExecutorError: If the system has no groups of processes, as Windows.
         StoreError: If they would not see the store.
         WorkerDied: From `wait`, if processes end before they do anything.
     """
 
     def __init__(self, work: Work, plugins: Sequence[tuple[Path, str]] | None = None) -> None:
+        if not hasattr(os, "setpgrp"):
+            raise ExecutorError(
+                "several workers, and limits of time and memory, need Linux or macOS; leave "
+                "--workers, --cell-timeout and --cell-memory out"
+            )
         if not Store(work.store).shared:
             raise StoreError(
                 f"store {str(work.store)!r} is in the memory of one process; choose another for "
@@ -85,9 +95,8 @@ class Processes:
         self.tick = work.tick
         self._limits, self._threads = work.limits, work.threads
         self._settings = list(work.settings)
-        known = pickle.dumps(self._settings)
-        device = str(work.device)
-        self._setup = (work.store, device, plugins, work.threads, work.compiled, known)
+        self._known = pickle.dumps(self._settings)
+        self._setup = (work.store, str(work.device), plugins, work.threads, work.compiled)
         self._children = [_Child(*self._start()) for _ in range(self.size)]
 
     def submit(self, stages: Sequence[Stage], upstream: Upstream) -> None:
@@ -148,6 +157,9 @@ class Processes:
         child.begun = None
         content = pack((child.stages, child.upstream, reason), self._settings)
         with contextlib.suppress(OSError):  # it died: `wait` sees that
+            if not child.equipped:
+                child.connection.send_bytes(self._known)
+                child.equipped = True
             child.connection.send_bytes(content)
 
     def _died(self, child: _Child) -> None:
@@ -171,7 +183,7 @@ class Processes:
         child.process.join()
         child.connection.close()
         child.process, child.connection = self._start()
-        child.alive, child.given_up = False, reason is not None
+        child.alive, child.equipped, child.given_up = False, False, reason is not None
         self._give(child, reason)
 
     def _over(self, child: _Child) -> str | None:
@@ -237,7 +249,6 @@ def _serve(
     plugins: Sequence[tuple[Path, str]],
     threads: int,
     compiled: Compile,
-    settings: bytes,
 ) -> None:
     """Do what comes through the connection until it closes; the parent alone heeds Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -253,25 +264,23 @@ def _serve(
         except OSError:
             os._exit(1)  # the parent is gone, and its plan with it
 
-    known = pickle.loads(settings)
-
     def tick(stage: Stage, fraction: float | None, words: str) -> None:
         answer("tick", stage.key, fraction, words)
 
     worker = Worker(Store(root), torch.device(device), tick, compiled)
-    while True:
-        try:
+    with contextlib.suppress(EOFError):  # the parent has no more
+        known = pickle.loads(connection.recv_bytes())
+        while True:
             stages, upstream, reason = unpack(connection.recv_bytes(), known)
-        except EOFError:
-            return
-        try:
-            if reason is None:
-                answer("begun")
-                answer("done", worker.do(stages, upstream))
-            else:
-                answer("done", worker.give_up(stages, reason))
-        except Exception as error:
-            answer("error", error)
+            try:
+                if reason is None:
+                    answer("begun")
+                    answer("done", worker.do(stages, upstream))
+                else:
+                    answer("done", worker.give_up(stages, reason))
+            except Exception as error:
+                error.add_note(traceback.format_exc())  # which does not travel with it
+                answer("error", error)
 
 
 DEATH_OF_PARENT = 1

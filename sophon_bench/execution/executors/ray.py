@@ -28,6 +28,7 @@ from sophon_bench.execution.news import News
 from sophon_bench.execution.plan import Setting, Stage
 from sophon_bench.execution.shipping import pack, unpack
 from sophon_bench.execution.worker import Upstream, Worker
+from sophon_bench.plugins.failures import first_line
 from sophon_bench.plugins.registry import file_module, load_file
 from sophon_bench.results.provenance import SOURCE, source
 from sophon_bench.results.store import Store, StoreError
@@ -145,16 +146,17 @@ class OnRay:
 
     def _room(self) -> int:
         """Stages that fit on the cluster at once."""
-        there = ray.cluster_resources()
-        cpus = int(there.get("CPU", 0)) // self._threads
-        if not cpus:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus = [int(has.get("CPU", 0)) for has in nodes]
+        room = sum(count // self._threads for count in cpus)
+        if not room:
             raise ExecutorError(
-                f"the Ray cluster has {there.get('CPU', 0):.0f} CPUs, a stage takes "
-                f"{self._threads} (--threads)"
+                f"the nodes of the Ray cluster have {max(cpus, default=0)} CPUs at most, a stage "
+                f"takes {self._threads} (--threads)"
             )
-        if self._cuda and not there.get("GPU"):
+        if self._cuda and not any(has.get("GPU") for has in nodes):
             raise ExecutorError("the Ray cluster has no GPU; try --device cpu")
-        return cpus
+        return room
 
     def _pass_on(self) -> None:
         """Tell the ticks of stages that are open."""
@@ -201,7 +203,7 @@ def _connect(address: str, folder: str, threads: int) -> None:
         ray.init(address, **common)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ExecutorError(
-            f"no Ray cluster answers at --address {address}: {str(error).splitlines()[0]}; "
+            f"no Ray cluster answers at --address {address}: {first_line(error)}; "
             f"--address local starts one on this machine"
         ) from error
 
