@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sophon_bench.analysis.verdict import NO_INTERVAL
 from sophon_bench.leaderboard.columns import Row, percent
 from sophon_bench.protocol import RESISTANT, WHOLE
 
@@ -94,7 +95,7 @@ def _doubt(row: Row) -> str:
     if row["resistance"] is None:
         return ""
     if interval is None:
-        return "one seed gives no interval"
+        return NO_INTERVAL
     low, high = interval
     if low < RESISTANT:
         return f"the interval of resistance, {low:.2f} to {high:.2f}, has {RESISTANT} in it"

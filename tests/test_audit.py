@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save, save_file
 from test_engine import Silent, metrics, plan_of, setting
 from torch import Tensor
 
+from sophon_bench.analysis.verdict import NO_INTERVAL
 from sophon_bench.api import attacks, defenses
 from sophon_bench.cli import main, running
 from sophon_bench.execution import checkpoints
@@ -620,7 +621,7 @@ UNKNOWN = {"original_after": None, "intactness": None}
         (row(0.2, trainability=None), False, ": fine-tunable"),
         (row(0.94), None, "(the interval of resistance, 0.89 to 0.99, has 0.9 in it). Of"),
         (row(0.86), None, "cannot be told (the interval of resistance, 0.81 to 0.91"),
-        (row(1.0, None), None, "cannot be told (one seed gives no interval). Of the advantage"),
+        (row(1.0, None), None, f"cannot be told ({NO_INTERVAL}). Of the advantage"),
         (row(1.0, intactness=0.3), None, "cannot be told (intactness is 0.30: what an attacker"),
         (row(1.0, trainability=None), None, "cannot be told (trainability is not known: "),
         (row(0.2) | UNKNOWN, False, "Original accuracy is not known: the head of the file is for"),

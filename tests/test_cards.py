@@ -223,6 +223,8 @@ def test_a_store_without_records_is_like_none(
     Store(tmp_path / "sophon-bench")  # as a dry run leaves it
     assert call("ntl").stdout == without.stdout != ""
     assert call("ntl", "--store", tmp_path / "sophon-bench").exit_code == 2, "it was asked for"
+    monkeypatch.setenv("SOPHON_BENCH_STORE", str(tmp_path / "nowhere"))
+    assert call("ntl").stdout == without.stdout
 
 
 def test_the_command_reads_the_store_and_writes_a_file(make_cell: MakeCell, tmp_path: Path) -> None:

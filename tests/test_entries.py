@@ -574,6 +574,7 @@ def test_verify_goes_on_in_a_store_of_its_own(ran: Path, tmp_path: Path) -> None
     ("more", "words"),
     [
         (("--published", "--from", "x.json"), "--published is of entries that come with"),
+        (("--published", "--store", "x"), "--published is of entries that come with"),
         (("--published", "--against", "d"), "give --from FILE or --store DIR"),
         (("--from", "run.json", "--against", "dd"), "unknown defense 'dd'"),
     ],
@@ -590,7 +591,8 @@ def test_table_of_differences(documents: Path) -> None:
     assert "More than none has" in result.output
 
 
-def test_table_of_what_is_published() -> None:
+def test_table_of_what_is_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOPHON_BENCH_STORE", "nowhere")
     result = call("table", "--published", "--format", "json")
     assert result.exit_code == 0
     assert isinstance(msgspec.json.decode(result.output), list)

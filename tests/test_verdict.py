@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sophon_bench.analysis.verdict import Protection, protection, verdict
+from sophon_bench.analysis.verdict import NO_INTERVAL, Protection, protection, verdict
 
 ROW = {
     "control": False, "score": 0.0, "resistance": 0.0, "resistance_half_width": 0.1,
@@ -64,7 +64,7 @@ def test_a_defense_protects_if_its_whole_interval_is_above_zero(
         ),
         (
             [NONE, row("a", 0.2, None, provisional=True)],
-            "Nothing can be said about a yet: one seed has no interval.",
+            f"Nothing can be said about a yet: {NO_INTERVAL}.",
         ),
         (
             [NONE, row("a"), row("b"), row("c", None, None, score=None, unscored="no control")],

@@ -13,6 +13,8 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
+NO_INTERVAL = "an interval takes two seeds on which pre-training helps the attacker"
+
 
 class Protection(Enum):
     """What can be said of a defense against a tuned attacker."""
@@ -58,7 +60,7 @@ def verdict(rows: Iterable[Row]) -> str | None:
         said.append(f"{counted} distinguishable from none under a tuned attacker (95 %).")
     if unknown:
         told = [row["defense"] for row in unknown]
-        reasons = dict.fromkeys(row["unscored"] or "one seed has no interval" for row in unknown)
+        reasons = dict.fromkeys(row["unscored"] or NO_INTERVAL for row in unknown)
         said.append(
             f"Nothing can be said about {enumerated(told)} yet: {'; '.join(map(str, reasons))}."
         )

@@ -20,6 +20,12 @@ class Refused(click.ClickException):
     exit_code = 2
 
 
+def given(parameter: str) -> bool:
+    """Whether the command line itself names a parameter, and not the environment."""
+    source = click.get_current_context().get_parameter_source(parameter)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
 def unwritable(option: str, path: Path, error: OSError) -> Refused:
     """The error for a path that an option names."""
     return Refused(f"{option} {str(path)!r} cannot be written: {error.strerror}")

@@ -13,6 +13,7 @@ import click
 from sophon_bench.cli import options
 from sophon_bench.cli.common import (
     Refused,
+    given,
     make_directory,
     need_extra,
     open_store,
@@ -42,7 +43,7 @@ def table(
     """
     from sophon_bench.leaderboard import frozen, tables
 
-    if published and (source or store):
+    if published and (source or given("store")):
         raise Refused("--published is of entries that come with the package; give no other records")
     if published and against is not None:
         raise Refused("--against pairs seeds of one run's records; give --from FILE or --store DIR")
@@ -162,11 +163,11 @@ def cards(
     for entry in entries:
         if names and entry.control:
             raise Refused(f"{entry.name!r} is a control, and stands in the card of every defense")
-    if sources or store is not None:
+    if sources or given("store"):
         files: list[Path | None] = [*sources] or [None]
         records = Records.joined(read_records(file, store) for file in files)
     else:  # there may be none, and then cards say what sources do
-        records = open_store(None).records() if is_store(default_root()) else Records()
+        records = open_store(store).records() if is_store(store or default_root()) else Records()
     command = ["sophon-bench", "cards", *names]  # wherever the records are
     command += [word for source in sources for word in ("--from", source.name)]
     text = cards(
