@@ -136,6 +136,14 @@ class AttackStage:
         return float(self.budget * self.stretch)
 
     @property
+    def examples(self) -> Mapping[str, int]:
+        """On how many images the utilities of its record are measured."""
+        data = setting_of(self).data
+        splits, original = data.domain(self.domain).splits, data.original.splits["test"]
+        sizes = {name: len(splits[name]) for name in ("test", "selection")}
+        return {**sizes, "original": len(original)}
+
+    @property
     def companions(self) -> tuple[str, ...] | None:
         """What it has in common with the stages that it may run together with; None: with none."""
         plugin = self.attack.plugin

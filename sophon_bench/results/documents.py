@@ -270,6 +270,8 @@ def _altered(record: ModelRecord | Asked | Cell, line: Line) -> str | None:
         return "its hash does not match: it was edited"
     if isinstance(record, Cell) and not record.curve.even:
         return "the lists of its curve differ in length"
+    if isinstance(record, Cell) and record.utility == "accuracy" and not record.curve.shares:
+        return "its curve has an accuracy that is not within 0 and 1"
     return None if isinstance(record, Asked) else misnamed(record)
 
 
