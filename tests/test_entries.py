@@ -345,6 +345,72 @@ def test_what_is_missing_is_said(
     assert any(re.search(words, fault) for fault in found), found
 
 
+SEARCHED = submitting.Suite(
+    label=SUITE.label,
+    arsenal=dataclasses.replace(
+        SUITE.arsenal, rules=Rules.model_validate({"refine": 1, "continue": 1, "times": 10})
+    ),
+)
+
+
+@pytest.fixture
+def searched(whole: list[Attempt]) -> list[Attempt]:
+    """The same with what `SEARCHED` adds, where every trial spends its budget and 0.1 is best."""
+
+    def spent(cell: Attempt) -> Attempt:
+        steep = 0.01 if cell.attack.lr == 0.1 else 0.0
+        curve = [replace(point, selection=point.selection + steep) for point in cell.curve]
+        return replace(cell, curve=curve, cost=replace(cell.cost, units=12800.0))
+
+    added = [
+        named(replace(cell, attack=plugin_id(trial), derived=True))
+        for cell in whole
+        if (cell.role, cell.stretch, cell.attack.lr) == ("restricted", 1, 0.1)
+        for trial in trials(attacks, [f"{cell.attack.name}[lr=[3e-2,3e-1]]"])
+    ]
+    return [*map(spent, whole), *map(spent, added)]
+
+
+def test_a_whole_search_may_be_published(searched: list[Attempt]) -> None:
+    assert submitting.faults(gather(searched), SEARCHED, ()) == []
+
+
+@pytest.mark.parametrize("defense", ["none", "d"])
+@pytest.mark.parametrize(
+    ("attack", "stretch", "words"),
+    [("finetune[lr=0.3]", 1, r"finetune\[lr=0\.3\]"), ("finetune[lr=0.1]", 10, "0\\.1.* ×10")],
+)
+def test_nothing_that_a_search_adds_is_left_out(
+    searched: list[Attempt], defense: str, attack: str, stretch: int, words: str
+) -> None:
+    """A search goes by results that are there: whoever drops its best trial is found out."""
+    less = drop(defense=defense, seed=1, attack=attack, stretch=stretch)(searched)
+    (fault,) = submitting.faults(gather(less), SEARCHED, ())
+    start = f"{defense} with n=200, seed 1: the search goes on to 1 trials that are missing"
+    assert re.fullmatch(rf"{start} \(.*{words}.*\)", fault)
+
+
+def test_nobody_chooses_seeds(whole: list[Attempt]) -> None:
+    other = [named(replace(cell, seed=cell.seed + 2 * (cell.seed == 1))) for cell in whole]
+    assert submitting.faults(gather(other), SUITE, ()) == [
+        "the seeds are 0, 3; what is published is of seeds 0 to 1"
+    ]
+
+
+def test_a_defense_that_steps_aside_on_a_seed_is_not_judged_on_the_others(
+    whole: list[Attempt],
+) -> None:
+    aside = {"status": "skipped", "reason": "bad luck", "curve": [], "cost": None}
+    records = gather(
+        replace(cell, **aside) if (cell.defense.label, cell.seed) == ("d", 1) else cell
+        for cell in whole
+    )
+    assert (
+        "d has a score of 1 of its 2 seeds: on the others no trial on it ran"
+        in submitting.faults(records, SUITE, ())
+    )
+
+
 def test_attacks_of_another_version_are_named(whole: list[Attempt]) -> None:
     older = [
         replace(c, attack=replace(c.attack, source="old")) if c.attack.name == "scratch" else c

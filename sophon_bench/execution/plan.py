@@ -260,10 +260,15 @@ def _ranked(done: Tried, known: dict[AttackStage, _Rank]) -> _Ranks:
 
 
 def _rank(cell: Cell) -> _Rank:
+    return (level(cell), cell.key)
+
+
+def level(cell: Cell) -> float:
+    """Selection utility within the regular budget: what a search goes by."""
     limit = cell.budget * ROUNDING
     scored = zip(cell.curve.units, cell.curve.selection, strict=True)
     within = (selection for units, selection in scored if units <= limit)
-    return (max(within, default=-1.0), cell.key)
+    return max(within, default=-1.0)
 
 
 def neighbours(lr: float, tried: Iterable[float]) -> list[float]:
