@@ -126,12 +126,6 @@ class Curve(Record, frozen=True, kw_only=True):
         columns = [getattr(self, name) for name in self.__struct_fields__]
         return {len(column) for column in columns if column is not None} == {len(self)}
 
-    @property
-    def shares(self) -> bool:
-        """Whether all utilities are within 0 and 1, as accuracies are."""
-        splits = (self.fit, self.validation, self.selection, self.test, self.second_test or [])
-        return all(0 <= value <= 1 for split in splits for value in split)
-
 
 class PluginId(Record, frozen=True, kw_only=True, gc=True, dict=True):
     """Which plugin with which hyperparameters; ``label`` is the shortest selector for it.
