@@ -312,6 +312,7 @@ AGREEMENTS = (
     Column(key="reported", unit="%", format=_made("reported")),
     Column(key="again", unit="%", format=_made("again")),
     Column(key="agreement", header=""),
+    Column(key="differing"),
     *OTHERS,
 )
 

@@ -6,10 +6,9 @@ search and its recipes for benign domains, on the same seeds as the controls.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -18,6 +17,7 @@ from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard.columns import records
 from sophon_bench.leaderboard.entries import Entry, EntryError
+from sophon_bench.leaderboard.searched import identity, unfinished
 from sophon_bench.plugins.registry import attacks
 from sophon_bench.plugins.selectors import Trial
 from sophon_bench.plugins.suites import Arsenal, arsenal, load_suite
@@ -89,14 +89,21 @@ def faults(cells: Records, suite: Suite, frozen: Sequence[Frozen]) -> list[str]:
     """
     results = Results.of(cells)
     met = outcomes(results).cells
-    trials = list(map(_identity, met["attack_name"], met["attack_parameters"]))
-    met = met.assign(trial=trials)
-    found = [*_of_suite(met, suite), *_failed(met), *_left_out(met, suite)]
+    trials = list(map(identity, met["attack_name"], met["attack_parameters"]))
+    by_key = {cell.key: cell for cell in cells.cells}
+    met = met.assign(trial=trials, record=[by_key[key] for key in met["key"]])
+    found = [*_of_suite(met, suite), *_failed(met), *_chosen_seeds(met), *_left_out(met, suite)]
     scores = records(analysis.scores(results, frozen))
     if not any(not row["control"] for row in scores):
         found.append("no defense is among the records, only controls")
-    found += [f"{row['defense']} has no score: {row['unscored']}" for row in scores
-              if row["unscored"]]  # fmt: skip
+    for row in scores:
+        if row["unscored"]:
+            found.append(f"{row['defense']} has no score: {row['unscored']}")
+        elif row["seeds"] < row["released_seeds"]:
+            found.append(
+                f"{row['defense']} has a score of {row['seeds']} of its {row['released_seeds']} "
+                "seeds: on the others no trial on it ran"
+            )
     return found
 
 
@@ -105,7 +112,7 @@ def _of_suite(met: DataFrame, suite: Suite) -> Iterator[str]:
     others = suites[[suite.label not in label.split(OR) for label in suites]]
     for other, count in others.value_counts().sort_index().items():
         yield f"{count} records are of {other}, and what is published is of {suite.label}"
-    installed = {_identity(t.entry.name, t.parameters): t.entry.source for t in _trials(suite)}
+    installed = {identity(t.entry.name, t.parameters): t.entry.source for t in _trials(suite)}
     now = met["trial"].map(installed)
     changed = met["attack"][now.notna() & (now != met["attack_source"]) & ~met["derived"]]
     if len(changed):
@@ -118,6 +125,15 @@ def _failed(met: DataFrame) -> Iterator[str]:
         names = (f"{c['attack']} against {c['defense']}, seed {c['seed']}: {c['reason']}"
                  for c in failed)  # fmt: skip
         yield f"{len(failed)} records failed ({_some(names)}); 'run --retry-failed' does them again"
+
+
+def _chosen_seeds(met: DataFrame) -> Iterator[str]:
+    """Seeds count from 0, so that nobody chooses the best of many."""
+    for _, place in met.groupby("place"):
+        seeds = sorted(set(place["seed"]))
+        if seeds != [*range(len(seeds))]:
+            listed = ", ".join(map(str, seeds))
+            yield f"the seeds are {listed}; what is published is of seeds 0 to {len(seeds) - 1}"
 
 
 def _left_out(met: DataFrame, suite: Suite) -> Iterator[str]:
@@ -134,7 +150,7 @@ def _left_out(met: DataFrame, suite: Suite) -> Iterator[str]:
             defense, control = own[["defense_label", "defense_control"]].iloc[0]
             for role, column, value, trials in targets:
                 wanted = {
-                    _identity(t.entry.name, t.parameters): t.label
+                    identity(t.entry.name, t.parameters): t.label
                     for t in trials
                     if control or not t.entry.control
                 }
@@ -147,6 +163,14 @@ def _left_out(met: DataFrame, suite: Suite) -> Iterator[str]:
                             f"{defense} {where}, seed {seed}: no trial went on to the longer "
                             "budget; the run was not finished"
                         )
+                if role == "restricted":
+                    searched = here[[suite.label in str(s).split(OR) for s in here["suite"]]]
+                    for (seed, _), tried in searched.groupby(["seed", "attack_control"]):
+                        if left := unfinished(arsenal.rules, trials, [*tried["record"]]):
+                            yield (
+                                f"{defense} {where}, seed {seed}: the search goes on to {len(left)}"
+                                f" trials that are missing ({_some(left)})"
+                            )
 
 
 def _missing(
@@ -156,11 +180,6 @@ def _missing(
         met = {*here.loc[(here["seed"] == seed) & (here["stretch"] == 1), "trial"]}
         if left := [label for identity, label in wanted.items() if identity not in met]:
             yield f"{what}, seed {seed}: {len(left)} trials are missing ({_some(left)})"
-
-
-def _identity(name: str, parameters: Mapping[str, Any]) -> str:
-    """What a trial is: a label leaves out defaults, which another version may have changed."""
-    return json.dumps([name, parameters], sort_keys=True)
 
 
 def _trials(suite: Suite) -> list[Trial]:

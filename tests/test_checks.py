@@ -3,7 +3,9 @@ faulty ones."""
 
 from __future__ import annotations
 
+import copy
 import functools
+import itertools
 import json
 import random
 import re
@@ -89,6 +91,23 @@ def greedier(model: Model, view: AttackView) -> Iterator[Predictor]:
     for step, made in enumerate(train(model, view)):
         if step % 40 == 39:
             yield made
+
+
+def late(model: Model, view: AttackView) -> Iterator[Predictor]:
+    """Trains a copy whenever it is called, for a score that its cost does not tell."""
+
+    def predictor(inputs: Tensor) -> Tensor:
+        made, rng = copy.deepcopy(model), torch.Generator().manual_seed(0)
+        with torch.enable_grad():
+            optimizer = torch.optim.SGD(made.parameters(), lr=0.01)
+            for batch in itertools.islice(view.train.batches(16, rng), 2):
+                torch.autograd.backward(view.task.loss(made, batch))
+                optimizer.step()
+        outputs: Tensor = made(inputs)
+        return outputs
+
+    for _ in train(model, view):
+        yield predictor
 
 
 def other_class(model: Model, view: AttackView) -> Iterator[Predictor]:
@@ -180,6 +199,7 @@ ATTACK_FAULTS = [
     (nan_function, "non-finite values"),
     (greedy, "between two yields it draws every sample"),
     (greedier, "yield after every update"),
+    (late, "its predictor takes gradients when it is called, which no budget counts"),
     (other_class, "the class or the forward of the given model was replaced; wrap the model"),
     (other_forward, "the class or the forward of the given model was replaced; wrap the model"),
     (scaled_inputs, "view.train was modified in place; clone what you change"),

@@ -21,8 +21,10 @@ from conftest import Attempt, MakeCell, attempts, gather, named
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from pandas import DataFrame
 
 from sophon_bench.analysis.agreement import agreements
+from sophon_bench.analysis.envelope import multiples
 from sophon_bench.analysis.statistics import wilson
 from sophon_bench.api import attacks
 from sophon_bench.cli import main
@@ -191,6 +193,14 @@ def test_what_was_changed_is_named(
     assert str(raised.value).startswith(f"'{tmp_path}/acme-shield.jsonl'")
 
 
+@pytest.mark.parametrize("utility", [-0.1, 1.1])
+def test_an_accuracy_is_a_share(whole: list[Attempt], utility: float, tmp_path: Path) -> None:
+    forged = replace(whole[-1], curve=[replace(whole[-1].curve[0], selection=utility)])
+    file = entries.write(Entry.of(ABOUT, gather([*whole[:-1], forged])), tmp_path)
+    with pytest.raises(EntryError, match="an accuracy that is not within 0 and 1"):
+        entries.read(file)
+
+
 def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Where in a record there is a value that has no parts."""
     parts = value.items() if isinstance(value, dict) else enumerate(value)
@@ -335,6 +345,72 @@ def test_what_is_missing_is_said(
     assert any(re.search(words, fault) for fault in found), found
 
 
+SEARCHED = submitting.Suite(
+    label=SUITE.label,
+    arsenal=dataclasses.replace(
+        SUITE.arsenal, rules=Rules.model_validate({"refine": 1, "continue": 1, "times": 10})
+    ),
+)
+
+
+@pytest.fixture
+def searched(whole: list[Attempt]) -> list[Attempt]:
+    """The same with what `SEARCHED` adds, where every trial spends its budget and 0.1 is best."""
+
+    def spent(cell: Attempt) -> Attempt:
+        steep = 0.01 if cell.attack.lr == 0.1 else 0.0
+        curve = [replace(point, selection=point.selection + steep) for point in cell.curve]
+        return replace(cell, curve=curve, cost=replace(cell.cost, units=12800.0))
+
+    added = [
+        named(replace(cell, attack=plugin_id(trial), derived=True))
+        for cell in whole
+        if (cell.role, cell.stretch, cell.attack.lr) == ("restricted", 1, 0.1)
+        for trial in trials(attacks, [f"{cell.attack.name}[lr=[3e-2,3e-1]]"])
+    ]
+    return [*map(spent, whole), *map(spent, added)]
+
+
+def test_a_whole_search_may_be_published(searched: list[Attempt]) -> None:
+    assert submitting.faults(gather(searched), SEARCHED, ()) == []
+
+
+@pytest.mark.parametrize("defense", ["none", "d"])
+@pytest.mark.parametrize(
+    ("attack", "stretch", "words"),
+    [("finetune[lr=0.3]", 1, r"finetune\[lr=0\.3\]"), ("finetune[lr=0.1]", 10, "0\\.1.* ×10")],
+)
+def test_nothing_that_a_search_adds_is_left_out(
+    searched: list[Attempt], defense: str, attack: str, stretch: int, words: str
+) -> None:
+    """A search goes by results that are there: whoever drops its best trial is found out."""
+    less = drop(defense=defense, seed=1, attack=attack, stretch=stretch)(searched)
+    (fault,) = submitting.faults(gather(less), SEARCHED, ())
+    start = f"{defense} with n=200, seed 1: the search goes on to 1 trials that are missing"
+    assert re.fullmatch(rf"{start} \(.*{words}.*\)", fault)
+
+
+def test_nobody_chooses_seeds(whole: list[Attempt]) -> None:
+    other = [named(replace(cell, seed=cell.seed + 2 * (cell.seed == 1))) for cell in whole]
+    assert submitting.faults(gather(other), SUITE, ()) == [
+        "the seeds are 0, 3; what is published is of seeds 0 to 1"
+    ]
+
+
+def test_a_defense_that_steps_aside_on_a_seed_is_not_judged_on_the_others(
+    whole: list[Attempt],
+) -> None:
+    aside = {"status": "skipped", "reason": "bad luck", "curve": [], "cost": None}
+    records = gather(
+        replace(cell, **aside) if (cell.defense.label, cell.seed) == ("d", 1) else cell
+        for cell in whole
+    )
+    assert (
+        "d has a score of 1 of its 2 seeds: on the others no trial on it ran"
+        in submitting.faults(records, SUITE, ())
+    )
+
+
 def test_attacks_of_another_version_are_named(whole: list[Attempt]) -> None:
     older = [
         replace(c, attack=replace(c.attack, source="old")) if c.attack.name == "scratch" else c
@@ -361,8 +437,14 @@ def agreement(make_cell: MakeCell, before: float, now: float, count: int = 1) ->
         )
         for test in (before, now)
     )
-    (verdict,) = set(agreements(reported, again)["agreement"])
+    (verdict,) = set(compared(reported, again)["agreement"])
     return str(verdict)
+
+
+def compared(reported: Results, again: Results) -> DataFrame:
+    """`agreements` where the sets have as many images as `make_cell` says of test splits."""
+    examples = {"test": 500, "selection": 200, "original": 500}
+    return agreements(reported, again, dict.fromkeys(reported.cells.index, examples))
 
 
 def test_agreement_is_within_what_test_images_vary(make_cell: MakeCell) -> None:
@@ -374,10 +456,85 @@ def test_agreement_is_within_what_test_images_vary(make_cell: MakeCell) -> None:
     assert agreement(make_cell, 0.659, 0.741, count=10) == "differs"
 
 
+def in_curve(**changes: float) -> Callable[[Attempt], Attempt]:
+    """Every scoring of a cell with something added to its fields."""
+
+    def changed(cell: Attempt) -> Attempt:
+        return replace(cell, curve=[
+            replace(p, **{n: getattr(p, n) + more for n, more in changes.items()})
+            for p in cell.curve
+        ])  # fmt: skip
+
+    return changed
+
+
+def in_models(before: float, after: float) -> Callable[[Attempt], Attempt]:
+    """The original utility of a cell's models with something added to it."""
+    return lambda cell: replace(
+        cell,
+        pretrained=replace(cell.pretrained, original=cell.pretrained.original + before),
+        released=replace(cell.released, original=cell.released.original + after),
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "differing"),
+    [
+        pytest.param(in_curve(selection=-0.2), "selection", id="the envelope leaves it out"),
+        pytest.param(in_curve(test=-0.2), "test", id="it reached less"),
+        pytest.param(in_models(0.0, 0.1), "original", id="a released model that is intact"),
+        pytest.param(in_models(-0.1, 0.0), "original", id="an undefended model that is worse"),
+        pytest.param(lambda c: replace(c, role="benign"), "role", id="benign is not restricted"),
+        pytest.param(lambda c: replace(c, test_examples=2), "test_examples", id="a wide bound"),
+        pytest.param(lambda c: replace(c, utility="skill"), "utility", id="no share of images"),
+        pytest.param(
+            lambda c: replace(c, nonfinite_step=9), "nonfinite_step", id="it crashed later"
+        ),
+    ],
+)
+def test_whatever_a_score_goes_by_has_to_agree(
+    make_cell: MakeCell, change: Callable[[Attempt], Attempt], differing: str
+) -> None:
+    again = make_cell(
+        curve=[(units, 0.5, 0.6) for units in COSTS],
+        original=(0.9, 0.8),
+        status="diverged",
+        nonfinite_step=1,
+    )
+    pair = [Results.of(gather([cell])) for cell in (change(again), again)]
+    (row,) = records(compared(*pair))
+    assert (row["agreement"], row["differing"]) == ("differs", differing)
+    (row,) = records(compared(pair[1], pair[1]))
+    assert (row["agreement"], row["differing"]) == ("identical", None)
+
+
+@pytest.mark.parametrize("stretch", [1, 10])
+def test_every_budget_has_to_agree(make_cell: MakeCell, stretch: int) -> None:
+    """A resistance is the least over budgets, and at some of them there may be nothing to keep."""
+    again = make_cell(
+        curve=[(12800 * at, 0.5 + 0.01 * i, 0.6) for i, at in enumerate(multiples(stretch))],
+        stretch=stretch,
+    )
+    for number, point in enumerate(again.curve):
+        less = [*again.curve]
+        less[number] = replace(point, test=0.4)
+        pair = [Results.of(gather([cell])) for cell in (replace(again, curve=less), again)]
+        assert compared(*pair)["differing"].tolist() == ["test"]
+
+
+def test_a_bound_is_of_the_split_that_is_measured(make_cell: MakeCell) -> None:
+    # 1.95996 sqrt(2 .5 .5 / 200) = .0980 of the selection split
+    again = make_cell(curve=[(100.0, 0.5, 0.5)])
+    for more, verdict in ((0.095, "agrees"), (0.1, "differs")):
+        other = Results.of(gather([in_curve(selection=more)(again)]))
+        (found,) = compared(other, Results.of(gather([again])))["agreement"]
+        assert found == verdict
+
+
 def test_another_status_differs(make_cell: MakeCell) -> None:
     fine, failed = make_cell(), make_cell(status="failed", curve=[])
     other = make_cell(seed=1, status="failed", curve=[])
-    found = agreements(Results.of(gather([fine, other])), Results.of(gather([failed, other])))
+    found = compared(Results.of(gather([fine, other])), Results.of(gather([failed, other])))
     assert dict(zip(found["key"], found["agreement"], strict=True)) == {
         fine.key: "differs", other.key: "identical"
     }  # fmt: skip
@@ -385,9 +542,9 @@ def test_another_status_differs(make_cell: MakeCell) -> None:
 
 def test_only_what_was_made_again_is_compared(make_cell: MakeCell) -> None:
     cells = [make_cell(seed=seed) for seed in range(3)]
-    found = agreements(Results.of(gather(cells)), Results.of(gather(cells[1:])))
+    found = compared(Results.of(gather(cells)), Results.of(gather(cells[1:])))
     assert found["seed"].tolist() == [1, 2]
-    nothing = agreements(Results.of(gather(cells)), Results.of(gather([])))
+    nothing = compared(Results.of(gather(cells)), Results.of(gather([])))
     assert nothing.empty
     assert nothing.columns.tolist() == found.columns.tolist()
 

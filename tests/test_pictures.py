@@ -222,7 +222,9 @@ def test_work_done_again_may_differ_a_little(make_cell: MakeCell) -> None:
     cell = make_cell(curve=[(10, 0.5, -0.3)], utility=SKILL)
     for test, verdict in ((-0.3, "identical"), (-0.29, "agrees"), (-0.2, "differs")):
         again = replace(cell, curve=[replace(cell.curve[0], test=test)])
-        (row,) = records(agreements(Results.of(gather([cell])), Results.of(gather([again]))))
+        pair = [Results.of(gather([each])) for each in (cell, again)]
+        examples = dict.fromkeys(("test", "selection", "original"), 500)
+        (row,) = records(agreements(*pair, {cell.key: examples}))
         assert row["agreement"] == verdict
         assert row["reported_low"] is None
         named = {**row, "attack_name": "a", "defense_name": "d"}

@@ -144,6 +144,10 @@ class Outcomes:
         """Test utilities of what is picked, NaN where there is nothing."""
         return self._test[picks]
 
+    def selections(self, picks: Positions) -> Floats:
+        """Selection utilities of what is picked, -inf where there is nothing."""
+        return self._selection[picks]
+
     def picked(self, picks: Positions) -> Positions:
         """The cells whose checkpoints are picked, -1 where there is none."""
         return self._position[picks]

@@ -126,11 +126,9 @@ def verify(
     if cells == 0:
         return 0
     drawn = random.SystemRandom().randrange(10**6) if draw is None else draw
-    able = [cell for cell in entry.records.cells if cell.status in ("ok", "diverged")]
+    able = [cell for cell in entry.records.cells if cell.status != "failed"]
     if not able:
-        raise Refused(
-            f"{str(file)!r} has no record that could be made again: none is ok or diverged"
-        )
+        raise Refused(f"{str(file)!r} has no record that could be made again: all failed")
     drawn_cells = random.Random(drawn).sample(able, min(cells, len(able)))
     reported = entry.records.only({cell.key for cell in drawn_cells})
     click.echo(f"made again: {len(drawn_cells)} of {len(able)}, --draw {drawn}")
@@ -147,7 +145,8 @@ def verify(
         if dry_run:
             return 0
         made = job.run()
-    found = answers.agreements(Results.of(reported), Results.of(made))
+    examples = {stage.key: stage.examples for stage in job.plan.cells}
+    found = answers.agreements(Results.of(reported), Results.of(made), examples)
     rows = flat_rows(Flat(frames=[found], columns=AGREEMENTS))
     click.echo(to_console([tables.agreements(entry.name, found)]), nl=False)
     write_json(json_file, {"entry": entry.name, "draw": drawn, "cells": rows})

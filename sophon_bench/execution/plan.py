@@ -137,6 +137,14 @@ class AttackStage:
         return float(self.budget * self.stretch)
 
     @property
+    def examples(self) -> Mapping[str, int]:
+        """On how many images the utilities of its record are measured."""
+        data = setting_of(self).data
+        splits, original = data.domain(self.domain).splits, data.original.splits["test"]
+        sizes = {name: len(splits[name]) for name in ("test", "selection")}
+        return {**sizes, "original": len(original)}
+
+    @property
     def companions(self) -> tuple[str, ...] | None:
         """What it has in common with the stages that it may run together with; None: with none."""
         plugin = self.attack.plugin
@@ -254,10 +262,15 @@ def _ranked(done: Tried, known: dict[AttackStage, _Rank]) -> _Ranks:
 
 
 def _rank(cell: Cell) -> _Rank:
+    return (level(cell), cell.key)
+
+
+def level(cell: Cell) -> float:
+    """Selection utility within the regular budget: what a search goes by."""
     limit = cell.budget * ROUNDING
     scored = zip(cell.curve.units, cell.curve.selection, strict=True)
     within = (selection for units, selection in scored if units <= limit)
-    return (max(within, default=-1.0), cell.key)
+    return max(within, default=-1.0)
 
 
 def neighbours(lr: float, tried: Iterable[float]) -> list[float]:

@@ -24,6 +24,7 @@ from sophon_bench.results.records import (
     SCHEMA,
     Asked,
     Cell,
+    Curve,
     ModelRecord,
     Records,
     compact,
@@ -271,7 +272,15 @@ def _altered(record: ModelRecord | Asked | Cell, line: Line) -> str | None:
         return "its hash does not match: it was edited"
     if isinstance(record, Cell) and not record.curve.even:
         return "the lists of its curve differ in length"
+    if isinstance(record, Cell) and record.utility == "accuracy" and not _shares(record.curve):
+        return "its curve has an accuracy that is not within 0 and 1"
     return None if isinstance(record, Asked) else misnamed(record)
+
+
+def _shares(curve: Curve) -> bool:
+    """Whether all utilities are within 0 and 1, as accuracies are."""
+    splits = (curve.fit, curve.validation, curve.selection, curve.test, curve.second_test or [])
+    return all(0 <= value <= 1 for split in splits for value in split)
 
 
 def _words(line: Line, found: Sequence[Line]) -> str:

@@ -86,6 +86,9 @@ ATTACK = (
         "after every update"),
     Check("budget", lambda seen: _above(seen.watched.later_draws / seen.samples, HIDDEN_EPOCHS),
         "between two yields it draws every sample {:.0f} times; yield after every update"),
+    Check("budget", lambda seen: seen.watched.late,
+        "its predictor takes gradients when it is called, which no budget counts; train in run and "
+        "yield after every update"),
     Check("repeatable",
         lambda seen: _scores(seen.first) != _scores(seen.second) or not same(*seen.outputs),
         f"two runs with one seed differ; {CHANCE}"),

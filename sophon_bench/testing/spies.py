@@ -39,6 +39,7 @@ class Watched:
         moved: Global generators that were drawn from.
         seeded: Global seeding functions that were called.
         contained: What it did to the process.
+        late: Whether its predictor takes gradients when it is called: work that nobody counts.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Watched:
         self.moved: set[str] = set()
         self.seeded: set[str] = set()
         self.contained: list[str] = []
+        self.late = False
         self._updates = updates
         self._seconds = seconds
 
@@ -102,9 +104,17 @@ class Watched:
 
     def predicted(self, predictor: Predictor, bench: Bench) -> Tensor:
         """``predictor`` on the view's validation images, scored as the harness does."""
-        with Meter(bench.profile, bench.device).looking(), seeded(0):
-            outputs: Tensor = self.view.task.predict(predictor, self.view.validation.inputs)
-            return outputs.detach().clone()
+
+        def enter(_module: Any, _inputs: Any) -> None:
+            self.late |= torch.is_grad_enabled()
+
+        hook = register_module_forward_pre_hook(enter)
+        try:
+            with Meter(bench.profile, bench.device).looking(), seeded(0):
+                outputs: Tensor = self.view.task.predict(predictor, self.view.validation.inputs)
+                return outputs.detach().clone()
+        finally:
+            hook.remove()
 
     @contextlib.contextmanager
     def seedings(self) -> Iterator[None]:
