@@ -199,7 +199,7 @@ ATTACK_FAULTS = [
     (nan_function, "non-finite values"),
     (greedy, "between two yields it draws every sample"),
     (greedier, "yield after every update"),
-    (late, "its predictor takes gradients when it is called, which no budget counts"),
+    (late, "the predictor takes gradients when it is called, which no budget counts"),
     (other_class, "the class or the forward of the given model was replaced; wrap the model"),
     (other_forward, "the class or the forward of the given model was replaced; wrap the model"),
     (scaled_inputs, "view.train was modified in place; clone what you change"),

@@ -14,6 +14,10 @@ class NoUpdate(Exception):
     """An attack that did nothing: an error of the attack, never counted as protection."""
 
 
+class Uncounted(Exception):
+    """An attack whose predictor trains when it is called, beyond what is counted."""
+
+
 class Changes:
     """Whether a predictor's weights moved; a plain function has none to compare.
 

@@ -30,6 +30,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from sophon_bench.api import Batch, Model, Predictor, Samples, Task
+from sophon_bench.harness.honesty import Uncounted
 from sophon_bench.protocol import SAME_MODEL
 from sophon_bench.results.records import Cost
 from sophon_bench.seeding import forked
@@ -228,10 +229,18 @@ class Meter:
         """Score inside: nothing is counted, every module that is called is in eval mode.
 
         After it all is as before: modes, and the global random state on the device.
+
+        Raises:
+            Uncounted: Where a module is called while gradients are on.
         """
         changed: list[nn.Module] = []
 
         def evaluate(module: nn.Module, _arguments: Any) -> None:
+            if torch.is_grad_enabled():
+                raise Uncounted(
+                    "the predictor takes gradients when it is called, which no budget counts; "
+                    "train in run and yield after every update"
+                )
             if module.training:
                 changed.append(module)
                 module.training = False

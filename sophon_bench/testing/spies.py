@@ -39,7 +39,6 @@ class Watched:
         moved: Global generators that were drawn from.
         seeded: Global seeding functions that were called.
         contained: What it did to the process.
-        late: Whether its predictor takes gradients when it is called: work that nobody counts.
     """
 
     def __init__(
@@ -56,7 +55,6 @@ class Watched:
         self.moved: set[str] = set()
         self.seeded: set[str] = set()
         self.contained: list[str] = []
-        self.late = False
         self._updates = updates
         self._seconds = seconds
 
@@ -104,17 +102,9 @@ class Watched:
 
     def predicted(self, predictor: Predictor, bench: Bench) -> Tensor:
         """``predictor`` on the view's validation images, scored as the harness does."""
-
-        def enter(_module: Any, _inputs: Any) -> None:
-            self.late |= torch.is_grad_enabled()
-
-        hook = register_module_forward_pre_hook(enter)
-        try:
-            with Meter(bench.profile, bench.device).looking(), seeded(0):
-                outputs: Tensor = self.view.task.predict(predictor, self.view.validation.inputs)
-                return outputs.detach().clone()
-        finally:
-            hook.remove()
+        with Meter(bench.profile, bench.device).looking(), seeded(0):
+            outputs: Tensor = self.view.task.predict(predictor, self.view.validation.inputs)
+            return outputs.detach().clone()
 
     @contextlib.contextmanager
     def seedings(self) -> Iterator[None]:
