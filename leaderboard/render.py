@@ -95,14 +95,18 @@ MARGIN = 2
 """Width that the console puts between columns."""
 
 
-def to_console(places: Iterable[Place]) -> str:
+def to_console(places: Iterable[Place], width: int | None = None) -> str:
     """Tables as wide as the terminal, or as numbers need; colours only on one.
 
     Names and attacks fold where the terminal is narrow; a number with its interval never does.
+
+    Args:
+        places: In their order.
+        width: In characters; None: the terminal's.
     """
     from rich.console import Console
 
-    width = shutil.get_terminal_size((120, 40)).columns
+    width = width or shutil.get_terminal_size((120, 40)).columns
     console = Console(
         file=io.StringIO(), width=width, force_terminal=sys.stdout.isatty(), markup=False,
         emoji=False, highlight=False, legacy_windows=False,

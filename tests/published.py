@@ -76,7 +76,7 @@ def quick_start() -> tuple[str, str]:
     """The last table of the quick start as a console shows it, and what the program says of it."""
     report = tables.report(read_file(QUICK_START)[1], frozen.published())
     (place,) = tables.places(report)
-    text = to_console([replace(place, verdict=None, tables=place.tables[-1:])])
+    text = to_console([replace(place, verdict=None, tables=place.tables[-1:])], width=120)
     return text.partition("\n")[2].strip("\n") + "\n", tables.meaning(report)
 
 

@@ -463,14 +463,13 @@ def test_records_refuse_unknown_fields_and_nan(make_cell: MakeCell) -> None:
         dump(make_cell(curve=[(1.0, float("nan"), 0.5)]).cell)
 
 
-utilities = st.lists(st.floats(-1e40, 1e40), min_size=8, max_size=8)
+accuracy, amount = st.floats(0, 1), st.floats(-1e40, 1e40)
 curves = st.lists(
     st.builds(
-        lambda steps, values: Point(
-            steps=steps, **dict(zip(Point.__struct_fields__[1:], values, strict=False))
-        ),
-        st.integers(0, 10**6),
-        utilities,
+        Point,
+        steps=st.integers(0, 10**6),
+        **dict.fromkeys(("units", "seconds"), amount),
+        **dict.fromkeys(("fit", "validation", "selection", "test", "second_test"), accuracy),
     ),
     max_size=4,
 )
