@@ -32,7 +32,11 @@ def unfinished(rules: Rules, listed: Sequence[Trial], cells: Iterable[Cell]) -> 
             regular.append(cell)
         else:
             longer.add(identity(cell.attack.name, cell.attack.parameters))
-    return [*_unrefined(rules, listed, regular), *_not_continued(rules, regular, longer)]
+    families = {_family(trial.name, trial.parameters): trial for trial in listed}
+    return [
+        *_unrefined(rules, listed, families, regular),
+        *_not_continued(rules, families, regular, longer),
+    ]
 
 
 def identity(name: str, parameters: Mapping[str, Any]) -> str:
@@ -40,7 +44,9 @@ def identity(name: str, parameters: Mapping[str, Any]) -> str:
     return json.dumps([name, parameters], sort_keys=True)
 
 
-def _unrefined(rules: Rules, listed: Sequence[Trial], cells: Sequence[Cell]) -> Iterator[str]:
+def _unrefined(
+    rules: Rules, listed: Sequence[Trial], families: Mapping[str, Trial], cells: Sequence[Cell]
+) -> Iterator[str]:
     """Step sizes next to the best one of a family.
 
     A family that is among the best at the end was so from the beginning, since no other one grows.
@@ -52,14 +58,13 @@ def _unrefined(rules: Rules, listed: Sequence[Trial], cells: Sequence[Cell]) -> 
             members.setdefault(_family(cell.attack.name, cell.attack.parameters), []).append(cell)
     best = {family: max(map(level, own)) for family, own in members.items()}
     known = {identity(trial.name, trial.parameters) for trial in listed}
-    families = {_family(trial.name, trial.parameters): trial for trial in listed}
     for family, own in members.items():
         added = sum(identity(c.attack.name, c.attack.parameters) not in known for c in own)
         ahead = sum(other >= best[family] for other in best.values())
         if family in families and added < REFINEMENTS and ahead <= rules.refine:
             rates = {cell.attack.lr or 0.0: level(cell) for cell in own}
             missing = [
-                [*_accepted(families[family], neighbours(lr, rates))]
+                [*_accepted(families[family], "lr", neighbours(lr, rates))]
                 for lr, reached in rates.items()
                 if reached == best[family]
             ]
@@ -70,18 +75,24 @@ def _family(name: str, parameters: Mapping[str, Any]) -> str:
     return identity(name, {key: value for key, value in parameters.items() if key != "lr"})
 
 
-def _accepted(trial: Trial, rates: Iterable[float]) -> Iterator[str]:
-    for lr in rates:
-        with contextlib.suppress(SelectorError):  # out of the range that the plugin takes
-            yield vary(trial, {"lr": lr}).label
+def _accepted(trial: Trial, name: str, values: Iterable[float]) -> Iterator[str]:
+    """The trial with each of the values that its plugin takes."""
+    for value in values:
+        with contextlib.suppress(SelectorError):
+            yield vary(trial, {name: value}).label
 
 
-def _not_continued(rules: Rules, cells: Sequence[Cell], longer: set[str]) -> Iterator[str]:
+def _not_continued(
+    rules: Rules, families: Mapping[str, Trial], cells: Sequence[Cell], longer: set[str]
+) -> Iterator[str]:
     """Trials that belong to the best and have no longer run; ``longer`` are those that have."""
     able: dict[str, Cell] = {}
     for cell in cells:
         parameters = cell.attack.parameters
         if (steps := parameters.get("steps")) is not None:
+            listed = families.get(_family(cell.attack.name, parameters))
+            if listed and not [*_accepted(listed, "steps", [steps * rules.times])]:
+                continue
             parameters = {**parameters, "steps": steps * rules.times}
         elif cell.cost is None or cell.cost.units <= ENDED * cell.budget:
             continue

@@ -26,7 +26,9 @@ from sophon_bench.execution.plan import (
     Stage,
     make_plan,
     neighbours,
+    plugin_id,
 )
+from sophon_bench.leaderboard.searched import unfinished
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry
 from sophon_bench.plugins.suites import Arsenal, Rules, arsenal, trials
@@ -67,17 +69,23 @@ Outcome = Callable[[AttackStage], dict[str, Any]]
 
 
 def play(search: Search, make_cell: MakeCell, outcome: Outcome) -> list[list[AttackStage]]:
-    """The batches that a search asks for where trials end as ``outcome`` says."""
+    """The batches that a search asks for where trials end as ``outcome`` says.
+
+    In the end `submit` has to find it finished, going by its records alone.
+    """
     done: dict[AttackStage, Cell] = {}
     steps = search.run()
     batches = [next(steps)]
     while True:
         for stage in batches[-1]:
             made = make_cell(**{"budget": search.budget, **outcome(stage)}, key=stage.key)
-            done[stage] = made.cell
+            done[stage] = msgspec.structs.replace(
+                made.cell, attack=plugin_id(stage.attack), stretch=stage.stretch
+            )
         try:
             batches.append(steps.send(done))
         except StopIteration:
+            assert unfinished(search.rules, search.trials, done.values()) == []
             return batches
 
 

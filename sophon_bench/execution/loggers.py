@@ -66,12 +66,12 @@ def opened(names: Sequence[str], run: str) -> Iterator[list[Logger]]:
                 ) from error
             except Exception as error:
                 raise LoggerError(f"--log {name} cannot begin: {first_line(error)}") from error
-            loggers.append(_Mortal(name, logger))
+            loggers.append(_Guarded(name, logger))
             stack.callback(loggers[-1].close)
         yield loggers
 
 
-class _Mortal:
+class _Guarded:
     """A logger whose failure is only warned of."""
 
     def __init__(self, name: str, logger: Logger) -> None:
