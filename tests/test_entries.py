@@ -584,6 +584,27 @@ def submit(folder: Path, *more: object, **changes: str) -> Result:
     )  # fmt: skip
 
 
+def test_an_entry_grows_by_seeds(documents: Path, whole: list[Attempt]) -> None:
+    """Each seed may be run on a machine of its own: together they are the whole run's records."""
+    assert submit(documents).exit_code == 0
+    at_once = (documents / "results" / "acme.jsonl").read_bytes()
+    cells = [replace(cell, suite="@small v1") for cell in whole]
+    parts = [[cell for cell in cells if (cell.seed == 0) is first] for first in (True, False)]
+    for name, part in zip(("run.json", "more.json"), parts, strict=True):
+        document = tables.document(gather(part), tables.report(gather(part)))
+        (documents / name).write_text(document)
+    (documents / "results" / "acme.jsonl").unlink()
+    alone = submit(documents)
+    assert alone.exit_code == 0, alone.output
+    grown = documents / "grown"
+    result = submit(
+        documents, "--records", documents / "results" / "acme.jsonl",
+        "--records", documents / "more.json", "--out", grown,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert (grown / "acme.jsonl").read_bytes() == at_once
+
+
 def test_submit_writes_an_entry(documents: Path) -> None:
     result = submit(documents)
     assert result.exit_code == 0, result.output

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@options.path("--records source", "A file of 'run --json'; by default the records in the store.")
+@options.path(
+    "--records sources",
+    "A file of 'run --json', or an entry that grows; by default the records in the store. "
+    "Repeatable.",
+    multiple=True,
+)
 @options.selectors("--defense", "Submit only this one of the records' defenses.")
 @options.option("--name", "Name of the entry's file, such as 'acme-shield'.", required=True)
 @options.option("--title", "Title of the entry.", required=True)
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
 @options.plugins()
 @options.store
 def submit(
-    source: Path | None,
+    sources: Sequence[Path],
     defense: Sequence[str],
     suite: str,
     out: Path,
@@ -40,7 +45,8 @@ def submit(
 
     Checks that nothing is left out: every trial of the suite, its search and its runs on benign
     domains, against the defense, the undefended model and random initialisation, on the same
-    seeds. Lists everything that is missing, and writes nothing then.
+    seeds. Lists everything that is missing, and writes nothing then. Seeds may have been run one
+    by one, on different machines: give the file of each.
 
     \b
     Example:
@@ -50,8 +56,11 @@ def submit(
         --out leaderboard/results
     """
     from sophon_bench.leaderboard import entries, submitting
+    from sophon_bench.results.records import Records
 
-    cells = submitting.chosen(read_records(source, store), defense)
+    files: Sequence[Path | None] = sources or [None]
+    whole = Records.joined(read_records(file, store) for file in files)
+    cells = submitting.chosen(whole, defense)
     _check_complete(cells, suite)
     entry = submitting.entry(cells, **about)
     make_directory(out)

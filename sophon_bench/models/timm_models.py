@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
+from sophon_bench.models import small_maps
 from sophon_bench.models.architecture import BackboneError, DetachedModel, Precision
 from sophon_bench.seeding import seeded_from
 
@@ -27,6 +28,7 @@ class TimmModel(DetachedModel):
         stages = [info["module"] for info in getattr(body, "feature_info", [])]
         paths = {id(module): name for name, module in body.named_modules()}
         stages += [paths[id(classifier)] for classifier in classifiers(body)]
+        small_maps.speed_up(body)
         super().__init__(body, _detach_head(body), num_outputs, precision)
         self._inner = tuple(stages)
 
