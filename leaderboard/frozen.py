@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import msgspec
@@ -29,7 +30,12 @@ def write(document: Frozen, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = (document.scenario, document.backbone, document.precision)
-    safe = ("".join(c if c.isalnum() or c in "-_" else "-" for c in name) for name in names)
-    file = folder / f"{'.'.join(safe)}.json"
+    file = folder / f"{'.'.join(map(_safe, names))}.json"
     write_atomic(file.absolute(), dump(document) + b"\n")
     return file
+
+
+def _safe(name: str) -> str:
+    """The name for a file; where characters had to go, a hash tells it from others."""
+    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+    return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

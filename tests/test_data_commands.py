@@ -76,6 +76,14 @@ def test_list_says_what_there_is_and_where_it_belongs(sets: Path) -> None:
     assert "$SOPHON_BENCH_DATA/CINIC-10" in call("data", "list").stdout
 
 
+def test_list_knows_the_home_directory(sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(sets.parent))
+    (sets / "svhn").mkdir()
+    (sets / "svhn/train_32x32.mat").write_bytes(b"x")
+    listed = call("data", "list", "--data", f"~/{sets.name}").stdout
+    assert next(line for line in listed.splitlines() if line.startswith("svhn")).count("not whole")
+
+
 def test_prepare_converts_once(sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = (
         "data",

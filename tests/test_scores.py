@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from sophon_bench.analysis.frozen import Frozen, freeze
 from sophon_bench.analysis.score import differences, ranked, scores
 from sophon_bench.analysis.series import curves, sweeps, winners
 from sophon_bench.analysis.statistics import interval, jackknife, t95
+from sophon_bench.leaderboard.frozen import write
 from sophon_bench.results import Results
 from sophon_bench.results.records import dump
 
@@ -382,7 +384,7 @@ def test_what_never_gets_halfway_is_censored(make_cell: MakeCell) -> None:
     assert row["b50"] == pytest.approx(16), "from the first budget to the last"
 
 
-def test_frozen_gaps_decide_what_counts(make_cell: MakeCell) -> None:
+def test_frozen_gaps_decide_what_counts(make_cell: MakeCell, tmp_path: Path) -> None:
     cells = [*controls(make_cell, seeds=range(5)), *defended(make_cell, 0.4, seeds=range(5))]
     frozen = freeze(Results.of(gather(cells)))
     assert frozen.seeds == (0, 1, 2, 3, 4)
@@ -393,6 +395,9 @@ def test_frozen_gaps_decide_what_counts(make_cell: MakeCell) -> None:
     row = score_of(cells, frozen=frozen)
     assert (row["frozen"], row["provisional"], row["counted"]) == (True, False, 5)
     assert score_of(cells, frozen=[frozen]) == row
+    other = replace(frozen, scenario="pair[a]"), replace(frozen, scenario="pair(a)")
+    assert {write(frozen, tmp_path).name} == {f"{frozen.scenario}.{frozen.backbone}.fp32.json"}
+    assert len({write(one, tmp_path) for one in other}) == 2, "no file over another"
     small = [replace(g, gap=0.01 if g.cost < 400 else g.gap) for g in frozen.gaps]
     fewer = replace(frozen, gaps=tuple(small))
     assert score_of(cells, frozen=fewer)["counted"] == 3

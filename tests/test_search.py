@@ -192,6 +192,19 @@ def test_what_came_to_its_own_end_or_failed_does_not_go_on(
     assert rates(longer) == [0.01]
 
 
+def test_a_failed_trial_is_below_any_utility(setting: Setting, make_cell: MakeCell) -> None:
+    """Denoising skill has no lower end; the grid grows around what was scored."""
+    search = search_of(setting, ["finetune[lr=[0.1,0.01]]"], refine=1)
+
+    def outcome(stage: AttackStage) -> dict[str, Any]:
+        if stage.attack.parameters["lr"] == 0.1:
+            return {"status": "failed", "curve": [], "cost": None}
+        return {"curve": [(1.0, utility := -5.0 - stage.attack.parameters["lr"], utility)]}
+
+    _, grown, *_ = play(search, make_cell, outcome)
+    assert rates(grown) == [0.003, 0.03]
+
+
 class Silent:
     def __init__(self) -> None:
         self.done: list[str] = []

@@ -36,14 +36,14 @@ class Row(NamedTuple):
 
 def rows() -> Iterator[Row]:
     """Every published set, and whether it is here."""
-    root = os.environ.get(ROOT) or f"${ROOT}"
+    root = Path(os.environ.get(ROOT) or f"${ROOT}").expanduser()
     for found in SETS.values():
         try:
             place, layout = found.place(1)
             place, state = place / layout.files[0], "here"
         except ScenarioError:
-            place = Path(root) / found.layouts[0].files[0]
-            begun = any((Path(root) / layout.files[0]).exists() for layout in found.layouts)
+            place = root / found.layouts[0].files[0]
+            begun = any((root / layout.files[0]).exists() for layout in found.layouts)
             state = "not whole" if begun else "missing"
         size = f"{round(found.bytes / MB)} MB"
         yield Row(found.name, size, found.licence, str(place), state, found.page)

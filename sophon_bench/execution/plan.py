@@ -266,11 +266,13 @@ def _rank(cell: Cell) -> _Rank:
 
 
 def level(cell: Cell) -> float:
-    """Selection utility within the regular budget: what a search goes by."""
+    """Selection utility within the regular budget, what a search goes by; nothing is below a
+    trial that was never scored: a utility may be negative without end.
+    """
     limit = cell.budget * ROUNDING
     scored = zip(cell.curve.units, cell.curve.selection, strict=True)
     within = (selection for units, selection in scored if units <= limit)
-    return max(within, default=-1.0)
+    return max(within, default=-math.inf)
 
 
 def neighbours(lr: float, tried: Iterable[float]) -> list[float]:
