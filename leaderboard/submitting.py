@@ -33,16 +33,25 @@ SHOWN = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A suite as it is installed: its label with the version, and all that it asks for."""
+    """A suite as it is installed, or several run together.
 
-    label: str
+    Attributes:
+        labels: Of each, with the version.
+        arsenal: All that they ask for.
+    """
+
+    labels: tuple[str, ...]
     arsenal: Arsenal
 
+    def asked(self, label: str) -> bool:
+        """Whether it asked for what has this label in records."""
+        return not {*self.labels}.isdisjoint(label.split(OR))
 
-def installed(selector: str) -> Suite:
-    """The suite that ``@NAME`` stands for."""
-    label = load_suite(selector.removeprefix("@")).label
-    return Suite(label=label, arsenal=arsenal(attacks, [selector]))
+
+def installed(selectors: Sequence[str]) -> Suite:
+    """What ``@NAME`` stands for, each of them."""
+    labels = tuple(load_suite(selector.removeprefix("@")).label for selector in selectors)
+    return Suite(labels=labels, arsenal=arsenal(attacks, selectors))
 
 
 def chosen(cells: Records, defenses: Collection[str]) -> Records:
@@ -109,9 +118,10 @@ def faults(cells: Records, suite: Suite, frozen: Sequence[Frozen]) -> list[str]:
 
 def _of_suite(met: DataFrame, suite: Suite) -> Iterator[str]:
     suites = met["suite"].dropna()
-    others = suites[[suite.label not in label.split(OR) for label in suites]]
+    others = suites[[not suite.asked(label) for label in suites]]
     for other, count in others.value_counts().sort_index().items():
-        yield f"{count} records are of {other}, and what is published is of {suite.label}"
+        named = " and ".join(suite.labels)
+        yield f"{count} records are of {other}, and what is published is of {named}"
     installed = {identity(t.entry.name, t.parameters): t.entry.source for t in _trials(suite)}
     now = met["trial"].map(installed)
     changed = met["attack"][now.notna() & (now != met["attack_source"]) & ~met["derived"]]
@@ -164,7 +174,7 @@ def _left_out(met: DataFrame, suite: Suite) -> Iterator[str]:
                             "budget; the run was not finished"
                         )
                 if role == "restricted":
-                    searched = here[[suite.label in str(s).split(OR) for s in here["suite"]]]
+                    searched = here[[suite.asked(str(s)) for s in here["suite"]]]
                     for (seed, _), tried in searched.groupby(["seed", "attack_control"]):
                         if left := unfinished(arsenal.rules, trials, [*tried["record"]]):
                             yield (

@@ -49,7 +49,7 @@ ABOUT: dict[str, Any] = {
 }  # fmt: skip
 
 SUITE = submitting.Suite(
-    label="@standard v1",
+    labels=("@standard v1",),
     arsenal=Arsenal(
         trials=trials(attacks, ["finetune[lr=[1e-2,1e-1]]", "scratch"]),
         rules=Rules.model_validate({"continue": 1, "times": 10}),
@@ -80,7 +80,7 @@ def whole(make_cell: MakeCell) -> list[Attempt]:
                         curve=[(units, reached, reached) for units in COSTS],
                         role=role,
                         domain=domain,
-                        suite=SUITE.label,
+                        suite=SUITE.labels[0],
                         stretch=stretch,
                         derived=stretch > 1,
                     )
@@ -346,7 +346,7 @@ def test_what_is_missing_is_said(
 
 
 SEARCHED = submitting.Suite(
-    label=SUITE.label,
+    labels=SUITE.labels,
     arsenal=dataclasses.replace(
         SUITE.arsenal, rules=Rules.model_validate({"refine": 1, "continue": 1, "times": 10})
     ),
@@ -582,6 +582,31 @@ def submit(folder: Path, *more: object, **changes: str) -> Result:
         "submit", "--records", folder / "run.json", "--suite", f"@{folder / 'small.yaml'}",
         "--out", folder / "results", *given, *more,
     )  # fmt: skip
+
+
+def test_two_suites_that_were_run_together(documents: Path, whole: list[Attempt]) -> None:
+    """Each has to be complete; what neither of them asked for is no part of it."""
+    other = documents / "other.yaml"
+    other.write_text("version: 3\ndescription: other\ntrials: ['finetune[lr=1e-1]']\n")
+    cells = [replace(cell, suite="@small v1") for cell in whole]
+    tenth = [c.role == "restricted" and c.attack.lr == 0.1 and c.stretch == 1 for c in cells]
+    both = [
+        replace(c, suite="@other v3") if own else c for c, own in zip(cells, tenth, strict=True)
+    ]
+
+    def with_suites(found: list[Attempt], *suites: Path) -> Result:
+        document = tables.document(gather(found), tables.report(gather(found)))
+        (documents / "run.json").write_text(document)
+        return submit(documents, *(word for file in suites for word in ("--suite", f"@{file}")))
+
+    alone = with_suites(both)
+    assert alone.exit_code == 2
+    assert "6 records are of @other v3, and what is published is of @small v1" in alone.output
+    result = with_suites(both, other)
+    assert result.exit_code == 0, result.output
+    less = with_suites([c for c, own in zip(both, tenth, strict=True) if not own], other)
+    assert less.exit_code == 2
+    assert "1 trials are missing (finetune[lr=0.1])" in less.output
 
 
 def test_an_entry_grows_by_seeds(documents: Path, whole: list[Attempt]) -> None:

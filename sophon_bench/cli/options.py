@@ -152,6 +152,13 @@ def selectors(name: str, help: str, *default: str) -> Decorator:
     return selector(name, f"{help} Repeatable.", multiple=True, default=default)
 
 
+def suites(help: str, *default: str) -> Decorator:
+    """``--suite``, as often as there are suites that were run together."""
+    return option(
+        "--suite", f"{help} Repeatable.", metavar="@SUITE", multiple=True, default=default
+    )
+
+
 def backbone(help: str = BY_DEFAULT, **more: Any) -> Decorator:
     """``--backbone``; ``help`` says what the default is."""
     known = f"timm model, or unet, with keyword arguments in brackets. {help}"

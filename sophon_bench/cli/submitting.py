@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 @options.option("--title", "Title of the entry.", required=True)
 @options.option("--authors", "Authors, separated by commas.", required=True)
 @options.option("--link", "Where the method is described: https://…", required=True)
-@options.option("--suite", "Suite that has to be complete.", default="@standard")
+@options.suites("Suite that has to be complete.", "@standard")
 @options.directory("Where NAME.jsonl goes; in the repository, leaderboard/results.")
 @options.plugins()
 @options.store
 def submit(
     sources: Sequence[Path],
     defense: Sequence[str],
-    suite: str,
+    suite: Sequence[str],
     out: Path,
     store: str | None,
     **about: str,
@@ -69,8 +69,8 @@ def submit(
     click.echo(f"next: sophon-bench verify {file}")
 
 
-def _check_complete(cells: Records, suite: str) -> None:
-    """List what records lack of a suite, and refuse them if that is anything."""
+def _check_complete(cells: Records, suite: Sequence[str]) -> None:
+    """List what records lack of these suites, and refuse them if that is anything."""
     from sophon_bench.leaderboard.frozen import published
     from sophon_bench.leaderboard.submitting import faults, installed
 
@@ -84,7 +84,7 @@ def _check_complete(cells: Records, suite: str) -> None:
 @click.command()
 @click.argument("file", metavar="ENTRY.jsonl", type=options.PATH)
 @options.count("--cells", "Records to make again; 0 checks the file alone.", least=0, default=3)
-@options.option("--suite", "Check that this suite is complete, as submit does.")
+@options.suites("Check that this suite is complete, as submit does.")
 @options.option("--draw", "Seed of the draw; by default a new one.", type=int)
 @options.option(
     "--weights", "File that models start from, where the entry has one.", metavar="FILE"
@@ -100,7 +100,7 @@ def _check_complete(cells: Records, suite: str) -> None:
 def verify(
     file: Path,
     cells: int,
-    suite: str | None,
+    suite: Sequence[str],
     draw: int | None,
     dry_run: bool,
     store: str | None,
@@ -129,9 +129,9 @@ def verify(
 
     entry = entries.read(file)
     click.echo(f"{file} is whole: {len(entry.records.cells)} records")
-    if suite is not None:
+    if suite:
         _check_complete(entry.records, suite)
-        click.echo(f"nothing of {suite} is left out")
+        click.echo(f"nothing of {' and '.join(suite)} is left out")
     if cells == 0:
         return 0
     drawn = random.SystemRandom().randrange(10**6) if draw is None else draw
