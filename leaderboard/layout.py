@@ -26,6 +26,7 @@ from sophon_bench.leaderboard.names import Attacks, Legend, is_envelope
 from sophon_bench.leaderboard.render import Place, Table
 from sophon_bench.protocol import REFERENCE_BATCH
 from sophon_bench.results.frames import PLACE
+from sophon_bench.results.records import OR
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -52,7 +53,8 @@ def by_samples(df: DataFrame) -> list[tuple[int, DataFrame]]:
 def heading(where: Key, df: DataFrame) -> str:
     """The place with these values of `PLACE`, and the suites that its rows are of."""
     at = dict(zip(PLACE, where, strict=True))
-    suites = sorted({*df["suite"].dropna()}) if len(df) else []
+    named = df["suite"].dropna() if len(df) else []
+    suites = OR.join(sorted({label for each in named for label in each.split(OR)}))
     return ", ".join(
         [
             f"{at['scenario']} (data {at['revision'][:8]})",
@@ -60,7 +62,7 @@ def heading(where: Key, df: DataFrame) -> str:
             at["precision"],
             f"protocol {at['protocol']}",
             f"{at['budget'] / REFERENCE_BATCH:g} steps",
-            *suites,
+            *filter(None, [suites]),
         ]
     )
 

@@ -81,6 +81,23 @@ def test_all_is_every_listed_plugin_with_its_defaults_once() -> None:
     assert {t.name for t in arsenal(attacks, ["@all"]).trials} == {*attacks.names()}
 
 
+def test_of_several_suites_the_most_thorough_rule_holds(tmp_path: Path) -> None:
+    """A suite without longer runs says nothing of how long they are."""
+
+    def rules(*searches: str) -> tuple[int, int, int]:
+        files = [tmp_path / f"suite{number}.yaml" for number, _ in enumerate(searches)]
+        for file, search in zip(files, searches, strict=True):
+            file.write_text(
+                f"version: 1\ndescription: d\ntrials: [finetune]\nsearch: {{{search}}}\n"
+            )
+        found = arsenal(attacks, [f"@{file}" for file in files]).rules
+        return found.refine, found.continued, found.times
+
+    assert rules("refine: 2, continue: 1, times: 5", "") == (2, 1, 5)
+    assert rules("refine: 1, continue: 1, times: 5", "continue: 2, times: 3") == (1, 2, 5)
+    assert rules("refine: 1", "refine: 3")[:2] == (3, 0)
+
+
 def test_the_label_says_only_what_differs_and_reads_back() -> None:
     (trial,) = trials(things, ["thing[ steps = 7 , lr = 0.1, several=['p q', r] ]"])
     assert trial.label == "thing[steps=7,several=['p q',r]]"

@@ -4,11 +4,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 import pytest
 from conftest import drawn, gather
 
 from sophon_bench.analysis.envelope import ENVELOPE, STRETCHED_ENVELOPE
-from sophon_bench.leaderboard import tables
+from sophon_bench.leaderboard import layout, tables
 from sophon_bench.leaderboard.columns import DIFFERENCES, frame, records
 from sophon_bench.leaderboard.render import FORMATS, Flat, from_csv, printed
 from sophon_bench.leaderboard.tables import Report
@@ -138,6 +139,13 @@ def test_the_heading_says_where(whole: Report) -> None:
     (place,) = tables.places(whole)
     assert place.title == "glyphs (data 01234567), b, fp32, protocol 1, 200 steps, @standard v1"
     assert len(place.tables) == 3
+
+
+def test_the_heading_has_every_suite_once() -> None:
+    where = ("glyphs", "0123456789", "b", "fp32", 12800, "1")
+    suites = ["@b v1", "@a v2 or @b v1", None]
+    title = layout.heading(where, pd.DataFrame({"suite": suites}))
+    assert title.endswith("200 steps, @a v2 or @b v1")
 
 
 def test_scores_are_sorted_with_controls_first(whole: Report) -> None:

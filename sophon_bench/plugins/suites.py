@@ -133,7 +133,8 @@ def _expanded(registry: Registry, text: str) -> list[Trial]:
 def arsenal(registry: Registry, selectors: Sequence[str]) -> Arsenal:
     """The trials that ``selectors`` stand for with the rules and recipes of their suites.
 
-    Where several suites have rules, the most thorough of each holds for all trials.
+    Where several suites have rules, the most thorough of each holds for all trials: of how many
+    times longer, the most of those that let trials go on.
 
     Raises:
         SelectorError: For a malformed selector, an unknown suite, parameter or value.
@@ -142,6 +143,7 @@ def arsenal(registry: Registry, selectors: Sequence[str]) -> Arsenal:
     suites = [load_suite(t[1:]) for t in selectors if t.startswith("@") and t != ALL]
     rules = [suite.search for suite in suites] or [Rules()]
     most = {key: max(getattr(rule, key) for rule in rules) for key in Rules.model_fields}
+    most["times"] = max((r.times for r in rules if r.continued), default=most["times"])
     recipes = [(text, suite.label) for suite in suites for text in suite.trainability]
     return Arsenal(
         trials(registry, selectors), rules[0].model_copy(update=most), _trials(registry, recipes)

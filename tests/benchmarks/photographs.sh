@@ -2,7 +2,8 @@
 # The board of photographs: Imagenette (original) and CIFAR-10 (restricted), EfficientNet-Lite0 from
 # ImageNet weights (the extra [pretrained]). First `tune`, on seed 100, then the run, on seeds 0 to
 # 2. Both have half the scenario's budget: 50 updates of 64 images, 8 passes over what an attacker
-# trains on; the best trial goes on for 250. It is what two CPU cores do in hours.
+# trains on; the best trial goes on for 250. It is what two CPU cores do in hours, as are the two
+# configurations of each search: the first of its grid, and one that is drawn.
 # At the paper's 64x64 pixels this backbone stays at 86.5 % of Imagenette's test images after 1500
 # updates of pre-training; 80x80 are the fewest at which it starts from 88 % or more.
 #
@@ -15,8 +16,9 @@
 #
 # It can be done in slices. SLICE=540 stops it after so many seconds, with exit code 124; the same
 # command goes on from there, and exits with 0 once nothing is left. SEEDS=0 runs that seed alone,
-# and writes OUT/seeds-0.json; `submit --records` joins such files, from whatever machine. A search
-# whose document is in leaderboard/tuning/photographs, or in OUT, is not made again.
+# and writes OUT/seeds-0.json; `submit --suite @light --suite @paper --records FILE --records FILE`
+# joins such files, from whatever machine. A search whose document is in
+# leaderboard/tuning/photographs, or in OUT, is not made again.
 #
 # Where memory is slow, an allocator that keeps pages saves up to a third of the time:
 #     LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always
@@ -49,7 +51,7 @@ for search in "${searches[@]}"; do
     name=${search%%[*} document=$published/${search%%[*}.json
     if [ ! -f "$document" ]; then
         document=$out/$name.json
-        [ -f "$document" ] || bench tune "$search" --configurations 3 --seeds 100 --out "$out"
+        [ -f "$document" ] || bench tune "$search" --configurations 2 --seeds 100 --out "$out"
     fi
     [ -f "$document" ] || { echo "no search of $name yet, and so nothing to run" && exit; }
     defenses+=(--defense "$("$python" -c 'import json, sys
