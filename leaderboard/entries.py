@@ -113,10 +113,13 @@ def published() -> list[Entry]:
 def report(entries: Sequence[Entry], frozen: Sequence[Frozen]) -> tables.Report:
     """One report of all entries: each is judged by its own controls, ranks are of all.
 
-    The entry with most seeds tells the controls. Defenses of one name in several entries are told
-    apart by the entry's.
+    Places whose models started from pre-trained weights come first, since those are what people
+    release. The entry with most seeds tells the controls. Defenses of one name in several entries
+    are told apart by the entry's.
     """
-    most = sorted(entries, key=lambda entry: (-len(entry.records.seeds), entry.name))
+    most = sorted(
+        entries, key=lambda e: (not _from_weights(e.records), -len(e.records.seeds), e.name)
+    )
     reports = [
         (entry, with_recipe(tables.report(entry.records, frozen), entry.records)) for entry in most
     ]
@@ -129,6 +132,12 @@ def report(entries: Sequence[Entry], frozen: Sequence[Frozen]) -> tables.Report:
         tables.renamed(found, {n: f"{n} ({entry.name})" for n in owners if owners[n] > 1})
         for entry, found in reports
     )
+
+
+def _from_weights(cells: Records) -> bool:
+    """Whether a model of these records started from weights that are not random."""
+    labels = [model.backbone for model in cells.models.values()]
+    return any(given in label for label in labels for given in ("pretrained=true", "weights="))
 
 
 def write(entry: Entry, folder: Path) -> Path:

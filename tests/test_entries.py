@@ -284,6 +284,20 @@ def test_defenses_of_one_name_are_told_apart(entry: Entry) -> None:
     assert records(alone.scores) == records(of_records.scores)
 
 
+@pytest.mark.parametrize("start", ["pretrained=true", "weights=sha256:0123"])
+def test_pre_trained_models_come_first(entry: Entry, start: str) -> None:
+    """However few their seeds are: they are more like what people release."""
+    few = [
+        named(replace(cell, backbone=f"resnet18[{start}]"))
+        for cell in attempts(entry.records)
+        if cell.seed == 0
+    ]
+    real = replace(entry, name="real", records=gather(few))
+    found = records(entries.report([entry, real], ()).scores)
+    assert found[0]["backbone"] == f"resnet18[{start}]"
+    assert len({row["backbone"] for row in found}) == 2
+
+
 def test_whole_records_may_be_published(whole: list[Attempt]) -> None:
     assert submitting.faults(gather(whole), SUITE, ()) == []
     everything = gather(whole)
