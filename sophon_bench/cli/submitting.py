@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @options.path(
     "--records sources",
-    "A file of 'run --json', or an entry that grows; by default the records in the store. "
+    "A file of 'run --json', or an existing entry; by default the records in the store. "
     "Repeatable.",
     multiple=True,
 )

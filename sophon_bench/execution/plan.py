@@ -266,8 +266,9 @@ def _rank(cell: Cell) -> _Rank:
 
 
 def level(cell: Cell) -> float:
-    """Selection utility within the regular budget, what a search goes by; nothing is below a
-    trial that was never scored: a utility may be negative without end.
+    """Selection utility within the regular budget: what a search goes by.
+
+    A trial that was never scored is below all others, since a utility has no lower end.
     """
     limit = cell.budget * ROUNDING
     scored = zip(cell.curve.units, cell.curve.selection, strict=True)

@@ -133,8 +133,8 @@ def _expanded(registry: Registry, text: str) -> list[Trial]:
 def arsenal(registry: Registry, selectors: Sequence[str]) -> Arsenal:
     """The trials that ``selectors`` stand for with the rules and recipes of their suites.
 
-    Where several suites have rules, the most thorough of each holds for all trials: of how many
-    times longer, the most of those that let trials go on.
+    Where several suites have rules, the most thorough of each holds for all trials. ``times`` is
+    the largest of the suites that continue trials.
 
     Raises:
         SelectorError: For a malformed selector, an unknown suite, parameter or value.

@@ -20,7 +20,7 @@
 # joins such files, from whatever machine. A search whose document is in
 # leaderboard/tuning/photographs, or in OUT, is not made again.
 #
-# Where memory is slow, an allocator that keeps pages saves up to a third of the time:
+# Where memory is slow, an allocator that keeps pages makes it faster:
 #     LD_PRELOAD=libjemalloc.so.2 MALLOC_CONF=dirty_decay_ms:-1,muzzy_decay_ms:-1,thp:always
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -42,7 +42,7 @@ options=("$@")
 # A tenth of the updates of SOPHON's defaults, so that protection takes minutes on a CPU. Steps of
 # reinforcement are small: with the default, 1e-3, this backbone does not get back to where
 # pre-training left it, and is rolled back (docs/research/index.md). Every defense may lose 3 points
-# of original accuracy, of which 1000 validation images tell one.
+# of original accuracy on about 1000 validation images; one is the standard error.
 sophon='iterations=40,max_drop=0.03,beta=2e-4,ntr_steps=6,alpha=[1e-3,3e-3]'
 strategies='strategies=[[adam@1e-4..1e-3,sgd@1e-2],[adam@1e-4..3e-3,momentum@1e-3..1e-1]]'
 searches=("sophon-ice[$sophon,inner_steps=20,$strategies]"
