@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,6 +60,12 @@ class Released:
     def name(self) -> str:
         """``DEFENSE@SCENARIO``."""
         return f"{self.defense}@{self.record.scenario.label}"
+
+    @property
+    def short(self) -> str:
+        """The name without the parameters of defense and scenario."""
+        assert self.record.defense is not None, "a released model"
+        return f"{self.record.defense.name}@{self.record.scenario.name}"
 
     @property
     def title(self) -> str:
@@ -148,7 +154,8 @@ def named(
 
     Args:
         name: ``DEFENSE@SCENARIO``, with ``ENTRY/`` before it where entries have several, and with
-            ``:seed=K`` behind it, or without.
+            ``:seed=K`` behind it, or without. Parameters may be left out where no published name
+            is the same without them.
         known: What is published.
         seed: Of the model; None: what the name says, or 0.
         backbone: Which one, where there are several.
@@ -162,15 +169,13 @@ def named(
     if None not in (seed, told) and seed != told:
         raise StoreError(f"{name!r} is of another seed than {seed}")
     wanted = next((each for each in (seed, told) if each is not None), 0)
-    called: dict[str, list[Released]] = {}
-    for each in known:
-        for way in (each.name, *(f"{entry}/{each.name}" for entry in each.entries)):
-            called.setdefault(way, []).append(each)
-    if label not in called:
+    found = _called(label, known, lambda each: each.name) or _called(
+        label, known, lambda each: each.short
+    )
+    if not found:
         names = {each.name for each in known}
         hint = f"'sophon-bench models list' shows all {len(names)}"
         raise StoreError(unknown("published model", label, names, otherwise=hint))
-    found = called[label]
     if backbone is not None:
         if backbone not in (backbones := {each.record.backbone for each in found}):
             raise StoreError(unknown("backbone", backbone, backbones))
@@ -180,6 +185,8 @@ def named(
         numbers = ", ".join(map(str, seeds))
         raise StoreError(f"{label} is not published with seed {wanted}; seeds are {numbers}")
     found = [each for each in found if each.record.seed == wanted]
+    if len(names := {each.name for each in found}) > 1:
+        raise StoreError(f"{label} can be any of {', '.join(sorted(names))}; name one of them")
     if len(found) > 1:
         ways = "; ".join(f"{'/'.join(e.entries)} with {e.record.backbone}" for e in found)
         raise StoreError(
@@ -187,6 +194,17 @@ def named(
             f"before it, as in {found[0].entries[0]}/{label}, or the backbone"
         )
     return found[0]
+
+
+def _called(
+    name: str, known: Sequence[Released], naming: Callable[[Released], str]
+) -> list[Released]:
+    """Those that ``naming``, or an entry and ``naming``, calls so."""
+    return [
+        each
+        for each in known
+        if name in (naming(each), *(f"{entry}/{naming(each)}" for entry in each.entries))
+    ]
 
 
 def places(store: str | Path | None = None) -> list[Store]:

@@ -23,6 +23,7 @@ from sophon_bench.results.store import Store, StoreError
 
 DEFENSE = "naive-ascent[iterations=2,max_drop=1.0]"
 NAME = f"{DEFENSE}@tiny"
+SHORT = "naive-ascent@tiny"
 HEAD = {
     "name": "acme", "title": "Acme", "authors": ["A. Author"], "link": "https://example.org",
     "submitted": "2026-01-31",
@@ -98,7 +99,9 @@ def as_zoo(store: Path, where: str) -> str:
 
 
 @pytest.mark.parametrize("where", ["path", "url"])
-@pytest.mark.parametrize("form", [NAME, f"{NAME}:seed=0", f"acme/{NAME}"])
+@pytest.mark.parametrize(
+    "form", [NAME, f"{NAME}:seed=0", f"acme/{NAME}", SHORT, f"acme/{SHORT}:seed=0"]
+)
 def test_a_published_model_is_loaded_by_its_hash(
     published: Records, made: Path, where: str, form: str
 ) -> None:
@@ -143,6 +146,25 @@ def test_two_entries_of_one_model_are_one_and_of_several_are_told_apart(
     with pytest.raises(StoreError, match=r"published 2 times with seed 0 .*as in acme/naive"):
         sophon_bench.load_model(f"published/{NAME}", store=made)
     assert sophon_bench.load_model(f"published/other/{NAME}", store=made)
+
+
+def test_a_name_without_parameters_has_to_mean_one_published_name(published: Records) -> None:
+    plain, wide, narrow = (
+        zoo.Released(
+            record=replace(record, defense=replace(record.defense, label=label)),
+            pretrained=published.models[str(record.pretrained)],
+            entries=("acme",),
+        )
+        for record in [published.models[released(published)]]
+        if record.defense is not None
+        for label in ("naive-ascent", "naive-ascent[lr=1.0]", "naive-ascent[lr=2.0]")
+    )
+    assert zoo.named(SHORT, [narrow]) is narrow
+    assert zoo.named(SHORT, [plain, wide, narrow]) is plain
+    with pytest.raises(
+        StoreError, match=r"can be any of naive-ascent\[lr=1.0\]@tiny, naive-ascent\[lr=2.0\]@tiny"
+    ):
+        zoo.named(SHORT, [wide, narrow])
 
 
 def test_weights_that_lie_nowhere_come_with_the_command_that_makes_them(
