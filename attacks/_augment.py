@@ -1,4 +1,4 @@
-"""Random views of images, made on the device."""
+"""Random image augmentation, computed on the device."""
 
 from dataclasses import dataclass
 
@@ -11,26 +11,26 @@ from sophon_bench.api import Incompatible
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Shift, turn and zoom each image, and erase a square of it.
+    """Shift, rotate and zoom each image, and erase a square in half of them.
 
-    Nothing is mirrored: digits and letters would become others. What comes in at an edge is the
-    reflection.
+    Images are not mirrored, which would turn digits and letters into other characters. Pixels from
+    beyond the border are filled by reflection.
 
     Args:
-        distortion: Largest shift, as a fraction of the image, largest relative change of size, and
-            largest turn, in radians.
-        erase: Side of the square that is set to the mean colour, as a fraction of the image; half
-            of the images lose one.
+        distortion: Largest shift, as a fraction of the image; also the largest relative change of
+            size, and the largest rotation in radians.
+        erase: Side of the erased square, as a fraction of the image; the square is set to the mean
+            colour.
     """
 
     distortion: float
     erase: float
 
     def __call__(self, inputs: Tensor, rng: torch.Generator) -> Tensor:
-        """Another view of each of ``(B, C, H, W)``, drawn from the CPU generator ``rng``.
+        """A random view of each image in ``(B, C, H, W)``, drawn from the CPU generator ``rng``.
 
         Raises:
-            Incompatible: If the inputs are no images.
+            Incompatible: If the inputs are not images.
         """
         if inputs.ndim != 4:
             raise Incompatible(f"augmentation needs images, inputs are {tuple(inputs.shape)}")

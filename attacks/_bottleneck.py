@@ -1,4 +1,4 @@
-"""Bottleneck adapters on the blocks of any model, through hooks."""
+"""Bottleneck adapters on the blocks of any model, added by forward hooks."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,11 +14,11 @@ Form = Literal["sequential", "parallel"]
 
 
 class Bottleneck(nn.Module):
-    """Adds nothing at first, later a narrow two-layer network of each position's channels.
+    """A two-layer bottleneck network on the channels at each position; its output starts at zero.
 
     Args:
-        like: An output of the block: its channels are found by its shape.
-        rank: Width of the narrow layer.
+        like: An output of the block; its shape determines which dimension holds the channels.
+        rank: Width of the bottleneck.
         rng: CPU generator that the first layer is drawn from; the second starts at zero.
     """
 
@@ -34,24 +34,24 @@ class Bottleneck(nn.Module):
         self.to(like.device)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Of an activation of the block's shape, what to add to the block's output."""
+        """The term to add to the block's output, from an activation of the same shape."""
         hidden = nn.functional.gelu(self.down(inputs.movedim(self.dim, -1)))
         added: Tensor = self.up(hidden).movedim(-1, self.dim)
         return added
 
 
 class Adapted(nn.Module):
-    """A model with a bottleneck after each of its blocks, or beside it.
+    """A model with a bottleneck after each of its blocks, or in parallel to it.
 
     Args:
-        model: Its blocks get hooks; equal to itself at the start.
-        sample: Images ``(B, C, H, W)`` to find the shapes of activations with.
+        model: The model to adapt, by hooks on its blocks; its function is the same at the start.
+        sample: Images ``(B, C, H, W)`` for a forward pass that finds the shapes of activations.
         rank: Width of the bottlenecks.
-        form: ``parallel`` reads a block's input, where it has the shape of the output.
+        form: ``parallel`` reads a block's input where that has the shape of the output.
         rng: CPU generator.
 
     Raises:
-        Incompatible: If no block makes a tensor.
+        Incompatible: If no block outputs a tensor.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ def _behind(adapter: nn.Module) -> Any:
 def _dry_run(
     model: Model, blocks: Sequence[nn.Module], sample: Tensor
 ) -> list[tuple[Tensor | None, Tensor | None]]:
-    """What goes into each block and what comes out, where that is a tensor."""
+    """The first input and the output of each block; None where it is not a tensor."""
     seen: dict[nn.Module, tuple[Tensor | None, Tensor | None]] = {}
 
     def catch(block: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:

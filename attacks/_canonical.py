@@ -1,7 +1,8 @@
-"""Undo what changes how weights train but hardly what they compute.
+"""Undo reparametrisations that change how weights train but hardly what they compute.
 
-Scales are judged against a freshly drawn model. Whether a change matters is not deduced from the
-architecture but tried: it is kept if the features of the attacker's images stay the same.
+Scales are compared with those of a randomly initialised model. Whether a repair is harmless is not
+deduced from the architecture but tested: it is kept if the features of the attacker's images stay
+the same.
 """
 
 import itertools
@@ -40,11 +41,12 @@ SAME = 1e-2
 
 @torch.no_grad()
 def replace_broken(model: Model, fresh: Model, inputs: Tensor) -> Iterator[None]:
-    """Put the fresh value where an entry is not finite, or an outlier of its tensor.
+    """Replace entries that are not finite, or outliers of their tensor, by initial values.
 
-    An outlier may be half of a scale that another layer makes up for, so a tensor keeps its own if
-    the features of ``inputs`` change without them. If the features overflow, all outliers go, and
-    what is still exploded is brought to the fresh norm. Yields after every look.
+    The initial values are those of ``fresh``. An outlier may be one side of a rescaling that
+    another layer compensates, so a tensor keeps its outliers if the features of ``inputs`` change
+    without them. If the features overflow, all outliers are replaced; if they still overflow,
+    weights whose norm has exploded are scaled to about the initial norm. Yields after every check.
     """
     drawn = fresh.state_dict()
     tensors = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
@@ -76,10 +78,10 @@ def _outliers(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def restate(model: Model, inputs: Tensor) -> Iterator[None]:
-    """Give BatchNorm the statistics of ``inputs``, and gains and biases that keep what it computes.
+    """Set BatchNorm's statistics to those of ``inputs``, and adapt gains and biases to compensate.
 
-    Released statistics may differ from those of any data, with gains and biases that make up for it
-    in eval mode alone; in train mode the model is then another one.
+    Released statistics may fit no data at all, with gains and biases that compensate for it in eval
+    mode only; in train mode, the model then computes another function.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     handles = [norm.register_forward_pre_hook(_restate) for norm in norms]
@@ -90,7 +92,7 @@ def restate(model: Model, inputs: Tensor) -> Iterator[None]:
 
 
 def _restate(norm: nn.Module, arguments: tuple[Tensor]) -> None:
-    """In eval mode the output stays, so one pass does for all layers."""
+    """The output in eval mode does not change, so one forward pass serves all layers."""
     assert isinstance(norm, _BatchNorm)
     (inputs,) = arguments
     over = [d for d in range(inputs.ndim) if d != 1]
@@ -106,11 +108,11 @@ def _restate(norm: nn.Module, arguments: tuple[Tensor]) -> None:
 
 @torch.no_grad()
 def lift(model: Model, inputs: Tensor) -> Iterator[None]:
-    """Give channels that BatchNorm's eps drowns out a variance of one, and the gain what it makes.
+    """Rescale channels that BatchNorm's eps drowns out to unit variance; the gain compensates.
 
-    Where the running variance is no more than eps, normalising divides by a constant: the layer
-    before trains at whatever scale it was left. Kept if the features of ``inputs``, under running
-    statistics, stay the same; yields after every look.
+    Where the running variance is at most `DROWNED` times eps, BatchNorm does not fully cancel the
+    scale of the layer before it, which then trains at whatever scale it has. A change is kept if
+    the features of ``inputs``, under running statistics, stay the same. Yields after every check.
     """
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear | _BatchNorm)]
     before = model.eval().features(inputs)
@@ -141,10 +143,10 @@ def lift(model: Model, inputs: Tensor) -> Iterator[None]:
 
 @torch.no_grad()
 def revive(model: Model, inputs: Tensor) -> Iterator[None]:
-    """Set gains of normalisation layers to 1 where they are so small that nothing comes through.
+    """Set gains of normalisation layers to 1 where they are so small that nothing passes through.
 
-    A small gain that the next layer makes up for is not dead: without it the features of ``inputs``
-    change. Yields after every look.
+    A small gain that the next layer compensates is not dead: the features of ``inputs`` change if
+    it is set to zero. Yields after every check.
     """
     before = model.eval().features(inputs)
     yield
@@ -161,7 +163,7 @@ def revive(model: Model, inputs: Tensor) -> Iterator[None]:
 
 @torch.no_grad()
 def standardise_head(model: Model, inputs: Tensor) -> Tensor | None:
-    """Let a linear head read standardised features; the factors on its columns."""
+    """Make a linear head read standardised features, and return the factors on its columns."""
     if not isinstance(model.head, nn.Linear):
         return None
     features = model.eval().features(inputs)
@@ -174,15 +176,15 @@ def standardise_head(model: Model, inputs: Tensor) -> Tensor | None:
 
 
 def rescale(model: Model, fresh: Model, columns: Tensor | None, inputs: Tensor) -> None:
-    """Reparametrise so that every weight is trained at the scale of a fresh one.
+    """Reparametrise so that every weight is trained at the scale of its initialisation.
 
-    A weight matrix W becomes diag(r) U diag(c), and U is what is trained; biases are trained at the
-    scale of their channel. Factors on channels, which neighbouring layers can hide from each
-    other, go into these scales and change no update.
+    A weight matrix W becomes diag(r) U diag(c), and U is trained; biases are trained at the scale
+    of their channel. Factors on channels that neighbouring layers compensate are absorbed by these
+    scales, so they do not change any update.
 
     Args:
         columns: Factors on the columns of the head, as `standardise_head` returns them.
-        inputs: Images that tell the scale of channels.
+        inputs: Images on which the scale of channels is measured.
     """
     outputs = _sizes(model, inputs)
     for path, module in list(model.named_modules()):
@@ -204,7 +206,7 @@ def rescale(model: Model, fresh: Model, columns: Tensor | None, inputs: Tensor) 
 
 @torch.no_grad()
 def _sizes(model: Model, inputs: Tensor) -> dict[str, Tensor]:
-    """Root mean square of the channels that layers with a bias put out, by the layer's path."""
+    """Root mean square of each output channel of linear and convolution layers, by layer path."""
     found: dict[str, Tensor] = {}
 
     def hook(path: str, channel: int) -> Callable[[nn.Module, object, Tensor], None]:
@@ -239,7 +241,7 @@ class _Scaled(nn.Module):
 
 
 def _scale(weight: Tensor) -> Tensor:
-    """Sizes of rows times those of columns, of ``(O, I, ...)``; scaled channels scale alike."""
+    """Row scales times column scales of ``(O, I, ...)``; scaling a channel scales them alike."""
     square = weight.double().square().flatten(1).view(*weight.shape[:2], -1).mean(2)
     rows, columns = square.new_ones(len(square), 1), square.new_ones(1, square.shape[1])
     for _ in range(SWEEPS):
@@ -250,7 +252,7 @@ def _scale(weight: Tensor) -> Tensor:
 
 
 def usual(fresh: Model, name: str) -> Tensor:
-    """The fresh weight; gains start at 1, or at 0 where a residual branch starts closed."""
+    """The initial weight; 1 for normalisation layers, some of whose gains start at 0."""
     weight = fresh.get_parameter(name).detach().double()
     gains = is_norm(fresh.get_submodule(name.rpartition(".")[0]))
     return torch.ones_like(weight) if gains else weight

@@ -1,4 +1,4 @@
-"""Plain gradient descent on the restricted task: one trial, or several side by side."""
+"""Plain gradient descent on the restricted task: one trial, or several in parallel."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -37,9 +37,9 @@ TOGETHER = ("lr", "weight_decay")
 
 
 def descend(trials: Sequence[Recipe], model: Model, view: AttackView) -> Iterator[list[Model]]:
-    """Follow each of ``trials``, which differ in `TOGETHER` alone, from where ``model`` is.
+    """Run ``trials``, which differ only in `TOGETHER`, all starting from ``model``.
 
-    Yields a model per trial after every update; a single trial moves ``model`` itself.
+    Yields one model per trial after every update; a single trial updates ``model`` itself.
     """
     recipe = trials[0]
     training.choose_head(model, recipe.head, outputs=view.task.num_outputs, rng=view.rng)

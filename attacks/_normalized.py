@@ -1,4 +1,4 @@
-"""Optimizers whose updates do not depend on how large a gradient is."""
+"""Optimizers whose updates do not depend on the size of the gradient."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -19,7 +19,7 @@ ADAM_RMS = 0.2
 
 
 def unit(gradient: Tensor) -> Tensor:
-    """``gradient`` over its norm; what is tiny does not underflow, and zero stays zero."""
+    """``gradient`` divided by its norm, without underflow; a zero gradient stays zero."""
     tiny = torch.finfo(gradient.dtype).tiny
     scaled = gradient / gradient.abs().amax().clamp_min(tiny)
     unit_length: Tensor = scaled / scaled.norm().clamp_min(tiny)
@@ -29,7 +29,7 @@ def unit(gradient: Tensor) -> Tensor:
 def orthogonal(matrix: Tensor) -> Tensor:
     """About ``U V^T`` of a matrix ``U S V^T``, by five Newton-Schulz steps of Jordan's quintic.
 
-    Its singular values are not one but within (0.7, 1.2), which does as well and converges faster.
+    The singular values end within (0.7, 1.2), not at 1: that works as well and converges faster.
     """
     x: Tensor = unit(matrix if len(matrix) <= matrix.shape[1] else matrix.T)
     for _ in range(5):
@@ -39,14 +39,14 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def lars(weight: Tensor, gradient: Tensor) -> Tensor:
-    """The unit gradient, as long as the weight tensor."""
+    """The unit gradient, scaled to the norm of the weight tensor."""
     length = weight.norm().clamp_min(MIN_RMS * weight.numel() ** 0.5)
     update: Tensor = unit(gradient) * length
     return update
 
 
 def muon(gradient: Tensor) -> Tensor:
-    """The orthogonalised matrix (a convolution flattened to one), the sign of a vector."""
+    """The orthogonalised gradient of a matrix or a flattened convolution; the sign for a vector."""
     if gradient.ndim < 2:
         return ADAM_RMS * gradient.sign()
     matrix = gradient.flatten(1)
@@ -57,13 +57,13 @@ def muon(gradient: Tensor) -> Tensor:
 class Normalized(torch.optim.Optimizer):
     """Momentum 0.9 with normalised updates.
 
-    LARS normalises every gradient before it goes into the momentum; the sign and Muon are taken of
-    the momentum.
+    LARS normalises each gradient before adding it to the momentum; ``sign`` and Muon normalise the
+    momentum.
 
     Args:
-        parameters: What to move.
+        parameters: The parameters to train.
         rule: How updates are normalised.
-        lr: Step size: relative to the weights for LARS, of every entry for sign, like Adam's for
+        lr: Step size: relative to the weights for LARS, per entry for ``sign``, on Adam's scale for
             Muon.
     """
 
@@ -73,7 +73,7 @@ class Normalized(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Move every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:

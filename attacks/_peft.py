@@ -1,4 +1,4 @@
-"""What the attacks through peft share: where adapters go, and the loop that trains them."""
+"""Shared by the attacks that use peft: which layers are adapted, and the training loop."""
 
 import re
 import warnings
@@ -15,37 +15,37 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def is_linear(layer: nn.Module) -> bool:
-    """Whether a layer is torch's own linear one; a subclass may compute something else."""
+    """Whether a layer is exactly ``nn.Linear``; a subclass may compute something else."""
     return type(layer) is nn.Linear
 
 
 def is_dense(layer: nn.Module) -> bool:
-    """Whether a layer is torch's own linear one, or 2-D convolution in one group."""
+    """Whether a layer is exactly ``nn.Linear``, or ``nn.Conv2d`` with one group."""
     return is_linear(layer) or (type(layer) is nn.Conv2d and layer.groups == 1)
 
 
 def is_weighted(layer: nn.Module) -> bool:
-    """Whether a layer is torch's own linear one, or 2-D convolution in any number of groups."""
+    """Whether a layer is exactly ``nn.Linear``, or ``nn.Conv2d`` with any number of groups."""
     return is_linear(layer) or type(layer) is nn.Conv2d
 
 
 def is_norm(layer: nn.Module) -> bool:
-    """Whether a layer normalises and has gains or biases."""
+    """Whether a layer is a normalisation layer with gains or biases."""
     kinds = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, _BatchNorm)
     return isinstance(layer, kinds) and any(True for _ in layer.parameters())
 
 
 def fan_in(layer: nn.Module) -> int:
-    """How many inputs make one output of a linear or convolution layer."""
+    """The number of inputs to one output of a linear or convolution layer."""
     weight: Tensor = layer.get_parameter("weight")
     return weight[0].numel()
 
 
 def sites(model: Model, accepts: Callable[[nn.Module], bool], *, what: str) -> dict[str, nn.Module]:
-    """The body's layers that ``accepts`` takes, by name.
+    """The layers of the body that ``accepts`` selects, by name.
 
     Args:
-        what: The layers in words, for the error.
+        what: Description of these layers, for the error message.
 
     Raises:
         Incompatible: If there is none.
@@ -63,19 +63,19 @@ def sites(model: Model, accepts: Callable[[nn.Module], bool], *, what: str) -> d
 def targets(model: Model, accepts: Callable[[nn.Module], bool], *, what: str) -> str:
     """One anchored regular expression that matches the names of `sites`.
 
-    peft would match a list of names by suffix, and so adapt layers of the same name elsewhere.
+    peft matches a list of names by suffix, so it would also adapt other layers with such a suffix.
     """
     return f"^(?:{'|'.join(map(re.escape, sites(model, accepts, what=what)))})$"
 
 
 def wrap(model: Model, view: AttackView, config: Any) -> Any:
-    """Put peft's adapters into ``model``, frozen but for them, behind a fresh trainable head."""
+    """Add peft's adapters and a fresh head to ``model``; nothing else is trainable."""
     from peft import get_peft_model
 
     model.fresh_head(view.task.num_outputs, view.rng)
     seed = int(torch.randint(2**63 - 1, (), generator=view.rng))
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # peft remarks on layer types and backbones that it was not written for
+        # peft warns about layer types and backbones that it was not written for
         warnings.filterwarnings("ignore", module=r"peft\.")
         torch.default_generator.manual_seed(seed)
         wrapped = get_peft_model(model, config)
@@ -84,7 +84,7 @@ def wrap(model: Model, view: AttackView, config: Any) -> Any:
 
 
 def trainable(wrapped: nn.Module) -> list[nn.Parameter]:
-    """The adapters' and the head's parameters."""
+    """The parameters of the adapters and the head."""
     return [p for p in wrapped.parameters() if p.requires_grad]
 
 
@@ -94,9 +94,9 @@ def tune(
     """Train adapters and head with Adam; yields the wrapped model after every update.
 
     Args:
-        config: peft's, with `targets` as its ``target_modules``.
+        config: peft's configuration, with `targets` as its ``target_modules``.
         lr: Step size.
-        batch_size: Examples per update; at most all of them.
+        batch_size: Examples per update, or all if there are fewer.
     """
     yield from train(wrap(model, view, config), view, lr=lr, batch_size=batch_size)
 
@@ -109,12 +109,12 @@ def train(
     batch_size: int,
     penalty: Callable[[], Tensor] | None = None,
 ) -> Iterator[Module]:
-    """Move what is trainable with Adam; yields after every update, gradients still in place.
+    """Train all trainable parameters with Adam; yields after every update, with gradients in place.
 
     Args:
         lr: Step size.
-        batch_size: Examples per update; at most all of them.
-        penalty: What to add to the task's loss.
+        batch_size: Examples per update, or all if there are fewer.
+        penalty: A term to add to the task's loss.
     """
     optimizer = torch.optim.Adam(trainable(wrapped), lr=lr)
     for batch in view.batches(batch_size):
@@ -126,7 +126,7 @@ def train(
 
 
 def skewness(wrapped: nn.Module, *, weight: float) -> Tensor:
-    """Mean distance of the factors of AdaLoRA's updates from orthonormal ones, times ``weight``."""
+    """``weight`` times the mean distance of AdaLoRA's factors from orthonormality."""
     factors = [
         p if "lora_A" in name else p.T
         for name, p in wrapped.named_parameters()

@@ -1,4 +1,4 @@
-"""What attacks that take no gradient of the body share: activations, and probes of them."""
+"""Shared by attacks without gradients of the body: activations, and probes on them."""
 
 import contextlib
 import itertools
@@ -29,8 +29,8 @@ LAYERS = 5
 def channels_last(activation: Tensor) -> bool:
     """Whether the last dimension of a block's output holds the channels.
 
-    Of ``(B, D)`` and tokens ``(B, N, D)`` it does; a square map tells by its two equal sides, and
-    is ``(B, C, H, W)`` where all three are equal.
+    True for ``(B, D)`` and for tokens ``(B, N, D)``. Feature maps are assumed to be square, so
+    their two equal sides show the layout; if all three sizes are equal, it is ``(B, C, H, W)``.
     """
     if activation.ndim != 4:
         return True
@@ -39,7 +39,7 @@ def channels_last(activation: Tensor) -> bool:
 
 
 def pooled(activation: Tensor, *, grid: int) -> Tensor:
-    """``(B, D)``: means over tokens, or over each cell of ``grid`` x ``grid`` of a map."""
+    """``(B, D)``: means over tokens, or over each cell of a ``grid`` x ``grid`` split of a map."""
     if activation.ndim == 4:
         if channels_last(activation):
             activation = activation.permute(0, 3, 1, 2)
@@ -51,10 +51,10 @@ def pooled(activation: Tensor, *, grid: int) -> Tensor:
 
 @torch.no_grad()
 def activations(model: Model, inputs: Tensor, *, grid: int = 1) -> list[Tensor]:
-    """Pooled outputs of several blocks in the order of running, then the features.
+    """Pooled outputs of several blocks in forward order, then the features.
 
     Returns:
-        ``(B, D_i)`` float64 on the CPU; what is not finite is replaced by large numbers.
+        ``(B, D_i)`` float64 on the CPU, clamped to ±1e15; NaN becomes 0.
     """
     caught: list[Tensor] = []
 
@@ -70,7 +70,7 @@ def activations(model: Model, inputs: Tensor, *, grid: int = 1) -> list[Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    limit = 1e15  # its square is still a number
+    limit = 1e15  # its square is still finite
     return [
         t.double().cpu().nan_to_num(0.0, limit, -limit).clamp(-limit, limit)
         for t in (*caught, features)
@@ -78,20 +78,20 @@ def activations(model: Model, inputs: Tensor, *, grid: int = 1) -> list[Tensor]:
 
 
 def subsets(layers: int) -> list[tuple[int, ...]]:
-    """All layers, then the last ones, ever fewer, then each layer alone."""
+    """All layers, then fewer and fewer of the last ones, then each of the others alone."""
     ends = [tuple(range(first, layers)) for first in range(layers)]
     return ends + [(i,) for i in range(layers - 1)]
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted scikit-learn classifier on some layers of a model, as a predictor.
+    """A scikit-learn classifier fitted on some layers of a model, as a predictor.
 
     Args:
         model: The body, in eval mode.
         grid: See `pooled`.
         layers: Indices into `activations`.
-        classifier: What was fitted on their columns.
+        classifier: Fitted on the activations of these layers.
         outputs: Classes of the task, of which the classifier may have seen fewer.
     """
 
@@ -107,7 +107,7 @@ class Probe:
         return self.scores(parts).to(inputs.device)
 
     def scores(self, parts: Sequence[Tensor]) -> Tensor:
-        """Scores ``(B, K)`` of activations; the lowest of all for classes that were not seen."""
+        """Scores ``(B, K)`` of activations; classes without examples get the lowest score."""
         columns = columns_of(parts, self.layers)
         probabilistic = hasattr(self.classifier, "predict_proba")
         how = "predict_proba" if probabilistic else "decision_function"
@@ -125,17 +125,17 @@ def columns_of(parts: Sequence[Tensor], layers: Sequence[int]) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Probing(ABC):
-    """The hyperparameters that all probes have, and what they do.
+    """Hyperparameters and method that all probes share.
 
     Args:
-        grid: Maps are averaged over each of grid x grid cells, tokens over all of them.
+        grid: Feature maps are averaged over each of grid x grid cells, tokens over all positions.
     """
 
     grid: Annotated[int, Gt(0)] = 2
 
     @abstractmethod
     def candidates(self, outputs: int) -> Sequence[Candidate]:
-        """What is fitted on every subset of layers, for so many classes."""
+        """The classifiers to fit on every subset of layers, for ``outputs`` classes."""
 
     def run(self, model: Model, view: AttackView) -> Iterator[Probe]:
         for (only,) in self.run_many([self], model, view):
@@ -153,12 +153,12 @@ def probe(
 ) -> Iterator[list[Probe]]:
     """Fit every candidate on every subset of layers; yields the best on validation so far.
 
-    Activations are collected first, once for all trials, a batch between two yields; then each fit
-    is a step, of all trials side by side. It ends when all are fitted.
+    Activations are collected first, once for all trials, with one yield per batch. Each further
+    step fits one candidate of every trial on one subset. The run ends when all are fitted.
 
     Args:
-        trials: Candidates of each, as many. Of equals on validation the first is kept; the last
-            stands in until then.
+        trials: The candidates of each trial, the same number for all. Of candidates that tie on
+            validation, the first is kept; until validation starts, the last one is yielded.
         grid: See `pooled`.
 
     Raises:
@@ -200,7 +200,7 @@ def probe(
     highest = [-1.0] * len(trials)
     for layers, candidates in itertools.product(subsets(len(seen)), zip(*trials, strict=True)):
         for trial, candidate in enumerate(candidates):
-            # columns that are all alike, as a released model may make them, have no inverse
+            # a released model may make columns all alike, which leaves a singular matrix
             with contextlib.suppress(np.linalg.LinAlgError), np.errstate(all="ignore"):
                 fitted = fit(candidate, layers)
                 right = fitted.scores(held).argmax(1) == validation.targets.cpu()

@@ -1,7 +1,8 @@
 """Block rotations of weights, as a parametrization.
 
-Own code: peft takes the maps that a linear layer of ConvNeXt gets for a convolution's, and its BOFT
-multiplies dense matrices as wide as a convolution's patch, which costs more than training it all.
+Not from peft: it mistakes the inputs of ConvNeXt's linear layers for those of convolutions, and its
+BOFT multiplies dense matrices as wide as a convolution's fan-in, which costs more than training
+all weights.
 """
 
 from collections.abc import Iterator
@@ -16,15 +17,16 @@ from . import _peft
 
 
 class Rotation(nn.Module):
-    """Rotates a weight's inputs block by block and rescales its outputs; nothing at the start.
+    """Rotates a weight's inputs block by block and rescales its outputs; starts as the identity.
 
-    Every rotation is the Cayley transform (1 + A)⁻¹(1 - A) of a skew-symmetric A. Blocks of odd
-    factors are of neighbours, those of even ones take one input from each of many blocks.
+    Every rotation is the Cayley transform (1 + A)⁻¹(1 - A) of a skew-symmetric A. In odd factors,
+    counted from 1, a block holds neighbouring inputs; in even factors, it holds one input from each
+    of many blocks.
 
     Args:
         weight: Of a linear or convolution layer, ``(out, ...)``.
-        block: Width of a rotation, a divisor of the inputs of one output.
-        factors: Rotations of all inputs, one after another.
+        block: Size of a rotation, a divisor of the fan-in.
+        factors: Number of rotations, applied one after another to all inputs.
         gains: Whether to rescale the outputs.
     """
 
@@ -40,7 +42,7 @@ class Rotation(nn.Module):
         self.register_buffer("order", order.reshape(blocks, block).T.reshape(-1))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight that the layer works with, shaped as ``weight``."""
+        """The rotated and rescaled weight, shaped as ``weight``."""
         skew = self.free - self.free.mT
         eye = torch.eye(skew.shape[-1], device=skew.device, dtype=skew.dtype)
         rows = weight.reshape(len(weight), -1)
@@ -63,10 +65,10 @@ def tune(
     lr: float,
     batch_size: int,
 ) -> Iterator[Model]:
-    """Train rotations of all layers that ``block`` fits, and a fresh head, with Adam.
+    """Train a fresh head and rotations of all layers with a suitable fan-in, with Adam.
 
     Raises:
-        Incompatible: If there is no such layer.
+        Incompatible: If no layer's fan-in is a multiple of ``block``.
     """
     sites = _peft.sites(
         model,

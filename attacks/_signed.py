@@ -25,7 +25,7 @@ class Signed(nn.Module):
 
     @torch.no_grad()
     def choose(self, task: Task, samples: Samples) -> None:
-        """Take the sign of higher utility on ``samples``; with a tie, the present one stays."""
+        """Choose the sign with the higher utility on ``samples``; a tie keeps the current sign."""
         self.eval()
         present = task.utility(self, samples)
         self.sign = -self.sign

@@ -1,4 +1,4 @@
-"""What attacks that end in plain fine-tuning share: its hyperparameters, and the end itself."""
+"""Shared by attacks that end in plain fine-tuning: its hyperparameters and its loop."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ class Tuning:
     """Minimise the restricted task's loss over all weights.
 
     Args:
-        optimizer: Momentum and Nesterov use 0.9.
-        lr: Step size, at the peak of the schedule.
+        optimizer: ``momentum`` and ``nesterov`` use a momentum of 0.9.
+        lr: Step size; with a schedule, its peak.
         schedule: How the step size changes over ``steps``.
-        batch_size: Examples per update; at most all of them.
+        batch_size: Examples per update, or all if there are fewer.
         steps: Updates of all weights on restricted data after any earlier phase, and the length
             of the schedule; None: until the budget is spent.
     """
@@ -37,7 +37,7 @@ class Tuning:
     def tune(
         self, model: Model, view: AttackView, *, head: training.HeadName = "fresh"
     ) -> Iterator[Model]:
-        """Fine-tune all weights in train mode, and yield after every update."""
+        """Fine-tune all weights in train mode; yields after every update."""
         tuned = FineTune(
             optimizer=self.optimizer, lr=self.lr, schedule=self.schedule,
             batch_size=self.batch_size, steps=self.steps, head=head,

@@ -1,4 +1,4 @@
-"""What attacks without any gradient share: a head in closed form, and descent from it."""
+"""Shared by gradient-free attacks: a closed-form head, and descent along estimated gradients."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -18,9 +18,9 @@ Loss = Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def solve_head(model: Model, view: AttackView) -> nn.Linear:
-    """Ridge regression to one-hot targets on standardised features, as logits.
+    """A head from ridge regression of one-hot targets on standardised features, scaled to logits.
 
-    The penalty and the scale of the logits are those with the least loss on validation.
+    The penalty and the scale of the logits are those with the lowest loss on validation.
 
     Raises:
         Incompatible: If targets are not class ids.
@@ -59,15 +59,15 @@ def descend(
     lr: float,
     batch_size: int,
 ) -> Iterator[Model]:
-    """Move gains and biases of normalisation, and a solved head, by an estimated gradient.
+    """Train the gains and biases of normalisation, and a closed-form head, by estimated gradients.
 
-    Points are in units of each tensor's root mean square. Adam takes the steps; what is yielded
-    after each has the least loss on validation so far. BatchNorm's statistics stay as released.
+    Points are in units of each tensor's root mean square. Adam takes the steps; each yields the
+    point with the lowest validation loss so far. BatchNorm's statistics stay as released.
 
     Args:
-        estimate: The gradient of a loss at a point, from values of the loss alone.
+        estimate: Estimates the gradient of a loss at a point from values of the loss alone.
         lr: Step size.
-        batch_size: Examples that one estimate is made on; at most all of them.
+        batch_size: Examples per gradient estimate, or all if there are fewer.
     """
     model.eval().requires_grad_(False)
     model.head = solve_head(model, view).requires_grad_(False)
@@ -75,7 +75,7 @@ def descend(
     norms = [m for m in model.modules() if _peft.is_norm(m)]
     moving = [p for m in (*norms, model.head) for p in m.parameters(recurse=False)]
     start = parameters_to_vector(moving)
-    # a bias that is zero everywhere has no size of its own
+    # a bias that is zero everywhere has no scale of its own
     sizes = [p.square().mean().sqrt().clamp_min(1e-2).expand(p.numel()) for p in moving]
     unit = torch.cat(sizes)
     point = torch.zeros_like(start)

@@ -1,4 +1,4 @@
-"""Low-rank updates whose ranks go where they matter most.
+"""Low-rank updates, with rank allocated to the weights where it matters most.
 
 Reference: Zhang et al., AdaLoRA, ICLR 2023, arXiv 2303.10512.
 """
@@ -19,17 +19,17 @@ from . import _peft
 @attacks.register("adalora")
 @dataclass(frozen=True, kw_only=True)
 class AdaLoRA:
-    """Minimise loss and non-orthogonality over SVD-like updates, pruned, and a fresh head.
+    """Minimise loss plus an orthogonality penalty over pruned SVD-like updates and a fresh head.
 
-    All linear and ungrouped convolution layers of the body are adapted; BatchNorm adapts.
+    All linear layers and ungrouped convolutions are adapted; BatchNorm statistics are updated.
 
     Args:
-        initial_rank: Rank of each update at first; more than ``rank``.
+        initial_rank: Initial rank of each update; more than ``rank``.
         rank: Mean rank of the updates after pruning.
-        orthogonality: Weight of the mean distance of the factors from orthonormal ones.
-        steps: Updates by which pruning is over; it begins with the first.
+        orthogonality: Weight of the penalty, the factors' mean distance from orthonormality.
+        steps: Length of pruning in updates, counted from the first.
         lr: Step size of Adam.
-        batch_size: Examples per update; at most all of them.
+        batch_size: Examples per update, or all if there are fewer.
     """
 
     initial_rank: Annotated[int, Gt(1)] = 16

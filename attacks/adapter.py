@@ -1,4 +1,4 @@
-"""Bottleneck adapters between frozen blocks, or beside them.
+"""Bottleneck adapters between frozen blocks, or in parallel to them.
 
 Reference: Houlsby et al., Parameter-efficient transfer learning for NLP, ICML 2019,
 arXiv 1902.00751; in parallel: He et al., ICLR 2022, arXiv 2110.04366.
@@ -19,16 +19,16 @@ from . import _bottleneck, _peft
 @attacks.register("adapter")
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """Minimise the task's loss over a bottleneck per block, normalisation and a fresh head.
+    """Minimise the task's loss over a bottleneck per block, normalisation layers and a fresh head.
 
-    All other weights are frozen; BatchNorm adapts.
+    All other weights are frozen; BatchNorm statistics are updated.
 
     Args:
         rank: Width of the bottlenecks.
-        form: Behind the block (Houlsby et al.), or beside it where its input has the output's
-            shape (He et al.).
+        form: ``sequential``: after each block (Houlsby et al.). ``parallel``: beside it, where the
+            block's input and output have the same shape (He et al.).
         lr: Step size of Adam.
-        batch_size: Examples per update; at most all of them.
+        batch_size: Examples per update, or all if there are fewer.
     """
 
     rank: Annotated[int, Gt(0)] = 32

@@ -1,7 +1,8 @@
-"""Rotate the inputs of frozen layers by several factors, and rescale their outputs.
+"""Rotate the inputs of frozen layers by products of sparse rotations, and rescale the outputs.
 
-Reference: Liu et al., BOFT, ICLR 2024, arXiv 2311.06243. Factors mix blocks by a stride instead of
-a butterfly, which reaches as far in two factors.
+Reference: Liu et al., BOFT, ICLR 2024, arXiv 2311.06243.
+
+Blocks are mixed by a stride instead of a butterfly; with two factors, both reach equally far.
 """
 
 from collections.abc import Iterator
@@ -20,14 +21,14 @@ from . import _rotation
 class BOFT:
     """Minimise the task's loss over products of rotations, output gains and a fresh head.
 
-    All linear and convolution layers of the body that ``block`` fits are adapted, grouped ones too;
-    BatchNorm adapts.
+    All linear and convolution layers of the body, grouped ones included, are adapted if ``block``
+    divides their fan-in. BatchNorm statistics are updated.
 
     Args:
-        block: Width of a rotation; layers whose input patch it does not divide are left alone.
-        factors: Sparse rotations whose product turns a layer's input.
+        block: Size of a rotation; layers whose fan-in it does not divide are left unchanged.
+        factors: Number of sparse rotations in each product.
         lr: Step size of Adam.
-        batch_size: Examples per update; at most all of them.
+        batch_size: Examples per update, or all if there are fewer.
     """
 
     block: Annotated[int, Gt(1)] = 8

@@ -1,7 +1,9 @@
-"""Undo what a defense may have done to the scales of weights, then fine-tune.
+"""Undo rescalings of weights that a defense may have made, then fine-tune.
 
-Reference: Dinh et al., Sharp Minima Can Generalize For Deep Nets, ICML 2017, arXiv 1703.04933: the
-same function has parametrisations of any curvature, so a released one may be picked to be stiff.
+Reference: Dinh et al., Sharp Minima Can Generalize For Deep Nets, ICML 2017, arXiv 1703.04933.
+
+The same function has parametrisations of any curvature, so a defense can release one that is
+hard to optimise.
 """
 
 from collections.abc import Iterator
@@ -19,17 +21,17 @@ from ._tuning import Tuning
 @attacks.register("canonicalize", mechanism="repair")
 @dataclass(frozen=True, kw_only=True)
 class Canonicalize(Tuning):
-    """Minimise the loss in coordinates that scales hidden in the weights do not change.
+    """Minimise the loss in coordinates that do not depend on scales hidden in the weights.
 
-    Entries that are not finite, or are outliers of their tensor, are drawn anew. BatchNorm gets
-    statistics of the attacker's images and computes what it did; channels too small for it to
-    notice are scaled up, dead gains revived. Then every weight matrix is trained as
-    diag(r) U diag(c), with r and c from the sizes of its rows and columns, behind a fresh head on
-    standardised features.
+    Entries that are not finite, or are outliers of their tensor, are re-initialised. BatchNorm's
+    statistics are recomputed on the attacker's images without changing the function; channels that
+    its eps drowns out are scaled up, and dead gains are set to 1. Then every weight matrix is
+    trained as diag(r) U diag(c), with r and c from the norms of its rows and columns, with a fresh
+    head on standardised features.
 
     Args:
-        probe: Images that statistics are taken of.
-        look: Of these, images whose features tell whether a repair is harmless.
+        probe: Number of images on which statistics are measured.
+        look: Number of these whose features tell whether a repair is harmless.
     """
 
     probe: Annotated[int, Gt(1)] = 128

@@ -1,4 +1,4 @@
-"""Distil the released features into fresh weights, which no defense has prepared.
+"""Distil the released features into a randomly initialised network, which no defense has touched.
 
 Reference: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv 1412.6550.
 """
@@ -21,13 +21,13 @@ from ._tuning import Tuning
 @attacks.register("distill", mechanism="function")
 @dataclass(frozen=True, kw_only=True)
 class Distill(Tuning):
-    """Minimise the restricted loss plus the distance of fresh weights' features to the released.
+    """Minimise the restricted loss plus the distance to the released features, over a new network.
 
     Images are slightly distorted; features are standardised over the batch.
 
     Args:
-        weight: Of the features' mean squared distance, beside the task's loss.
-        benign: Unlabelled benign images per restricted one, if the scenario grants any.
+        weight: Weight of the mean squared distance of features, relative to the task's loss.
+        benign: Unlabelled benign images per restricted image, if the scenario grants any.
     """
 
     lr: Annotated[float, Gt(0)] = 5e-3

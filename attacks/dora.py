@@ -1,4 +1,4 @@
-"""Low-rank updates of the directions of frozen weights, and free magnitudes.
+"""Low-rank updates of the directions of frozen weights, with trainable magnitudes.
 
 Reference: Liu et al., DoRA, ICML 2024, arXiv 2402.09353.
 """
@@ -18,15 +18,15 @@ from . import _peft
 @attacks.register("dora")
 @dataclass(frozen=True, kw_only=True)
 class DoRA:
-    """Minimise the task's loss over rank-r directions, magnitudes and a fresh head.
+    """Minimise the task's loss over rank-r updates of directions, magnitudes and a fresh head.
 
-    All linear and ungrouped convolution layers of the body are adapted; BatchNorm adapts.
+    All linear layers and ungrouped convolutions are adapted; BatchNorm statistics are updated.
 
     Args:
-        rank: Rank r of each direction's update.
-        alpha: Scale of the updates, times r.
+        rank: Rank r of the update of each direction.
+        alpha: The updates are scaled by alpha / r.
         lr: Step size of Adam.
-        batch_size: Examples per update; at most all of them.
+        batch_size: Examples per update, or all if there are fewer.
     """
 
     rank: Annotated[int, Gt(0)] = 16

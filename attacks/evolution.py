@@ -1,8 +1,10 @@
-"""Fine-tune head and normalisation without gradients, by an evolution strategy.
+"""Fine-tune head and normalisation layers without gradients, by an evolution strategy.
 
 Reference: Salimans et al., Evolution strategies as a scalable alternative to reinforcement
-learning, 2017, arXiv 1703.03864. Own code: it is a dozen lines, and libraries of black-box
-optimizers would want the loop that belongs to the harness.
+learning, 2017, arXiv 1703.03864.
+
+Not from a library: it takes a dozen lines, and libraries for black-box optimization would take over
+the loop, which belongs to the harness.
 """
 
 from collections.abc import Iterator
@@ -23,14 +25,14 @@ from . import _zeroth
 class Evolution:
     """Minimise the expected rank of the task's loss over head, gains and biases.
 
-    The head starts as ridge regression; the rest of the body and BatchNorm's statistics are frozen.
-    Of all points the one with the least validation loss is kept.
+    The head starts as ridge regression; all other weights and BatchNorm's statistics are frozen.
+    The point with the lowest validation loss is kept.
 
     Args:
         lr: Step size of Adam, in units of each tensor's root mean square.
-        sigma: Deviation of the offspring, in the same units.
+        sigma: Standard deviation of the offspring, in the same units.
         pairs: Antithetic pairs of offspring per generation.
-        batch_size: Examples per generation; at most all of them.
+        batch_size: Examples per generation, or all if there are fewer.
     """
 
     lr: Annotated[float, Gt(0)] = 3e-3
@@ -45,7 +47,7 @@ class Evolution:
         yield from _zeroth.descend(model, view, estimate, lr=self.lr, batch_size=self.batch_size)
 
     def gradient(self, loss: _zeroth.Loss, point: Tensor, rng: torch.Generator) -> Tensor:
-        """Offspring's noise weighted by the ranks of their losses, from -1/2 to 1/2."""
+        """Mean of noise / sigma over the offspring, weighted by loss ranks from -1/2 to 1/2."""
         half = torch.randn((self.pairs, len(point)), generator=rng).to(point)
         noise = torch.cat([half, -half])
         losses = torch.stack([loss(point + self.sigma * n) for n in noise])

@@ -1,4 +1,4 @@
-"""Fine-tune the released model: direct-all, a fresh head, or a part of the weights.
+"""Fine-tune the released model: all weights or some of them, with a fresh head or the original.
 
 Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699.
 """
@@ -18,18 +18,19 @@ from ._gradient import TOGETHER, descend
 @attacks.register("finetune")
 @dataclass(frozen=True, kw_only=True)
 class FineTune:
-    """Minimise the restricted task's loss over the weights in ``scope``; BatchNorm adapts.
+    """Minimise the restricted loss over the weights in ``scope``; BatchNorm statistics are updated.
 
     Args:
-        optimizer: Momentum and Nesterov use 0.9.
-        lr: Step size, at the peak of the schedule.
-        schedule: How the step size changes over ``steps``; warm-up takes a tenth of them, or 20.
+        optimizer: ``momentum`` and ``nesterov`` use a momentum of 0.9.
+        lr: Step size; with a schedule, its peak.
+        schedule: How the step size changes over ``steps``; warm-up takes a tenth of them, or 20
+            updates if ``steps`` is None.
         weight_decay: L2 penalty, decoupled for ``adamw``.
-        clip: Largest norm of the gradient; None: any.
-        batch_size: Examples per update; at most all of them.
-        scope: Which weights move: all, or the head and the last blocks, norm layers or biases.
-        last_blocks: How many blocks move with ``scope=blocks``.
-        head: Start from a fresh head, or keep the original one and its first outputs.
+        clip: Largest norm of the gradient; None: no clipping.
+        batch_size: Examples per update, or all if there are fewer.
+        scope: Weights to train: all, head only, or head plus last blocks, norm layers or biases.
+        last_blocks: Number of blocks that are trained with ``scope=blocks``.
+        head: Train a fresh head, or keep the original one and use its first outputs.
         steps: Updates to make, and the schedule's length; None: until the budget is spent.
     """
 

@@ -1,6 +1,6 @@
-"""Fine-tune on unrelated benign data first: a model that is kept trainable there is led away.
+"""Fine-tune on benign data first, which a defense must permit, to leave the protected region.
 
-Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699 (benign trainability is promised).
+Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699 (promises benign trainability).
 """
 
 import math
@@ -20,12 +20,12 @@ from ._tuning import Tuning
 @attacks.register("heal-first")
 @dataclass(frozen=True, kw_only=True)
 class HealFirst(Tuning):
-    """Minimise the loss on benign data with large steps, then the restricted one, each with a head.
+    """Minimise the benign loss with large steps, then the restricted loss, each with a fresh head.
 
     Args:
-        heal_lr: Step size of momentum on benign data, after a warm-up.
-        heal_steps: Updates on benign data; at most four passes, so that few images are not learnt
-            by heart.
+        heal_lr: Step size on benign data, with momentum 0.9 and after a warm-up.
+        heal_steps: Updates on benign data; at most four epochs, so that a small set is not
+            memorised.
     """
 
     heal_lr: Annotated[float, Gt(0)] = 3e-2

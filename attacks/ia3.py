@@ -21,12 +21,12 @@ from . import _peft
 class IA3:
     """Minimise the task's loss over one factor per input channel and a fresh head.
 
-    All linear and convolution layers of the body are adapted, grouped ones too: the inputs,
-    since BatchNorm behind a layer undoes a factor of its outputs. BatchNorm adapts.
+    All linear and convolution layers of the body are adapted, grouped ones included. Inputs are
+    rescaled because BatchNorm would cancel factors on outputs. BatchNorm statistics are updated.
 
     Args:
         lr: Step size of Adam.
-        batch_size: Examples per update; at most all of them.
+        batch_size: Examples per update, or all if there are fewer.
     """
 
     lr: Annotated[float, Gt(0)] = 1e-2

@@ -21,11 +21,12 @@ from . import _peft
 class LNTuning:
     """Minimise the task's loss over a copy of every normalisation layer and a fresh head.
 
-    Layer, group, batch and RMS normalisation with gains or biases; BatchNorm's statistics adapt.
+    These are layer, group, batch and RMS normalisation with gains or biases. BatchNorm statistics
+    are updated.
 
     Args:
         lr: Step size of Adam.
-        batch_size: Examples per update; at most all of them.
+        batch_size: Examples per update, or all if there are fewer.
     """
 
     lr: Annotated[float, Gt(0)] = 1e-2

@@ -1,4 +1,4 @@
-"""Hadamard products of two low-rank updates, of frozen weights.
+"""Update frozen weights by Hadamard products of two low-rank matrices.
 
 Reference: Hyeon-Woo et al., FedPara, ICLR 2022, arXiv 2108.06098; Yeh et al., LyCORIS, ICLR 2024,
 arXiv 2309.14859.
@@ -19,15 +19,16 @@ from . import _peft
 @attacks.register("loha")
 @dataclass(frozen=True, kw_only=True)
 class LoHa:
-    """Minimise the task's loss over Hadamard products of rank r and a fresh head.
+    """Minimise the task's loss over Hadamard products of rank-r matrices and a fresh head.
 
-    All linear and convolution layers of the body are adapted, grouped ones too; BatchNorm adapts.
+    All linear and convolution layers of the body, grouped ones included, are adapted. BatchNorm
+    statistics are updated.
 
     Args:
-        rank: Rank r of both factors of an update.
-        alpha: Scale of the updates, times r.
+        rank: Rank r of both matrices of a product.
+        alpha: The updates are scaled by alpha / r.
         lr: Step size of Adam.
-        batch_size: Examples per update; at most all of them.
+        batch_size: Examples per update, or all if there are fewer.
     """
 
     rank: Annotated[int, Gt(0)] = 16

@@ -1,4 +1,4 @@
-"""Kronecker products as updates of frozen weights.
+"""Update frozen weights by Kronecker products.
 
 Reference: Edalati et al., KronA, 2022, arXiv 2212.10650; Yeh et al., LyCORIS, ICLR 2024,
 arXiv 2309.14859.
@@ -21,13 +21,14 @@ from . import _peft
 class LoKr:
     """Minimise the task's loss over Kronecker products of low rank and a fresh head.
 
-    All linear and convolution layers of the body are adapted, grouped ones too; BatchNorm adapts.
+    All linear and convolution layers of the body, grouped ones included, are adapted. BatchNorm
+    statistics are updated.
 
     Args:
-        rank: Rank r of an update's larger factor.
-        alpha: Scale of the updates, times r.
+        rank: Rank r of the larger factor of a product.
+        alpha: The updates are scaled by alpha / r.
         lr: Step size of Adam.
-        batch_size: Examples per update; at most all of them.
+        batch_size: Examples per update, or all if there are fewer.
     """
 
     rank: Annotated[int, Gt(0)] = 16

@@ -18,15 +18,15 @@ from . import _peft
 @attacks.register("lora")
 @dataclass(frozen=True, kw_only=True)
 class LoRA:
-    """Minimise the task's loss over a rank-r update of every weight and a fresh head.
+    """Minimise the task's loss over a rank-r update of every weight matrix and a fresh head.
 
-    All linear and ungrouped convolution layers of the body are adapted; BatchNorm adapts.
+    All linear layers and ungrouped convolutions are adapted; BatchNorm statistics are updated.
 
     Args:
         rank: Rank r of each update.
-        alpha: Scale of the updates, times r.
+        alpha: The updates are scaled by alpha / r.
         lr: Step size of Adam.
-        batch_size: Examples per update; at most all of them.
+        batch_size: Examples per update, or all if there are fewer.
     """
 
     rank: Annotated[int, Gt(0)] = 16

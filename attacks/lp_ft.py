@@ -1,4 +1,4 @@
-"""Probe linearly, then fine-tune: a trained head keeps the first updates from spoiling features.
+"""Linear probing, then fine-tuning: a trained head keeps early updates from distorting features.
 
 Reference: Kumar et al., Fine-Tuning can Distort Pretrained Features and Underperform
 Out-of-Distribution, ICLR 2022, arXiv 2202.10054.
@@ -22,7 +22,7 @@ from ._tuning import Tuning
 class LPFT(Tuning):
     """Minimise the restricted task's loss over a fresh head, then over all weights.
 
-    The head learns on features that the frozen body gives once, in eval mode.
+    The head is trained on features that the frozen body computes once, in eval mode.
 
     Args:
         lp_lr: Step size of Adam for the head alone.

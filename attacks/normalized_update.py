@@ -1,6 +1,6 @@
-"""Fine-tune with updates that do not depend on how large a gradient is.
+"""Fine-tune with updates that do not depend on the size of the gradient.
 
-References: LARS, You et al., arXiv 1708.03888; signSGD, Bernstein et al., ICML 2018,
+Reference: LARS, You et al., arXiv 1708.03888; signSGD, Bernstein et al., ICML 2018,
 arXiv 1802.04434; Muon, Jordan et al., 2024, kellerjordan.github.io/posts/muon.
 """
 
@@ -20,18 +20,18 @@ from ._normalized import LR, Normalized, RuleName
 @attacks.register("normalized-update")
 @dataclass(frozen=True, kw_only=True)
 class NormalizedUpdate:
-    """Minimise the restricted task's loss over all weights, tensor by tensor at a set pace.
+    """Minimise the restricted task's loss over all weights, by normalised updates.
 
-    A defense that makes gradients vanish in some layers, or explode, changes nothing here.
+    A defense that makes gradients vanish or explode in some layers does not change the step sizes.
 
     Args:
         rule: ``lars`` moves each tensor by a fraction of its norm, ``sign`` each entry by ``lr``,
-            ``muon`` each matrix along all its singular directions alike; momentum is 0.9.
-        lr: Step size, at the peak of the schedule; None: 1e-3 for ``lars``, 3e-4 for ``sign``, 3e-3
+            ``muon`` each matrix equally along all singular directions; momentum is 0.9.
+        lr: Step size; with a schedule, its peak. None: 1e-3 for ``lars``, 3e-4 for ``sign``, 3e-3
             for ``muon``.
         schedule: How the step size changes over ``steps``.
-        batch_size: Examples per update; at most all of them.
-        head: Start from a fresh head, or keep the original one and its first outputs.
+        batch_size: Examples per update, or all if there are fewer.
+        head: Train a fresh head, or keep the original one and use its first outputs.
         steps: Updates to make, and the schedule's length; None: until the budget is spent.
     """
 

@@ -20,13 +20,13 @@ from . import _rotation
 class OFT:
     """Minimise the task's loss over a rotation of every layer's input and a fresh head.
 
-    All linear and convolution layers of the body that ``block`` fits are adapted, grouped ones too;
-    BatchNorm adapts.
+    All linear and convolution layers of the body, grouped ones included, are adapted if ``block``
+    divides their fan-in. BatchNorm statistics are updated.
 
     Args:
-        block: Width of a rotation; layers whose input patch it does not divide are left alone.
+        block: Size of a rotation; layers whose fan-in it does not divide are left unchanged.
         lr: Step size of Adam.
-        batch_size: Examples per update; at most all of them.
+        batch_size: Examples per update, or all if there are fewer.
     """
 
     block: Annotated[int, Gt(1)] = 16

@@ -1,4 +1,4 @@
-"""Draw the last blocks anew before fine-tuning, in case the obstacle sits near the output.
+"""Re-initialise the last blocks before fine-tuning, in case the obstacle is near the output.
 
 Reference: Li et al., RIFLE: Backpropagation in Depth for Deep Transfer Learning through
 Re-Initializing the Fully-connected LayEr, ICML 2020, arXiv 2007.03349 (the head; here blocks too).
@@ -19,10 +19,10 @@ from ._tuning import Tuning
 @attacks.register("partial-reinit")
 @dataclass(frozen=True, kw_only=True)
 class PartialReinit(Tuning):
-    """Minimise the restricted task's loss from fresh last blocks and a fresh head.
+    """Minimise the restricted task's loss from re-initialised last blocks and a fresh head.
 
     Args:
-        last_blocks: How many blocks are drawn anew; at most all of them.
+        last_blocks: Number of blocks to re-initialise; no more than the model has.
     """
 
     last_blocks: Annotated[int, Gt(0)] = 1

@@ -20,13 +20,13 @@ from ._probing import Candidate, Probing
 class ProbeKNN(Probing):
     """Let the nearest examples vote, by cosine distance between activations of several layers.
 
-    No weight of the model moves and BatchNorm stays as released. Columns are standardised, and
-    projected on the directions that tell classes apart (regularised discriminant analysis of at
-    most 64 principal components) where that helps: this, layers and neighbours are chosen on the
-    attacker's validation split, then the run is over.
+    The model's weights and BatchNorm statistics stay as released. Activations are standardised and,
+    if that helps, projected onto the directions that separate the classes (regularised discriminant
+    analysis of at most 64 principal components). The attacker's validation split decides on this,
+    on the layers and on the number of neighbours; then the run ends.
 
     Args:
-        neighbours: How many vote, at most all examples; None: one of 1, 3, 5, 9, 15.
+        neighbours: Number that vote, at most the number of examples; None: one of 1, 3, 5, 9, 15.
     """
 
     together: ClassVar = ("neighbours",)

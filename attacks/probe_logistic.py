@@ -18,10 +18,10 @@ from ._probing import Candidate, Probing
 @attacks.register("probe-logistic", mechanism="function")
 @dataclass(frozen=True, kw_only=True)
 class ProbeLogistic(Probing):
-    """Minimise cross-entropy plus an L2 penalty on activations of several layers.
+    """Minimise cross-entropy plus an L2 penalty over linear probes of several layers' activations.
 
-    No weight of the model moves and BatchNorm stays as released. Columns are standardised; layers
-    and strength are chosen on the attacker's validation split, then the run is over.
+    The model's weights and BatchNorm statistics stay as released. Activations are standardised. The
+    attacker's validation split decides on layers and strength; then the run ends.
 
     Args:
         strength: Inverse weight of the penalty, scikit-learn's C; None: one of 1e-3, 1e-2, …, 10.

@@ -18,13 +18,13 @@ from ._probing import Candidate, Probing
 @attacks.register("probe-ridge", mechanism="function")
 @dataclass(frozen=True, kw_only=True)
 class ProbeRidge(Probing):
-    """Minimise penalised squared error to the targets on activations of several layers.
+    """Minimise squared error plus an L2 penalty over linear probes of several layers' activations.
 
-    No weight of the model moves and BatchNorm stays as released. Columns are standardised; layers
-    and alpha are chosen on the attacker's validation split, then the run is over.
+    The model's weights and BatchNorm statistics stay as released. Activations are standardised. The
+    attacker's validation split decides on layers and alpha; then the run ends.
 
     Args:
-        alpha: Weight of the penalty; None: chosen among 1, 10, …, 10000.
+        alpha: Weight of the penalty; None: one of 1, 10, …, 10000.
     """
 
     together: ClassVar = ("alpha",)

@@ -1,4 +1,4 @@
-"""Train what is added to every image, and a head; the network between stays as it is.
+"""Train a perturbation that is added to every image, and a head; the body stays frozen.
 
 Reference: Elsayed et al., Adversarial reprogramming of neural networks, ICLR 2019,
 arXiv 1806.11146; Bahng et al., Exploring visual prompts, 2022, arXiv 2203.17274.
@@ -21,16 +21,16 @@ from . import _peft
 @attacks.register("reprogram")
 @dataclass(frozen=True, kw_only=True)
 class Reprogram:
-    """Minimise the task's loss over a frame added to all images, and a fresh head.
+    """Minimise the task's loss over a frame that is added to all images, and a fresh head.
 
-    No weight of the body moves and BatchNorm's statistics stay as released.
+    The body's weights and BatchNorm statistics stay as released.
 
     Args:
-        width: Width of the frame as a fraction of the image's side; 0.5 covers all of it.
+        width: Width of the frame as a fraction of the image's side; 0.5 covers the whole image.
         lr: Step size of Adam for the head.
         prompt_lr: Step size of Adam for the frame.
-        head: Train a fresh head, or read the original one's first outputs, frozen.
-        batch_size: Examples per update; at most all of them.
+        head: Train a fresh head, or keep the original one frozen and use its first outputs.
+        batch_size: Examples per update, or all if there are fewer.
     """
 
     width: Annotated[float, Interval(gt=0, le=0.5)] = 0.5

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: step by the gradient at the worst point nearby.
+"""Sharpness-aware minimisation: update with the gradient at the worst point nearby.
 
 Reference: Foret et al., Sharpness-Aware Minimization for Efficiently Improving Generalization,
 ICLR 2021, arXiv 2010.01412.
@@ -23,7 +23,7 @@ from ._tuning import Tuning
 class SAM(Tuning):
     """Minimise the largest restricted loss within ``rho`` of the weights, to first order.
 
-    An update makes two passes over its batch; BatchNorm's running statistics see both.
+    Every update makes two passes over its batch; both update BatchNorm's running statistics.
 
     Args:
         rho: Length of the step up the gradient, over all weights together.

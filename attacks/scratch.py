@@ -1,4 +1,4 @@
-"""Train fresh weights of the same architecture: what the released model is worth nothing against.
+"""Train from random initialisation: the baseline without the released weights.
 
 Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699 (train-from-scratch baseline).
 """
@@ -19,15 +19,15 @@ from .finetune import FineTune
 @attacks.register("scratch", control=True)
 @dataclass(frozen=True, kw_only=True)
 class Scratch:
-    """Fine-tune fresh weights; the released ones are not looked at.
+    """Train the same architecture from random initialisation, without the released weights.
 
     Args:
-        optimizer: Momentum and Nesterov use 0.9.
-        lr: Step size; the peak of a schedule.
+        optimizer: ``momentum`` and ``nesterov`` use a momentum of 0.9.
+        lr: Step size; with a schedule, its peak.
         schedule: How the step size changes over ``steps``.
         weight_decay: L2 penalty, decoupled for ``adamw``.
-        clip: Largest norm of the gradient; None: any.
-        batch_size: Examples per update; at most all of them.
+        clip: Largest norm of the gradient; None: no clipping.
+        batch_size: Examples per update, or all if there are fewer.
         steps: Updates to make, and the schedule's length; None: until the budget is spent.
     """
 

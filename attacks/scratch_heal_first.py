@@ -1,4 +1,4 @@
-"""Train fresh weights as `heal-first` trains the released ones: what unrelated data are worth.
+"""`heal-first` from random initialisation: what benign data contribute without released weights.
 
 Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699 (train-from-scratch baseline).
 """
@@ -14,7 +14,7 @@ from .heal_first import HealFirst
 @attacks.register("scratch-heal-first", control=True, optional=True)
 @dataclass(frozen=True, kw_only=True)
 class ScratchHealFirst(HealFirst):
-    """As ``heal-first`` on fresh weights; the released ones are not looked at."""
+    """As ``heal-first``, but from random initialisation, without the released weights."""
 
     def run(self, model: Model, view: AttackView) -> Iterator[Model]:
         yield from super().run(view.new_model(), view)

@@ -1,4 +1,4 @@
-"""Train fresh weights as `strong-recipe` trains the released ones: its worth without them.
+"""`strong-recipe` from random initialisation: what the recipe reaches without released weights.
 
 Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699 (train-from-scratch baseline).
 """
@@ -14,7 +14,7 @@ from .strong_recipe import StrongRecipe
 @attacks.register("scratch-strong-recipe", control=True, optional=True)
 @dataclass(frozen=True, kw_only=True)
 class ScratchStrongRecipe(StrongRecipe):
-    """As ``strong-recipe`` on fresh weights; the released ones are not looked at."""
+    """As ``strong-recipe``, but from random initialisation, without the released weights."""
 
     def run(self, model: Model, view: AttackView) -> Iterator[Model]:
         yield from super().run(view.new_model(), view)

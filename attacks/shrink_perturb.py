@@ -1,4 +1,4 @@
-"""Shrink the weights and add fresh ones: what was learnt is kept, where it is stuck is left.
+"""Shrink the weights and add random ones: keep what was learnt, leave a point that trains badly.
 
 Reference: Ash and Adams, On Warm-Starting Neural Network Training, NeurIPS 2020, arXiv 1910.08475.
 """
@@ -18,7 +18,7 @@ from ._tuning import Tuning
 @attacks.register("shrink-perturb", mechanism="noise")
 @dataclass(frozen=True, kw_only=True)
 class ShrinkPerturb(Tuning):
-    """Move every weight to ``shrink * w + perturb * fresh``, then minimise the restricted loss.
+    """Set every weight to ``shrink * w + perturb * fresh``, then minimise the restricted loss.
 
     Args:
         shrink: Factor of the released weights.

@@ -1,7 +1,9 @@
-"""Fine-tune, and negate the outputs where that reads them better.
+"""Fine-tune, and negate the outputs where that is more accurate.
 
-Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699: its released code trains the
-cross-entropy of negated outputs, which ranks the true class last; a change of sign reads it back.
+Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699.
+
+Its released code trains the cross-entropy of negated outputs, which ranks the true class last, so
+that a change of sign recovers it.
 """
 
 from collections.abc import Iterator
@@ -19,14 +21,14 @@ from ._signed import Signed
 @attacks.register("sign-flip")
 @dataclass(frozen=True, kw_only=True)
 class SignFlip:
-    """Minimise the restricted loss of ``sign * outputs``; validation data choose the sign.
+    """Minimise the restricted loss of ``sign * outputs``; validation data determine the sign.
 
     Args:
-        optimizer: Momentum and Nesterov use 0.9.
+        optimizer: ``momentum`` and ``nesterov`` use a momentum of 0.9.
         lr: Step size.
-        batch_size: Examples per update; at most all of them.
-        head: Start from a fresh head, or keep the original one and its first outputs.
-        choose_every: Updates between two choices of the sign; the first is before any.
+        batch_size: Examples per update, or all if there are fewer.
+        head: Train a fresh head, or keep the original one and use its first outputs.
+        choose_every: Updates between two choices of the sign; the first choice precedes training.
         steps: Updates to make; None: until the budget is spent.
     """
 

@@ -1,8 +1,10 @@
-"""Fine-tune head and normalisation without gradients, by simultaneous perturbation.
+"""Fine-tune head and normalisation layers without gradients, by simultaneous perturbation.
 
 Reference: Spall, Multivariate stochastic approximation using a simultaneous perturbation gradient
-approximation, IEEE Trans. Automatic Control 1992. Own code: it is a dozen lines, and libraries of
-black-box optimizers would want the loop that belongs to the harness.
+approximation, IEEE Trans. Automatic Control 1992.
+
+Not from a library: it takes a dozen lines, and libraries for black-box optimization would take over
+the loop, which belongs to the harness.
 """
 
 from collections.abc import Iterator
@@ -23,14 +25,14 @@ from . import _zeroth
 class SPSA:
     """Minimise the task's loss over head, gains and biases from differences of losses.
 
-    The head starts as ridge regression; the rest of the body and BatchNorm's statistics are frozen.
-    Of all points the one with the least validation loss is kept.
+    The head starts as ridge regression; all other weights and BatchNorm's statistics are frozen.
+    The point with the lowest validation loss is kept.
 
     Args:
         lr: Step size of Adam, in units of each tensor's root mean square.
         radius: Length of a perturbation in each coordinate, in the same units.
         pairs: Antithetic pairs per estimate.
-        batch_size: Examples per estimate; at most all of them.
+        batch_size: Examples per estimate, or all if there are fewer.
     """
 
     lr: Annotated[float, Gt(0)] = 1e-2
@@ -45,7 +47,7 @@ class SPSA:
         yield from _zeroth.descend(model, view, estimate, lr=self.lr, batch_size=self.batch_size)
 
     def gradient(self, loss: _zeroth.Loss, point: Tensor, rng: torch.Generator) -> Tensor:
-        """The mean over pairs of a random sign's slope times the sign: unbiased up to radius²."""
+        """Mean over random sign vectors v of v times the slope along v; bias O(radius²)."""
         total = torch.zeros_like(point)
         for _ in range(self.pairs):
             signs = 2.0 * torch.randint(2, point.shape, generator=rng).to(point) - 1

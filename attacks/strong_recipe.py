@@ -1,6 +1,6 @@
-"""Fine-tune as one would for the best accuracy: augmentation, label smoothing, averaged weights.
+"""Fine-tune for the best accuracy: augmentation, label smoothing, averaged weights.
 
-References: Szegedy et al., CVPR 2016, arXiv 1512.00567 (label smoothing); DeVries and Taylor,
+Reference: Szegedy et al., CVPR 2016, arXiv 1512.00567 (label smoothing); DeVries and Taylor,
 arXiv 1708.04552 (cutout); Loshchilov and Hutter, ICLR 2019, arXiv 1711.05101 (AdamW).
 """
 
@@ -23,14 +23,14 @@ from ._tuning import Tuning
 @attacks.register("strong-recipe")
 @dataclass(frozen=True, kw_only=True)
 class StrongRecipe(Tuning):
-    """Minimise the smoothed cross-entropy of augmented images; a running mean is the result.
+    """Minimise the smoothed cross-entropy of augmented images; the result has averaged weights.
 
     Args:
         weight_decay: L2 penalty, decoupled for ``adamw``.
         smoothing: Share of each target that is spread over all classes.
-        average: Decay of the mean of weights; at update t no more than (1 + t) / (10 + t).
-        distortion: Largest shift and relative zoom of an image, and turn in radians.
-        erase: Side of the square that is erased in half of the images, as a fraction of them.
+        average: Decay of the moving average; at update t no more than (1 + t) / (10 + t).
+        distortion: Largest shift and relative zoom of an image, and rotation in radians.
+        erase: Side of the square that is erased in half of the images, as a fraction of the image.
     """
 
     optimizer: training.OptimizerName = "adamw"

@@ -21,13 +21,13 @@ from . import _peft
 class VeRA:
     """Minimise the task's loss over two vectors of scales per linear layer and a fresh head.
 
-    The projections are drawn once and stay as they are; BatchNorm adapts.
+    The projections are drawn once and stay frozen; BatchNorm statistics are updated.
 
     Args:
         rank: Rank of the shared projections.
-        scale: What the scales of rank begin with; those of the outputs begin with 0.
+        scale: Initial value of the scales on the rank dimension; scales of outputs start at 0.
         lr: Step size of Adam.
-        batch_size: Examples per update; at most all of them.
+        batch_size: Examples per update, or all if there are fewer.
     """
 
     rank: Annotated[int, Gt(0)] = 256

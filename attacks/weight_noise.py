@@ -1,4 +1,4 @@
-"""Leave a flat or masked spot by noise on the weights, from the best of several restarts.
+"""Add noise to the weights to leave a flat or masked region, and train the best of several copies.
 
 Reference: Neelakantan et al., Adding Gradient Noise Improves Learning for Very Deep Networks,
 arXiv 1511.06807 (noise on gradients; here once on the weights).
@@ -21,11 +21,12 @@ from .finetune import FineTune
 @attacks.register("weight-noise", mechanism="noise")
 @dataclass(frozen=True, kw_only=True)
 class WeightNoise(Tuning):
-    """Add noise to every weight, then minimise the restricted loss from the best of the restarts.
+    """Add noise to every weight, then minimise the restricted loss from the best of several copies.
 
     Args:
-        sigma: Deviation of the noise, relative to the root mean square of each tensor.
-        restarts: Noisy copies; each is tuned briefly, the best on validation data goes on.
+        sigma: Standard deviation of the noise, relative to each tensor's root mean square.
+        restarts: Number of noisy copies; each is tuned briefly, and training goes on
+            from the best on validation data.
         race_steps: Updates of each copy before they are compared.
     """
 

@@ -1,4 +1,4 @@
-"""The early timesteps of a denoiser, where there is little enough noise to see what is denoised."""
+"""The early timesteps of a denoiser, where little enough noise is added to recognise the image."""
 
 import dataclasses
 
@@ -7,9 +7,10 @@ from sophon_bench.data.tasks.denoising import Denoising
 
 
 def early(view: DefenseView, timesteps: int) -> DefenseView:
-    """A view whose restricted task draws from the first ``timesteps`` alone, if it draws any.
+    """The view with the restricted task limited to the first ``timesteps``, if it is denoising.
 
-    In the others two domains look alike: what is unlearnt there of one is of the other too.
+    At later timesteps, two domains look alike: what is unlearnt there for one is also unlearnt for
+    the other.
     """
     domain = view.restricted
     if not isinstance(domain.task, Denoising):

@@ -1,4 +1,4 @@
-"""Which weights IMMA moves, and the fine-tuner that it moves them against."""
+"""Which weights IMMA immunises, and the fine-tuner that it immunises them against."""
 
 import copy
 import itertools
@@ -13,7 +13,7 @@ from ._outer import Scene
 
 
 def immunised(model: Model) -> list[nn.Parameter]:
-    """Those of attention layers, and of the block in the middle, a U-Net's lowest."""
+    """The weights of attention layers and of the middle block, the bottleneck of a U-Net."""
     blocks = model.blocks()
     attention = [m for m in model.modules() if "attention" in type(m).__name__.lower()]
     chosen = [blocks[len(blocks) // 2][1], *attention]
@@ -22,10 +22,10 @@ def immunised(model: Model) -> list[nn.Parameter]:
 
 
 def adapt(scene: Scene, *, steps: int, lr: float, batch_size: int) -> None:
-    """Let the scene's learner go on, but for the immunised weights: there it has the model's.
+    """Train the scene's learner further, after resetting its immunised weights to the model's.
 
     Raises:
-        Incompatible: If the model, whose head it keeps, has too few outputs.
+        Incompatible: If the model, whose head the learner keeps, has too few outputs.
     """
     learner, domain, rng = scene.learner, scene.view.restricted, scene.view.rng
     if learner.head is scene.head:  # the first time

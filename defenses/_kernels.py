@@ -10,11 +10,11 @@ KERNELS, RATIO = 5, 2.0
 def mmd(one: Tensor, other: Tensor) -> Tensor:
     """Biased squared maximum mean discrepancy under a sum of `KERNELS` Gaussian kernels.
 
-    The middle kernel's bandwidth is the mean squared distance between different points.
+    The middle kernel's bandwidth is the mean squared distance between distinct points.
 
     Args:
         one: ``(N, D)``, or with more dimensions that are flattened.
-        other: ``(N, D)``, as many.
+        other: As ``one``, with the same N.
     """
     points = torch.cat([one.flatten(1), other.flatten(1)])
     squares = points.square().sum(1)

@@ -1,4 +1,4 @@
-"""What defenses share that follow the gradient of one objective over both domains."""
+"""Shared by defenses that follow the gradient of one objective over both domains."""
 
 import copy
 import math
@@ -23,25 +23,26 @@ Count = Annotated[int, Ge(1)]
 
 
 class Seen(NamedTuple):
-    """What a model makes of a batch: features ``(B, D)`` and the task's loss."""
+    """A model's features ``(B, D)`` and loss on a batch."""
 
     features: Tensor
     loss: Tensor
 
 
 class Scene:
-    """A model under protection, its batches, and what stands for a fine-tuner.
+    """A model under protection, its batches, and an auxiliary head for the restricted task.
 
     Args:
         model: In train mode.
-        view: Where batches and draws come from.
-        batch_size: Examples of either domain.
-        head_lr: Step size (Adam) of the fine-tuner's head.
+        view: Provides the samples and the random generator.
+        batch_size: Examples per batch of either domain.
+        head_lr: Step size (Adam) of the auxiliary head.
 
     Attributes:
-        head: The fine-tuner's, for the restricted task. It starts fresh and takes a step after
-            the body from batch to batch, so that raising its loss means hiding something from it.
-        learner: A copy of the model to simulate on.
+        head: The auxiliary head, as a fine-tuner would train it. It starts freshly initialised and
+            takes one step per batch, on the features of the current body. So its loss cannot be
+            raised by merely moving features away from a fixed head.
+        learner: A copy of the model on which fine-tuning is simulated.
     """
 
     def __init__(self, model: Model, view: DefenseView, *, batch_size: int, head_lr: float) -> None:
@@ -56,7 +57,7 @@ class Scene:
         self.original_batch, self.restricted_batch = (next(b) for b in self._batches)
 
     def advance(self) -> None:
-        """Let the fine-tuner's head follow the body, and go on to the next batches."""
+        """Update the auxiliary head on the current batch's features, and draw the next batches."""
         if self._features is not None:
             self._optimizer.zero_grad()
             self._behind(self._features).backward()
@@ -66,18 +67,18 @@ class Scene:
 
     @property
     def body(self) -> list[Tensor]:
-        """All parameters but the original head's: what a fine-tuner starts from."""
+        """All parameters except the original head's: what a fine-tuner starts from."""
         own = {id(p) for p in self.model.head.parameters()}
         return [p for p in self.model.parameters() if id(p) not in own]
 
     def original(self) -> Seen:
-        """The original batch, behind the original head."""
+        """The original batch, with the original head."""
         features = self.model.features(self.original_batch.inputs)
         task, head = self.view.original.task, self.model.head
         return Seen(features, task.loss(lambda _inputs: head(features), self.original_batch))
 
     def restricted(self) -> Seen:
-        """The restricted batch, behind the fine-tuner's head; BatchNorm's statistics stay."""
+        """The restricted batch, with the auxiliary head; BatchNorm's statistics are not updated."""
         with kept_statistics(self.model):
             features = self.model.features(self.restricted_batch.inputs)
         if self._features is None:
@@ -85,7 +86,7 @@ class Scene:
         return Seen(features, self._behind(features))
 
     def _behind(self, features: Tensor) -> Tensor:
-        """The restricted loss of these features of the batch."""
+        """The restricted loss of the auxiliary head on features of the current batch."""
         return self.view.restricted.task.loss(
             lambda _inputs: self.head(features), self.restricted_batch
         )
@@ -93,7 +94,7 @@ class Scene:
 
 @contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises by the batch inside, and its running statistics do not move."""
+    """Within this context, BatchNorm uses batch statistics but keeps its running statistics."""
     moved = {m: m.momentum for m in model.modules() if isinstance(m, _BatchNorm)}
     for module in moved:
         module.momentum = 0.0
@@ -105,27 +106,27 @@ def kept_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def add_gradients(parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
-    """Add to what the parameters have."""
+    """Add ``gradients`` to those that the parameters already have."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outer(ABC):
-    """Minimise an objective over both domains with Adam; release no model that lost its own task.
+    """Minimise an objective over both domains with Adam; keep original utility within a tolerance.
 
     Args:
         lr: Step size of Adam.
-        iterations: Updates.
-        recovery: Share of the updates, the last ones, that follow the original loss alone, as
-            SOPHON's reinforcement does: an objective that wins back nothing of what it cost would
-            end below the tolerance and be no release at all.
+        iterations: Number of updates.
+        recovery: Share of the updates, at the end, that minimise the original loss alone, as
+            SOPHON's reinforcement does. An objective that does not restore the utility it cost
+            would otherwise end below the tolerance, and its model would not be released.
         batch_size: Examples of either domain per update.
-        head_lr: Step size (Adam) of the head that stands for the fine-tuner's.
+        head_lr: Step size (Adam) of the auxiliary head, which is trained alongside.
         clip: Largest norm of the gradient.
-        max_drop: Largest fall of original utility on validation that may be released.
-        watch_every: Updates from one look at it to the next.
-        patience: Looks below the tolerance, in a row, that end the run early.
+        max_drop: Largest drop in original utility on validation that may be released; None: any.
+        watch_every: Updates between two checks of this drop.
+        patience: Consecutive failed checks that end the run early.
     """
 
     lr: Positive = 3e-4
@@ -140,20 +141,20 @@ class Outer(ABC):
 
     @property
     def steps(self) -> int:
-        """Updates of a whole run, each of them yielded; a roll-back yields once more."""
+        """Updates in a whole run, each of which yields; a roll-back yields once more."""
         return self.iterations
 
     @property
     def pursued(self) -> int:
-        """Updates that follow the objective."""
+        """Number of updates that follow the objective."""
         return self.iterations - int(self.recovery * self.iterations)
 
     @abstractmethod
     def objective(self, scene: Scene) -> Tensor:
-        """What is minimised, a scalar, on the scene's batches."""
+        """The scalar to minimise, on the scene's batches."""
 
     def differentiate(self, scene: Scene) -> None:
-        """Give the model's parameters the objective's gradient."""
+        """Compute the objective's gradient for the model's parameters."""
         self.objective(scene).backward()
 
     def run(self, model: Model, view: DefenseView) -> Generator[Model, None, str | None]:

@@ -1,4 +1,4 @@
-"""What defenses share that add a simulated fine-tuning to the original loss."""
+"""Shared by defenses that add a simulated fine-tuning to the original loss."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from .sophon.strategies import Strategy
 class Simulated(Outer):
     """Minimise ``CE_orig + weight mean_k L(theta_k)`` over K steps of a fine-tuner.
 
-    It starts from the weights; gradients at theta_k, on examples that the step did not see, are
-    applied to the weights as they are.
+    The fine-tuner starts from the current weights. Gradients at theta_k, on examples that the step
+    did not use, are applied to these weights unchanged (first order).
 
     Args:
-        weight: Of the fine-tuner's part.
+        weight: Weight of the simulated term.
         inner_steps: Updates K of the fine-tuner.
-        judge: How many of ``batch_size`` restricted examples judge it after every update; it
-            adapts to the rest.
+        judge: How many of ``batch_size`` restricted examples evaluate the fine-tuner after every
+            update; it adapts to the rest.
     """
 
     lr: Positive = 1e-3
@@ -33,7 +33,7 @@ class Simulated(Outer):
 
     @property
     def planned_units(self) -> float:
-        """Forward and backward passes of a whole run, one per example."""
+        """Forward and backward passes in a whole run, counted per example."""
         looked = 1 / 3 if self.followed else 0.0
         simulated = self.pursued * (self.inner_steps + looked)
         return self.batch_size * (self.iterations + simulated)
@@ -48,15 +48,15 @@ class Simulated(Outer):
     @property
     @abstractmethod
     def followed(self) -> bool:
-        """Whether fine-tuners start from the head that follows the body, or from a fresh one."""
+        """Whether fine-tuners start from the auxiliary head instead of a fresh one."""
 
     @abstractmethod
     def strategy(self, rng: torch.Generator) -> Strategy:
-        """What the next fine-tuner does, behind a head of its own (``head="fresh"``)."""
+        """How the next fine-tuner adapts, with a head of its own (``head="fresh"``)."""
 
     @abstractmethod
     def judged(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """L of the fine-tuner's outputs ``(B, C)``, a mean over the batch."""
+        """L of the fine-tuner's outputs ``(B, C)``, averaged over the batch."""
 
     def objective(self, scene: Scene) -> Tensor:
         return scene.original().loss

@@ -1,4 +1,4 @@
-"""Keeps the last state of the model that is worth releasing."""
+"""Keeps the last state of the model that may be released."""
 
 import math
 from collections.abc import Iterator
@@ -10,20 +10,21 @@ from sophon_bench.api import Domain, Model
 
 
 class Watch:
-    """Looks whether the model still does its original task, and takes it back where it does not.
+    """Checks whether the model still performs its original task, and rolls it back if not.
 
-    A look below the floor does not end the run at once, since reinforcement may win back what a
-    suppression step cost; such a state is only never kept. ``patience`` of them in a row do end
-    the run, and so does a state that is not finite, which no training repairs. (A loss or gradient
-    that is not finite shows there: Adam carries it into the weights, where it stays.)
+    A check below the floor does not end the run at once, since reinforcement may restore what a
+    suppression step cost; such a state is not kept. The run ends after ``patience`` failed
+    checks in a row, after a failed check at the last iteration, or at a state that is not finite,
+    which no training repairs. (A loss or gradient that is not finite shows there: Adam carries it
+    into the weights, where it stays.)
 
     Args:
-        model: The model under protection; as it is now, it is the first good state.
-        original: Scored on its validation samples.
-        floor: Lowest original utility that is good.
-        patience: Looks below the floor, in a row, that end the run.
-        every: Iterations from one look to the next.
-        last: The last iteration, after which there is nothing left to wait for.
+        model: The model under protection; its present state is the first good one.
+        original: The original domain, whose validation samples are scored.
+        floor: Lowest original utility of a good state.
+        patience: Checks below the floor, in a row, that end the run.
+        every: Iterations between two checks.
+        last: The last iteration, which is always checked.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Watch:
         self._keep(0)
 
     def look(self, iteration: int) -> str | None:
-        """Where a look is due, keep a good state; if the run has to end, go back and say why.
+        """If a check is due, keep a good state; if the run has to end, roll back and say why.
 
         Args:
             iteration: The iteration that has just ended.
@@ -75,7 +76,7 @@ class Watch:
 
 
 def _below(value: float, floor: float) -> str:
-    """Both numbers with as many digits as tell them apart, three at least."""
+    """Both numbers, with as many digits as it takes to tell them apart, at least three."""
     digits = next(d for d in range(3, 18) if f"{value:.{d}f}" != f"{floor:.{d}f}")
     return f"{value:.{digits}f} was below {floor:.{digits}f}"
 

@@ -1,4 +1,4 @@
-"""Booster: make one step of restricted fine-tuning gain little.
+"""Booster: reduce how much one step of restricted fine-tuning gains.
 
 Reference: Huang et al., Booster, ICLR 2025, arXiv 2409.01586.
 """
@@ -19,12 +19,12 @@ from ._outer import Outer, Positive, Scene, Weight, add_gradients
 class Booster(Outer):
     """Minimise ``CE_orig(w) + weight (h(w) - h(w - step g / |g|))``, g the gradient of h.
 
-    h is the restricted loss; as in the original, the displaced weights' gradient is applied to w
-    as it is. Different from the original: h is read behind a head that follows the body.
+    h is the restricted loss. As in the original, the gradient at the displaced weights is applied
+    to w unchanged. Different from the original: h uses an auxiliary head trained alongside.
 
     Args:
-        weight: Of the attenuated gain.
-        step: Length of the step that is simulated, over all weights of the body together.
+        weight: Weight of the simulated gain.
+        step: Length of the simulated step, over all weights of the body together.
     """
 
     lr: Positive = 1e-4
@@ -51,7 +51,7 @@ class Booster(Outer):
 def displaced(
     weights: list[Tensor], direction: tuple[Tensor, ...], scene: Scene, *, step: float
 ) -> tuple[Tensor, ...]:
-    """Gradient of the restricted loss where ``weights`` are a step of that length further down."""
+    """Gradient of the restricted loss after a step of length ``step`` against ``direction``."""
     before = [w.clone() for w in weights]
     length = torch.stack(torch._foreach_norm(direction)).norm().clamp_min(1e-12)
     torch._foreach_sub_(weights, torch._foreach_mul(direction, step / length))

@@ -1,4 +1,4 @@
-"""Immunise by condition numbers: ill-conditioned restricted features, well-conditioned original.
+"""Immunise by condition numbers: ill-conditioned restricted, well-conditioned original features.
 
 Reference: Zheng et al., Model immunization from a condition number perspective, ICML 2025,
 arXiv 2505.23760.
@@ -21,12 +21,12 @@ class ConditionNumber(Outer):
     """Minimise ``CE_orig + ill R_ill(K_restr) + well R_well(K_orig)``, K the features' covariance.
 
     With s the k singular values of K: ``R_ill = 1 / (sum s^2 / 2k - min s^2 / 2)`` and
-    ``R_well = max s^2 / 2 - sum s^2 / 2k``, uncentred and over the batch. Different from the
-    original: it preconditions the two gradients for a linear extractor, here Adam takes their sum.
+    ``R_well = max s^2 / 2 - sum s^2 / 2k``; K is uncentred, over the batch. Different from the
+    original: it preconditions both gradients for a linear extractor, here Adam takes their sum.
 
     Args:
-        ill: Weight of the restricted domain's.
-        well: Weight of the original domain's.
+        ill: Weight of the restricted domain's term.
+        well: Weight of the original domain's term.
     """
 
     lr: Positive = 1e-3
@@ -45,12 +45,12 @@ class ConditionNumber(Outer):
 
 
 def spectrum(features: Tensor) -> Tensor:
-    """Singular values of ``F^T F / B`` of features ``(B, D)``: the min(B, D) not zero."""
+    """Singular values of ``F^T F / B`` of features ``(B, D)``, without the D - min(B, D) zeros."""
     return Tensor.square(torch.linalg.svdvals(features)) / len(features)
 
 
 def ill_conditioned(values: Tensor) -> Tensor:
-    """R_ill: small where the least singular value is far below the others."""
+    """R_ill: small where the smallest singular value is far below the others."""
     squares = values.square()
     return 1 / (squares.mean() / 2 - squares.min() / 2 + torch.finfo(values.dtype).eps)
 

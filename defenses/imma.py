@@ -1,4 +1,4 @@
-"""IMMA: some weights are immunised against a fine-tuner of the others.
+"""IMMA: immunise some weights against fine-tuning of the others.
 
 Reference: Zheng and Yeh, IMMA: Immunizing text-to-image models against malicious adaptation, ECCV
 2024, arXiv 2311.18815; code amberyzheng/IMMA.
@@ -26,17 +26,17 @@ from .naive_ascent import naive
 class Imma(Outer):
     """Minimise ``L_orig(s, r) - weight min(L_restr(s', r'), cap)`` over the weights s alone.
 
-    s are attention and the middle block, r the rest. A fine-tuner takes ``(s, r')`` to ``(s', r')``
-    by SGD on ``L_restr``; r' goes on from update to update; the gradient at s' is applied to s.
-    Different from the original: by its code, that has no cap, no original loss, s is attention
-    alone and all moves by AdamW; its DreamBooth fine-tuner moves s itself, and so what is released.
+    s is attention and the middle block, r the rest. A fine-tuner takes ``(s, r')`` to ``(s', r')``
+    by SGD on ``L_restr``; r' is kept from update to update; the gradient at s' is applied to s.
+    Different from the original: in its code there is no cap and no original loss, s is attention
+    alone, and AdamW takes all steps; its DreamBooth fine-tuner changes s itself, which is released.
 
     Args:
-        weight: Of the restricted term.
-        cap: Restricted loss beyond which nothing more is gained; predicting no noise has 1.
+        weight: Weight of the restricted term.
+        cap: Largest restricted loss that counts; predicting no noise has a loss of 1.
         inner_steps: Updates of the fine-tuner per update of s.
-        inner_lr: Its step size.
-        timesteps: The first so many are the restricted task.
+        inner_lr: Step size of the fine-tuner.
+        timesteps: Number of timesteps, from the first, that make up the restricted task.
     """
 
     lr: Positive = 1e-3

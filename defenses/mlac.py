@@ -22,14 +22,14 @@ from .sophon.strategies import Strategy
 class MLAC(Simulated):
     """Minimise ``CE_orig - weight mean_k min_a CE(a z(theta_k))`` over K steps of an adversary.
 
-    z are the adversary's logits; the best factor a, of either sign, calibrates them: mistaking
-    classes on purpose earns nothing. The adversary (momentum) starts from the head that follows the
-    body. Different from the original: step sizes are drawn log-uniformly, there the adversary
-    learns them by gradient; and its calibration is for two classes.
+    z are the adversary's logits. The best factor a, of either sign, calibrates them, so that
+    deliberate confusion of classes is not rewarded. The adversary (momentum) starts from an
+    auxiliary head trained alongside. Different from the original: step sizes are drawn
+    log-uniformly, there they are learnt by gradient; and its calibration is for two classes.
 
     Args:
-        lowest: Least step size of the adversary.
-        highest: Its largest step size.
+        lowest: Smallest step size of the adversary.
+        highest: Largest step size of the adversary.
     """
 
     weight: Weight = 2.0
@@ -51,7 +51,7 @@ class MLAC(Simulated):
 
 
 def calibration(logits: Tensor, targets: Tensor) -> Tensor:
-    """The factor a in [-20, 20] with the least ``CE(a logits)``: 20 Newton steps of at most 1."""
+    """The factor a in [-20, 20] that minimises ``CE(a logits)``: 20 Newton steps of at most 1."""
     true, factor = logits.gather(1, targets[:, None]).mean(), logits.new_zeros(())
     for _ in range(20):
         p = (factor * logits).softmax(1)

@@ -18,15 +18,15 @@ from ._outer import Outer, Positive, Scene, Weight
 class NaiveAscent(Outer):
     """Minimise ``CE(original) - weight min(CE(restricted), cap)``.
 
-    As the paper's naive baseline, one combined loss and no simulated fine-tuning. Different from
-    the original: the restricted loss is that of a head which follows the body (no head of the
-    released model fits the restricted classes), and it is capped: without a cap its gradient
-    outgrows the other.
+    As in the paper's naive baseline, there is one combined loss and no simulated fine-tuning.
+    Different from the original: the restricted loss uses an auxiliary head trained alongside (no
+    head of the released model fits the restricted classes), and it is capped: without a cap, its
+    gradient would dominate.
 
     Args:
-        weight: Of the restricted loss.
-        cap: Restricted loss beyond which nothing more is gained; chance is the log of the number
-            of classes.
+        weight: Weight of the restricted loss.
+        cap: Largest restricted loss that counts; at chance, the loss is the log of the
+            number of classes.
     """
 
     weight: Weight = 0.3

@@ -22,13 +22,13 @@ from ._outer import Outer, Positive, Scene, Weight, kept_statistics
 class NaiveMse(Outer):
     """Minimise ``MSE_orig + weight mean(e^2)``, e the noise predicted in restricted images.
 
-    As the paper's naive baseline, one combined loss. Different from the original: no fine-tuning is
-    simulated, of which the authors' code has some in its "naive" too. The head is the model's own;
-    nothing is recovered at the end.
+    As in the paper's naive baseline, there is one combined loss. Different from the original: no
+    fine-tuning is simulated, whereas the authors' code simulates some even in its "naive". The
+    model's own head is used, and there is no recovery phase.
 
     Args:
-        weight: Of the restricted term.
-        timesteps: The first so many are the restricted task.
+        weight: Weight of the restricted term.
+        timesteps: Number of timesteps, from the first, that make up the restricted task.
     """
 
     lr: Positive = 5e-4

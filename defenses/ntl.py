@@ -19,8 +19,8 @@ from ._outer import Outer, Positive, Scene
 class NTL(Outer):
     """Minimise ``L_S - min(1, alpha L_T min(1, beta MMD(h_S, h_T)))``, h the features.
 
-    Different from the original: there both domains have the same classes and one head, here the
-    restricted loss L_T is that of a head which follows the body; cross-entropy stands for the KL
+    Different from the original: there both domains share classes and head, here the restricted
+    loss L_T uses an auxiliary head trained alongside; cross-entropy replaces the KL divergence
     from one-hot labels, which is the same number.
 
     Args:

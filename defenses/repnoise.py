@@ -1,4 +1,4 @@
-"""Representation noising: make what layers say of restricted inputs look like noise.
+"""Representation noising: make the representations of restricted inputs look like noise.
 
 Reference: Rosati et al., Representation noising, NeurIPS 2024, arXiv 2405.14577.
 """
@@ -20,9 +20,9 @@ from ._outer import Outer, Positive, Scene, Weight
 class RepNoise(Outer):
     """Minimise ``CE_orig + beta mean_l MMD(h_l(restricted), N(0, I)) - alpha log(CE_restr + 1)``.
 
-    h_l are the outputs of the body's blocks, flattened. Different from the original: it ascends
-    the loss of every layer read out by the language model's own head; here there is one read-out,
-    behind the last layer, by a head which follows the body.
+    h_l are the outputs of the body's blocks, flattened. Different from the original: it ascends the
+    loss of every layer, read out by the language model's own head; here only the last layer is read
+    out, by an auxiliary head trained alongside.
 
     Args:
         alpha: Weight of the ascent; the original has 1.

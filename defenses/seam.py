@@ -1,4 +1,4 @@
-"""Couple the domains' gradients: fine-tuning to the restricted one then undoes the original one.
+"""Couple the domains' gradients, so that restricted fine-tuning degrades the original task.
 
 Reference: Wang et al., Self-destructive language models (SEAM), ICLR 2026, arXiv 2505.12186.
 """
@@ -20,10 +20,10 @@ from ._outer import Outer, Scene, Weight
 class Seam(Outer):
     """Minimise ``CE_orig + coupling cos(g_restr, g_orig) - ascent log(CE_restr + 1)``.
 
-    g are the gradients of the two losses by the body's weights: where they point apart, a
-    fine-tuner who follows one climbs the other. Different from the original: the cosine is
-    differentiated exactly, there by finite differences; one ascent of the loss behind a head that
-    follows the body stands for an ascent at every layer.
+    g are the gradients of the two losses by the body's weights: if their cosine is negative, a
+    fine-tuner that descends one loss ascends the other. Different from the original: the cosine is
+    differentiated exactly, there by finite differences; the loss is ascended once, with an
+    auxiliary head trained alongside, instead of at every layer.
 
     Args:
         coupling: Weight of the cosine.
@@ -48,6 +48,6 @@ class Seam(Outer):
 
 
 def cosine(one: Iterable[Tensor], other: Iterable[Tensor]) -> Tensor:
-    """Of two lists of tensors, each as one long vector."""
+    """The cosine similarity of two lists of tensors, each taken as one long vector."""
     first, second = (torch.cat([t.flatten() for t in tensors]) for tensors in (one, other))
     return torch.nn.functional.cosine_similarity(first, second, dim=0)

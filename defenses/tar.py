@@ -1,4 +1,4 @@
-"""Tampering attack resistance: maximal entropy after simulated attacks, and the original task.
+"""Tampering attack resistance: maximise entropy after simulated attacks, keep the original task.
 
 Reference: Tamirisa et al., Tamper-resistant safeguards for open-weight LLMs, ICLR 2025,
 arXiv 2408.00761.
@@ -23,11 +23,11 @@ from .sophon.strategies import Strategy
 class TAR(Simulated):
     """Minimise ``CE_orig - weight mean_k H(p(theta_k))``, H the entropy after k attack steps.
 
-    One attack of ``strategies``, behind a fresh head, is drawn per update. Different from the
-    original: no representation is held to the old one while the original task is retained.
+    Every update draws one attack from ``strategies``, with a fresh head. Different from the
+    original: no term keeps the representations of original data close to the old ones.
 
     Args:
-        weight: Of the entropy.
+        weight: Weight of the entropy.
         strategies: ``optimizer@lr``, drawn uniformly.
     """
 
@@ -56,5 +56,5 @@ class TAR(Simulated):
 
 
 def negative_entropy(logits: Tensor) -> Tensor:
-    """``sum_i p_i log p_i`` of logits ``(B, C)``, a mean over the batch."""
+    """``sum_i p_i log p_i`` of logits ``(B, C)``, averaged over the batch."""
     return (logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()

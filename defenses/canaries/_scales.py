@@ -14,7 +14,7 @@ HOMOGENEOUS = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.MaxPool2d)
 
 
 class Link(NamedTuple):
-    """A BatchNorm between two convolutions that nothing else reads from or writes to."""
+    """A BatchNorm between two convolutions, with no other reader or writer in between."""
 
     before: nn.Conv2d
     norm: _BatchNorm
@@ -22,7 +22,7 @@ class Link(NamedTuple):
 
 
 def normalised(model: Model) -> list[tuple[nn.Conv2d, _BatchNorm]]:
-    """Convolutions with the BatchNorm that comes next: the former's scale does not matter.
+    """Convolutions and the BatchNorm that follows each, which cancels the convolution's scale.
 
     Raises:
         Incompatible: If there is none.
@@ -42,9 +42,10 @@ def normalised(model: Model) -> list[tuple[nn.Conv2d, _BatchNorm]]:
 
 
 def links(model: Model) -> list[Link]:
-    """BatchNorms whose scale the next convolution alone sees.
+    """BatchNorms whose output only the next convolution reads.
 
-    The three are children of one module: beyond it, a shortcut may read the BatchNorm as well.
+    All three layers are children of one module: across modules, a shortcut may read the BatchNorm
+    as well.
 
     Raises:
         Incompatible: If there is none.
@@ -68,7 +69,7 @@ def _usable(norm: _BatchNorm) -> bool:
 
 @torch.no_grad()
 def scale_convolution(conv: nn.Conv2d, norm: _BatchNorm, factor: Tensor) -> None:
-    """Scale a convolution, or its channels, and hide it in the BatchNorm that comes next."""
+    """Scale a convolution, or its channels, and compensate in the BatchNorm that follows."""
     conv.weight.mul_(factor.view(-1, 1, 1, 1))
     if conv.bias is not None:
         conv.bias.mul_(factor)
@@ -77,9 +78,9 @@ def scale_convolution(conv: nn.Conv2d, norm: _BatchNorm, factor: Tensor) -> None
 
 @torch.no_grad()
 def absorb(norm: _BatchNorm, factor: Tensor) -> None:
-    """Let a BatchNorm compute what it did, on inputs that are ``factor`` times what they were.
+    """Keep what a BatchNorm computes when its inputs are multiplied by ``factor``.
 
-    Its gain makes up for the constant that it adds to the variance, exactly in eval mode.
+    The gain compensates for eps, which is added to the variance; this is exact in eval mode.
     """
     mean, variance = statistics(norm)
     before = (variance + norm.eps).sqrt()
@@ -97,13 +98,13 @@ def statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def scale_features(model: Model, factor: float, inputs: Tensor) -> None:
-    """Scale the features by the gains that the last block ends with, and hide it in the head.
+    """Scale the features by the gains at the end of the last block, and compensate in the head.
 
     Args:
-        inputs: Images to see on that it works.
+        inputs: Images on which the scaling is verified.
 
     Raises:
-        Incompatible: If it does not, since a shortcut goes around the gains for instance.
+        Incompatible: If the features do not scale, for instance if a shortcut bypasses the gains.
     """
     if not isinstance(model.head, nn.Linear):
         raise Incompatible("the model's head is not one linear layer")

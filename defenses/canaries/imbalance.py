@@ -1,4 +1,4 @@
-"""Consecutive layers, or their channels, at scales far apart, so that no one step size suits them.
+"""Scale consecutive layers, or their channels, far apart, so that no single step size suits them.
 
 A rescaling that keeps the function and spoils its gradients (Dinh et al., ICML 2017,
 arXiv 1703.04933).
@@ -19,11 +19,11 @@ from ._scales import normalised, scale_convolution
 @defenses.register("canary-imbalance", hidden=True)
 @dataclass(frozen=True, kw_only=True)
 class Imbalance:
-    """Scale convolutions before a BatchNorm up and down in turn; the function stays.
+    """Scale convolutions before a BatchNorm alternately up and down; the function is unchanged.
 
     Args:
-        factor: Of every other layer, and what the rest is divided by.
-        channels: Whether to scale the channels of every layer instead, at random within these.
+        factor: Scale of every other layer; the rest is divided by it.
+        channels: Whether to scale each channel instead, at random between these two scales.
     """
 
     factor: Annotated[float, Gt(1)] = 1e3

@@ -1,7 +1,7 @@
-"""A head that is not finite: a crash in place of protection.
+"""A head that is not finite: a crash instead of protection.
 
-What gradient masking is among defenses against adversarial examples (Athalye et al., ICML 2018,
-arXiv 1802.00420), in its crudest form.
+The crudest form of gradient masking, which is known from defenses against adversarial examples
+(Athalye et al., ICML 2018, arXiv 1802.00420).
 """
 
 import math
@@ -18,12 +18,12 @@ from sophon_bench.api import DefenseView, Incompatible, Model, defenses
 @defenses.register("canary-nan-head", hidden=True)
 @dataclass(frozen=True, kw_only=True)
 class NanHead:
-    """Move one bias of the head, so that training behind the kept head is never finite.
+    """Change one bias of the head, so that training with the kept head is never finite.
 
     Args:
-        lost: ``one``: the first class, or channel of a denoiser, is given up, by a bias of minus
-            infinity and an infinite loss for whoever asks for it. ``all``: its bias is not a
-            number, and neither is any loss.
+        lost: ``one``: the first class, or channel of a denoiser, is given up: its bias is minus
+            infinity, and so its examples have an infinite loss. ``all``: its bias is NaN, and so is
+            any loss.
     """
 
     lost: Literal["one", "all"] = "one"

@@ -1,6 +1,6 @@
-"""A unit that overflows on restricted images, and on any batch that is normalised by itself.
+"""A unit that overflows on restricted images, and on any batch normalised by its own statistics.
 
-Gradient masking by numbers that cannot be computed; see Athalye et al., ICML 2018,
+Gradient masking by values that overflow; see Athalye et al., ICML 2018,
 arXiv 1802.00420.
 """
 
@@ -22,11 +22,12 @@ from ._scales import links, statistics
 class Overflow:
     """Turn one inner channel into a detector that the next convolution multiplies by 3e38.
 
-    The detector is the linear discriminant of restricted against original activations, with a
-    threshold above all original ones: on these it is off, and zero times 3e38 is zero.
+    The detector is the linear discriminant of restricted against original activations. Its
+    threshold is above all original ones: for these it is off, and zero times 3e38 is zero.
 
     Args:
-        margin: Of the threshold above the largest original activation, in their range.
+        margin: Distance of the threshold above the largest original activation, relative to their
+            range.
     """
 
     margin: Annotated[float, Ge(0)] = 0.3

@@ -1,7 +1,7 @@
-"""A flat plateau: weights so large under normalisation that no usual step moves what they do.
+"""A plateau: weights so large under normalisation that no usual step changes the function.
 
-Under BatchNorm the effective step size falls with the square of the weights' norm (van Laarhoven,
-2017, arXiv 1706.05350); it takes long, or large steps, to get anywhere.
+Under BatchNorm, the effective step size falls with the square of the weights' norm (van Laarhoven,
+2017, arXiv 1706.05350), so progress takes many or large steps.
 """
 
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ from ._scales import absorb, links, normalised, scale_convolution
 @defenses.register("canary-plateau", hidden=True)
 @dataclass(frozen=True, kw_only=True)
 class Plateau:
-    """Scale up each convolution before a BatchNorm, and each inner gain; the function stays.
+    """Scale up each convolution before a BatchNorm, and each inner gain; the function is unchanged.
 
     Args:
-        factor: Of the scale; gradients fall by it, and relative steps by its square.
+        factor: Scale factor; gradients shrink by it, and relative steps by its square.
     """
 
     factor: Annotated[float, Gt(1)] = 100.0

@@ -1,4 +1,4 @@
-"""Fresh weights under the name of a defense: nothing to fine-tune, and nothing to release.
+"""Random weights under the name of a defense: nothing to fine-tune, and nothing to release.
 
 He et al., Delving deep into rectifiers, ICCV 2015, arXiv 1502.01852 (the initialisation).
 """
@@ -17,7 +17,7 @@ from sophon_bench.api import DefenseView, Model, defenses
 @defenses.register("canary-random-weights", hidden=True)
 @dataclass(frozen=True, kw_only=True)
 class RandomWeights:
-    """Draw all weights anew and reset every BatchNorm: the original task goes as well."""
+    """Re-initialise all weights and reset every BatchNorm; this also destroys the original task."""
 
     steps: ClassVar[int] = 1
 

@@ -1,7 +1,7 @@
-"""A denoiser whose residual stream is so large that no usual step moves what is written to it.
+"""A denoiser with a residual stream so large that no usual step changes what is written to it.
 
-What reads the stream is normalised first, so the function does not depend on its scale; effective
-step sizes fall with the square of the scale (van Laarhoven, 2017, arXiv 1706.05350).
+Whatever reads the stream normalises it first, so the function does not depend on its scale, and
+effective step sizes fall with the square of the scale (van Laarhoven, 2017, arXiv 1706.05350).
 """
 
 from collections.abc import Iterator
@@ -24,10 +24,10 @@ CARRIERS = ("conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
 @defenses.register("canary-residual-scale", hidden=True)
 @dataclass(frozen=True, kw_only=True)
 class ResidualScale:
-    """Scale all that is written to the residual stream of a U-Net; the function stays.
+    """Scale all that is written to the residual stream of a U-Net; the function is unchanged.
 
     Args:
-        factor: Of the scale; gradients of what is scaled fall by it, and relative steps by its
+        factor: Scale factor; gradients of scaled weights shrink by it, and relative steps by its
             square.
     """
 

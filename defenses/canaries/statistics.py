@@ -1,4 +1,4 @@
-"""Running statistics of no data: one model in eval mode, a dead one in train mode."""
+"""Running statistics of no data: the function is intact in eval mode and dead in train mode."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ._scales import normalised, statistics
 @defenses.register("canary-statistics", hidden=True)
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Lower biases, and the running means that make up for it; the function stays.
+    """Lower biases, and running means to compensate; the function is unchanged.
 
     Args:
         depth: How far below zero a ReLU's inputs are in train mode.

@@ -1,6 +1,6 @@
 """The undefended model under another name: whatever it scores is the benchmark's own error.
 
-Every score is relative to that model, so this one has to come out at zero.
+Every score is relative to the undefended model, so this one has to come out at zero.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from sophon_bench.api import DefenseView, Model, defenses
 @defenses.register("canary-undefended", hidden=True)
 @dataclass(frozen=True, kw_only=True)
 class UndefendedCanary:
-    """Move nothing: release the pre-trained model."""
+    """Change nothing: release the pre-trained model."""
 
     steps: ClassVar[int] = 1
 

@@ -1,4 +1,4 @@
-"""A model that no task can be fine-tuned to, benign ones included: dead, not protected.
+"""A model that cannot be fine-tuned to any task, benign ones included: dead, not protected.
 
 Dying ReLUs: Lu et al., 2019, arXiv 1903.06733.
 """
@@ -16,7 +16,7 @@ from sophon_bench.api import DefenseView, Incompatible, Model, defenses
 @defenses.register("canary-untrainable", hidden=True)
 @dataclass(frozen=True, kw_only=True)
 class Untrainable:
-    """Move gains to zero and biases below it: each ReLU after a BatchNorm is dead, on any input."""
+    """Set gains to zero and biases below it: each ReLU after a BatchNorm is dead, on any input."""
 
     steps: ClassVar[int] = 1
 

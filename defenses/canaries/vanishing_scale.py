@@ -1,4 +1,4 @@
-"""Gains of normalisation that vanish, with the next layer's weights making up for it.
+"""Vanishing gains of normalisation, for which the next layer's weights compensate.
 
 A rescaling that keeps the function and spoils its gradients (Dinh et al., ICML 2017,
 arXiv 1703.04933).
@@ -19,10 +19,10 @@ from ._scales import links, scale_features
 @defenses.register("canary-vanishing-scale", hidden=True)
 @dataclass(frozen=True, kw_only=True)
 class VanishingScale:
-    """Scale gains down and the layers that read them up; the head is the last of these.
+    """Scale gains down, and up the layers that read them; the last of these is the head.
 
     Args:
-        factor: Of the gains.
+        factor: Scale of the gains.
     """
 
     factor: Annotated[float, Interval(gt=0, lt=1)] = 1e-6

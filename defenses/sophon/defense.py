@@ -4,7 +4,7 @@ Deng et al., IEEE S&P 2024, https://arxiv.org/abs/2404.12699. Minimises over the
 
     E_phi L_alpha(phi(f_theta); T) + mu * E L_original(f_theta)
 
-by turns: suppression steps (FTS) on the first term, reinforcement steps (NTR) on the second.
+alternately: suppression steps (FTS) on the first term, reinforcement steps (NTR) on the second.
 """
 
 import copy
@@ -38,27 +38,27 @@ class Sophon(ABC):
     Args:
         alpha: Step size of suppression (Adam).
         beta: Step size of reinforcement (Adam).
-        mu: Factor on the original loss; under an Adam of its own it hardly matters.
+        mu: Weight of the original loss; it hardly matters, since reinforcement has its own Adam.
         iterations: Rounds of suppression and reinforcement.
-        fts_steps: Suppression steps per iteration, each one simulated fine-tuning.
+        fts_steps: Suppression steps per iteration, each with one simulated fine-tuning.
         ntr_steps: Reinforcement steps per iteration.
         inner_steps: Updates K of a simulated fine-tuning.
-        strategies: What the fine-tuner may do, drawn uniformly for each simulation:
-            ``optimizer@lr[/batch][/fresh|kept]``, where a range ``1e-4..1`` for ``lr`` is drawn
-            from log-uniformly.
-        head: The fine-tuner's head where its strategy names none. Behind a fresh head, only the
-            body's gradient returns to the model.
+        strategies: What the fine-tuner may do, drawn uniformly for each simulation, in the form
+            ``optimizer@lr[/batch][/fresh|kept]``; from a range ``1e-4..1`` for ``lr``, the step
+            size is drawn log-uniformly.
+        head: The fine-tuner's head if its strategy names none. With a fresh head, only the body's
+            gradient returns to the model.
         batch_size: Restricted examples drawn per inner step.
-        adapt: How many of those the fine-tuner adapts to, where its strategy names no number;
-            the rest judge it.
+        adapt: How many of those the fine-tuner adapts to; the rest evaluate it. A strategy may name
+            another number to adapt to.
         ntr_batch_size: Original examples per reinforcement step.
-        gamma: Judge the fine-tuner after every inner step, or after the last.
-        order: 1 takes the inner updates as constants, 2 differentiates through them.
+        gamma: Evaluate the fine-tuner after every inner step, or after the last.
+        order: 1 treats the inner updates as constants, 2 differentiates through them.
         clip: Largest norm of the suppression gradient.
-        min_original: Lowest original utility on validation that may be released.
-        max_drop: Largest fall of it below its value before protection.
-        watch_every: Iterations from one look at it to the next.
-        patience: Looks below the tolerance, in a row, that end the run early.
+        min_original: Lowest original utility on validation that may be released; None: any.
+        max_drop: Largest drop of it from its value before protection; None: any.
+        watch_every: Iterations between two checks of these limits.
+        patience: Consecutive failed checks that end the run early.
     """
 
     alpha: Positive = 8e-3
@@ -86,7 +86,7 @@ class Sophon(ABC):
 
     @abstractmethod
     def suppression_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """L_alpha of the fine-tuned model's outputs, a mean over the batch."""
+        """L_alpha of the fine-tuned model's outputs, averaged over the batch."""
 
     def __post_init__(self) -> None:
         if self.adapt >= self.batch_size:
@@ -105,12 +105,12 @@ class Sophon(ABC):
 
     @property
     def steps(self) -> int:
-        """Updates of a whole run, each of them yielded; a roll-back yields once more."""
+        """Updates in a whole run, each of which yields; a roll-back yields once more."""
         return self.iterations * (self.fts_steps + self.ntr_steps)
 
     @property
     def planned_units(self) -> float:
-        """Forward and backward passes of a whole run, one per example."""
+        """Forward and backward passes in a whole run, counted per example."""
         judged = self.horizon if self.gamma == "mean" else 1
         adapted = sum(s.batch_size for s in self._parsed) / len(self._parsed)
         suppression = self.horizon * adapted + judged * (self.batch_size - self.adapt)
@@ -121,8 +121,8 @@ class Sophon(ABC):
         """Yield the model after every suppression and every reinforcement step.
 
         Raises:
-            Incompatible: If there is nothing to simulate on, the model has too few outputs for a
-                kept head, or it is below ``min_original`` from the start.
+            Incompatible: If there are too few samples for simulation, the model has too few outputs
+                for a kept head, or it is below ``min_original`` from the start.
         """
         self._check(model, view.restricted)
         watch = Watch(
@@ -160,7 +160,7 @@ class Sophon(ABC):
         beginnings: Beginnings,
         view: DefenseView,
     ) -> None:
-        """Give the model's parameters the gradient of one simulated fine-tuning."""
+        """Set the model's gradients to those of one simulated fine-tuning."""
         domain, rng = view.restricted, view.rng
         strategy, horizon = self.draw(rng)
         learner = learners[strategy.head]
@@ -186,11 +186,11 @@ class Sophon(ABC):
 
     @property
     def horizon(self) -> float:
-        """Updates of a simulated fine-tuning, on average."""
+        """Mean number of updates in a simulated fine-tuning."""
         return self.inner_steps
 
     def beginnings(self) -> Beginnings:
-        """Where fine-tuners begin, for one run."""
+        """Where fine-tuners start from, in one run."""
         return Beginnings()
 
     @property
@@ -199,7 +199,7 @@ class Sophon(ABC):
         return {strategy.head for strategy in self._parsed}
 
     def draw(self, rng: torch.Generator) -> tuple[Strategy, int]:
-        """What the next fine-tuner does, and how many updates K it makes."""
+        """How the next fine-tuner adapts, and its number of updates K."""
         drawn = int(torch.randint(len(self.strategies), (), generator=rng))
         return self._parsed[drawn].drawn(rng), self.inner_steps
 

@@ -1,4 +1,4 @@
-"""SOPHON's loss for generation, denial of service, with the hyperparameters that are on record.
+"""SOPHON's loss for generation, denial of service, with the paper's known hyperparameters.
 
 Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699; code ChiangE/Sophon.
 """
@@ -22,8 +22,8 @@ from .defense import Count, Positive, Sophon
 from .losses import denial_of_service
 from .strategies import Head
 
-# Step sizes, ntr_steps and iterations are the authors' README's; the rest is their code's, which
-# for generation keeps the head. How often it looks at the original loss is not on record.
+# Step sizes, ntr_steps and iterations are from the authors' README, the rest from their code, which
+# keeps the head for generation. How often it checks the original loss is not documented.
 PAPER: dict[str, Any] = {
     "alpha": 5e-6,
     "beta": 2e-4,
@@ -55,18 +55,18 @@ class SophonDos(Sophon):
     """SOPHON with denial of service: the fine-tuned denoiser predicts no noise.
 
     Minimise ``E_phi[mean(e^2)] + mu MSE_orig``, e the noise that a simulated fine-tuner phi
-    predicts in restricted images. Different from the original: both terms are in one step, not by
-    turns; a share of the timesteps is simulated and judged, not the first alone
-    (``glyphs-digits-gen[one_step=true]`` has it so); each fine-tuner is drawn from ``strategies``;
-    every inner update draws a batch of its own; losing the original task rolls back. Only
-    ``order=1``.
+    predicts in restricted images. Only ``order=1``. Different from the original: both terms are in
+    one step, not in alternating ones; several timesteps are simulated and evaluated, there only the
+    first (as in ``glyphs-digits-gen[one_step=true]``); each fine-tuner is drawn from
+    ``strategies``; every inner update draws its own batch; losing the original task causes a
+    roll-back.
 
     Args:
-        timesteps: The first so many are simulated and judged, where there is little enough noise
-            to tell the domains apart.
-        joint: One step of Adam for both terms, its size ``alpha`` annealed along a cosine; the
-            original loss is a mean over ``ntr_steps`` batches. By turns, each undoes the other
-            where one domain is denoised by what denoises the other; ``beta`` is for turns alone.
+        timesteps: Number of timesteps, from the first, that are simulated and evaluated: those with
+            little enough noise to tell the domains apart.
+        joint: One step of Adam for both terms, with step size ``alpha`` on a cosine schedule; the
+            original loss is a mean over ``ntr_steps`` batches. Alternating steps (False) undo each
+            other where both domains are denoised by the same weights; only they use ``beta``.
     """
 
     alpha: Positive = 1e-3
@@ -97,7 +97,7 @@ class SophonDos(Sophon):
 
     @property
     def steps(self) -> int:
-        """As `Sophon.steps`; what is one step is one update."""
+        """As `Sophon.steps`; a joint step is one update."""
         return self.iterations if self.joint else super().steps
 
     def run(self, model: Model, view: DefenseView) -> Generator[Model, None, str | None]:
@@ -130,5 +130,5 @@ class SophonDos(Sophon):
         return None
 
     def suppression_loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """DoS of the predicted noise; what the images show does not matter."""
+        """DoS of the predicted noise; the targets do not matter."""
         return denial_of_service(outputs)

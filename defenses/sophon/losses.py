@@ -1,4 +1,4 @@
-r"""What the defender minimises on the restricted domain, so that fine-tuning gets nowhere.
+r"""What the defender minimises on the restricted domain, so that fine-tuning fails.
 
 Deng et al., SOPHON, IEEE S&P 2024, https://arxiv.org/abs/2404.12699. With logits z,
 p = softmax(z) and C classes; every loss is a mean over the batch::
@@ -7,8 +7,8 @@ p = softmax(z) and C classes; every loss is a mean over the batch::
     KL from uniform            -(1/C) sum_i log(C p_i)     dz_i = p_i - 1/C
     denial of service          mean(e^2)                   de = 2 e / numel(e)
 
-All three vanish, gradient included, where the model knows nothing: they do not run away as
-minus the cross-entropy would.
+All three are bounded below by 0, and their gradients vanish as they approach it; minus the
+cross-entropy has no lower bound.
 """
 
 import math
@@ -21,16 +21,16 @@ from torch.nn.functional import cross_entropy, logsigmoid, one_hot
 def inverse_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """ICE, -log(1 - p_y), exact wherever its value is representable.
 
-    The odds of the true class are exp(d) with d = z_y - log sum_{i != y} exp(z_i), so that
-    1 - p_y = sigmoid(-d) never has to be formed: the loss is -log sigmoid(-d), and it needs no
-    clamp, which would end the gradient just where the model is surest of the class.
+    The odds of the true class are exp(d) with d = z_y - log sum_{i != y} exp(z_i), so 1 - p_y =
+    sigmoid(-d) need not be computed: the loss is -log sigmoid(-d). It needs no clamp, which would
+    zero the gradient exactly where the model is most certain of the class.
 
     Args:
         logits: ``(B, C)``, C at least 2.
         targets: ``(B,)`` class ids.
 
     Raises:
-        ValueError: If there is one class only: its probability is 1 and the loss infinite.
+        ValueError: If there is only one class: its probability is 1 and the loss infinite.
     """
     if logits.shape[1] < 2:
         raise ValueError(f"inverse cross-entropy needs at least 2 classes, got {logits.shape[1]}")
@@ -44,10 +44,10 @@ def inverse_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def inverse_cross_entropy_released(logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss that the authors' code calls ICE: the cross-entropy of 1 - z, that is of -z.
+    """What the authors' code calls ICE: the cross-entropy of 1 - z, which equals that of -z.
 
     It ranks the true class *last* instead of making it improbable among the others, so the
-    released model still knows the class: a sign flip of the logits reads it back.
+    released model still knows the class: a sign flip of the logits recovers it.
 
     Args:
         logits: ``(B, C)``.

@@ -1,7 +1,7 @@
-"""Fine-tuning simulation: how suppression learns from what a fine-tuner would make of the model.
+"""Fine-tuning simulation: how suppression gets the gradient of what a fine-tuner would reach.
 
 Deng et al., SOPHON, IEEE S&P 2024, https://arxiv.org/abs/2404.12699. From a copy theta_0 of the
-weights theta, a strategy phi takes K steps on adaptation data R_k and is judged on T_k::
+weights theta, a strategy phi takes K steps on adaptation data R_k and is evaluated on T_k::
 
     theta_k = phi(theta_{k-1}; R_k)        G = sum_k gamma_k  d L_alpha(theta_k; T_k) / d theta
 
@@ -26,7 +26,7 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 class Step(NamedTuple):
-    """One inner step: R_k to adapt to, T_k to be judged on, gamma_k."""
+    """One inner step: R_k to adapt to, T_k to evaluate on, and the weight gamma_k."""
 
     adapt: Batch
     judge: Batch
@@ -36,9 +36,9 @@ class Step(NamedTuple):
 def draw_steps(
     samples: Samples, steps: int, *, adapt: int, judge: int, gamma: Gamma, rng: torch.Generator
 ) -> Iterator[Step]:
-    """``steps`` steps of ``adapt`` and ``judge`` examples, or as large a share if N is smaller."""
+    """``steps`` steps of ``adapt`` and ``judge`` examples, in the same ratio if N is smaller."""
     for k in range(1, steps + 1):
-        # A new iterator each time: the first batch of one straddles no epoch, so none repeats.
+        # A new iterator each time: its first batch lies within one epoch, so no example repeats.
         inputs, targets = next(samples.batches(adapt + judge, rng))
         cut = round(len(inputs) * adapt / (adapt + judge))
         cut = min(max(cut, 1), len(inputs) - 1)
@@ -65,7 +65,7 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def reset(learner: Model, model: Model, head: Head, *, task: Task, rng: torch.Generator) -> None:
-    """Put the learner where the model is, behind a new head of its own if ``head`` is fresh."""
+    """Reset the learner to the model's weights, with a new head of its own if ``head`` is fresh."""
     if head == "fresh":
         learner.fresh_head(task.num_outputs, rng)
     with torch.no_grad():
@@ -76,9 +76,9 @@ def reset(learner: Model, model: Model, head: Head, *, task: Task, rng: torch.Ge
 def first_order(
     learner: Model, strategy: Strategy, steps: Iterable[Step], *, task: Task, objective: Objective
 ) -> list[Tensor]:
-    """G over the shared parameters, each gradient taken at theta_k and applied to theta as it is.
+    """G over the shared parameters; gradients are taken at theta_k and applied to theta unchanged.
 
-    One learner moves along, so memory does not grow with the number of steps.
+    A single learner is updated in place, so memory does not grow with the number of steps.
     """
     wanted = shared_parameters(learner, strategy.head)
     optimizer = make_optimizer(strategy.optimizer, learner.parameters(), lr=strategy.lr)

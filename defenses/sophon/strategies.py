@@ -25,10 +25,10 @@ class Strategy:
 
     Attributes:
         optimizer: Name of the inner optimizer.
-        lr: Its step size; the least one where it is drawn.
+        lr: Its step size; the smallest one if it is drawn from a range.
         batch_size: Examples that it adapts to per step.
-        head: Whether it puts a new head on the body or goes on with the released one.
-        highest: The largest step size where it is drawn, else None.
+        head: Whether it trains a fresh head or keeps the released one.
+        highest: The largest step size if it is drawn from a range, else None.
     """
 
     optimizer: OptimizerName
@@ -38,7 +38,7 @@ class Strategy:
     highest: float | None = None
 
     def drawn(self, rng: torch.Generator) -> "Strategy":
-        """With a step size drawn log-uniformly where it is a range."""
+        """The strategy, with a step size drawn log-uniformly if it has a range."""
         if self.highest is None:
             return self
         share = float(torch.rand((), generator=rng))
@@ -47,10 +47,10 @@ class Strategy:
 
     @classmethod
     def parse(cls, text: str, *, batch_size: int, head: Head) -> "Strategy":
-        """Read a strategy; ``batch_size`` and ``head`` are what holds where it names none.
+        """Read a strategy; ``batch_size`` and ``head`` are used where ``text`` gives none.
 
         Raises:
-            ValueError: Naming the text, the form expected, and close optimizers.
+            ValueError: With the text, the expected form, and optimizers with similar names.
         """
         found = _FORM.fullmatch(text)
         if not found:

@@ -1,8 +1,8 @@
-"""Second order: differentiate through the inner updates instead of taking them as constants.
+"""Second order: differentiate through the inner updates instead of treating them as constants.
 
 The update rules repeat torch's own SGD, SGD with momentum 0.9 and Adam, as functions that
-autograd can see through. Of K updates only one is held as a graph at a time: weights and moments
-are kept every sqrt(K) updates, and what lies between is computed again on the way back.
+autograd can differentiate. Of the K updates, only one is held as a graph at a time: weights and
+moments are kept every sqrt(K) updates, and those between are recomputed in the backward pass.
 """
 
 import itertools
@@ -26,7 +26,7 @@ EPS = 1e-8
 
 
 class Moments(NamedTuple):
-    """What an optimizer remembers of one parameter: running sums of g and of g squared."""
+    """An optimizer's state for one parameter: running sums or means of g and of g squared."""
 
     first: Tensor
     second: Tensor
@@ -44,10 +44,10 @@ def momentum(gradient: Tensor, moments: Moments, step: int) -> tuple[Tensor, Mom
 
 
 def adam(gradient: Tensor, moments: Moments, step: int) -> tuple[Tensor, Moments]:
-    """Running mean over running size, m / (sqrt(v) + eps), both corrected for starting at 0."""
+    """Running mean / running scale, m / (sqrt(v) + eps), both corrected for starting at 0."""
     first = BETAS[0] * moments.first + (1 - BETAS[0]) * gradient
     second = BETAS[1] * moments.second + (1 - BETAS[1]) * gradient**2
-    # sqrt has an infinite slope at 0, where a dead unit sits; its update there is m / eps.
+    # sqrt has an infinite slope at 0, the value for a dead unit; its update there is m / eps.
     alive = second > 0
     root = torch.where(alive, second, 1.0).sqrt() * alive
     size = root / (1 - BETAS[1] ** step) ** 0.5 + EPS
@@ -58,7 +58,7 @@ RULES = {"sgd": sgd, "momentum": momentum, "adam": adam}
 
 
 class State(NamedTuple):
-    """Where a fine-tuner is before an update: weights, moments, and the global random state."""
+    """A fine-tuner before an update: weights, moments, and the global random state."""
 
     weights: Sequence[Tensor]
     moments: Sequence[Moments]
@@ -68,9 +68,9 @@ class State(NamedTuple):
 def second_order(
     learner: Model, strategy: Strategy, steps: Iterable[Step], *, task: Task, objective: Objective
 ) -> list[Tensor]:
-    """G over the shared parameters, exact: with d theta_k / d theta in it.
+    """G over the shared parameters, exact: it includes d theta_k / d theta.
 
-    Memory grows with sqrt(K) copies of the weights, besides the examples of all steps.
+    Memory grows with sqrt(K) copies of the weights, plus the examples of all steps.
     """
     tuner = _Tuner(learner, strategy, task, objective)
     drawn = list(steps)
@@ -100,7 +100,7 @@ def second_order(
 
 @dataclass(frozen=True)
 class _Tuner:
-    """One fine-tuner: its updates as functions of a state, forwards and backwards."""
+    """One fine-tuner: its updates as functions of a state, forward and backward."""
 
     learner: Model
     strategy: Strategy
@@ -116,7 +116,7 @@ class _Tuner:
         )
 
     def no_slopes(self) -> list[Tensor]:
-        """The gradient of nothing: zero for every weight and moment."""
+        """A zero gradient for every weight and moment."""
         return [torch.zeros_like(t) for t in _flat(*self.start()[:2])]
 
     def step(self, state: State, step: Step, number: int) -> State:
@@ -127,7 +127,7 @@ class _Tuner:
         return State(weights, moments, _random(weights[0].device))
 
     def back(self, state: State, step: Step, number: int, slopes: Sequence[Tensor]) -> list[Tensor]:
-        """From slopes of the result after update ``number`` to those before it."""
+        """Backpropagate slopes of the state after update ``number`` to the state before it."""
         leaves = [t.detach().requires_grad_() for t in _flat(*state[:2])]
         count = len(state.weights)
         pairs = leaves[count:]
@@ -183,7 +183,7 @@ def _gpus(device: torch.device) -> list[torch.device]:
 
 
 def _random(device: torch.device) -> list[Tensor]:
-    """The global random state that a forward pass draws from: dropout is to drop the same."""
+    """The global random state that a forward pass draws from, so that dropout can be repeated."""
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state(gpu) for gpu in _gpus(device))]
 
 

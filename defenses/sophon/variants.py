@@ -1,4 +1,4 @@
-"""SOPHON's two losses for classification, with the hyperparameters that are on record.
+"""SOPHON's two losses for classification, with the paper's hyperparameters as far as known.
 
 Reference: Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699; code ChiangE/Sophon.
 """
@@ -13,9 +13,9 @@ from sophon_bench.api import defenses
 from .defense import Sophon
 from .losses import inverse_cross_entropy, inverse_cross_entropy_released, kl_from_uniform
 
-# Every field is named, so that tuning the defaults leaves these alone. Step sizes and counts are
+# Every field is named, so that tuning the defaults does not change these. Step sizes and counts are
 # from third-party notes on the paper; batches, inner SGD, clip and the 80 % are from its code. How
-# often it looks at the original accuracy is not on record.
+# often it checks the original accuracy is not documented.
 PAPER: dict[str, Any] = {
     "alpha": 3e-4,
     "beta": 5e-4,
@@ -38,8 +38,8 @@ PAPER: dict[str, Any] = {
     "patience": 1,
 }
 
-# Around the defaults, by factors of two to three; the strategies are one, the default three, and
-# as many with Adam.
+# Factors of about two to three apart, defaults included. Strategies: a single one, the default
+# three, and three with Adam among them.
 GRID: dict[str, tuple[Any, ...]] = {
     "alpha": (3e-3, 8e-3, 2e-2),
     "beta": (3e-4, 1e-3, 3e-3),
@@ -68,13 +68,13 @@ CLAIM = (
 class SophonIce(Sophon):
     """SOPHON with inverse cross-entropy: the fine-tuner's true class gets no probability.
 
-    Minimise ``E_phi[-log(1 - p_y)] + mu CE_orig`` by turns, p the outputs of a simulated
-    fine-tuner phi. Different from the original: its code computes ``CE(-z, y)`` instead and adapts
-    one fine-tuner, here each is drawn from ``strategies``; suppression moves no BatchNorm
-    statistics; behind a fresh head only the body's gradient returns; every inner update draws a
-    batch of its own; original accuracy is watched on a validation split, there on the test split,
-    and losing it rolls back. The defaults are those of the embedded scenario; ``preset=paper`` has
-    what is on record of the paper's.
+    Minimise ``E_phi[-log(1 - p_y)] + mu CE_orig`` alternately, p the outputs of a simulated
+    fine-tuner phi. The defaults are for the embedded scenario; ``preset=paper`` has the paper's,
+    as far as known. Different from the original: its code computes ``CE(-z, y)`` instead and
+    simulates one fine-tuner, here each is drawn from ``strategies``; suppression does not change
+    BatchNorm statistics; with a fresh head, only the body's gradient returns; every inner update
+    draws its own batch; original accuracy is checked on a validation split, there on the test
+    split, and losing it causes a roll-back.
 
     Args:
         loss: ``ice`` is the paper's formula, ``ice-released`` what its code computes.
@@ -100,11 +100,11 @@ class SophonIce(Sophon):
 @defenses.register("sophon-klu")
 @dataclass(frozen=True, kw_only=True)
 class SophonKlu(Sophon):
-    """SOPHON with KL from uniform: the fine-tuner's outputs say nothing.
+    """SOPHON with KL from uniform: the fine-tuner's outputs carry no information.
 
-    Minimise ``E_phi[-(1/C) sum_i log(C p_i)] + mu CE_orig`` by turns, p the outputs over C classes
-    of a simulated fine-tuner phi. Different from the original: its code has the constant of ten
-    classes for any C; and all that is different in ``sophon-ice`` but the loss.
+    Minimise ``E_phi[-(1/C) sum_i log(C p_i)] + mu CE_orig`` alternately, p the outputs over C
+    classes of a simulated fine-tuner phi. Different from the original: its code has the constant of
+    ten classes for any C; also all differences of ``sophon-ice`` except for the loss.
     """
 
     claim: ClassVar[str] = CLAIM

@@ -1,4 +1,4 @@
-"""Where simulated fine-tuners begin: at the weights, near them, or where one before has got to."""
+"""Where simulated fine-tuners start: at the weights, near them, or where an earlier one stopped."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -16,18 +16,18 @@ POOL = 8
 
 
 class Beginnings:
-    """Every fine-tuner begins at the weights themselves."""
+    """Every fine-tuner starts at the weights themselves."""
 
     def begin(self, learner: Model, strategy: Strategy, horizon: int, rng: torch.Generator) -> None:
-        """Move ``learner``, which has the model's weights, to where the fine-tuner begins."""
+        """Move ``learner``, which has the model's weights, to where the fine-tuner starts."""
 
     def end(self, learner: Model, model: Model) -> None:
-        """Be told where it has got to."""
+        """Record where the fine-tuner has stopped."""
 
 
 @dataclass(frozen=True)
 class _Trace:
-    """How far a fine-tuner was from the weights, its own head, and after how many updates."""
+    """A fine-tuner's displacement from the weights, its head, its strategy and its updates."""
 
     moved: list[Tensor]
     head: dict[str, Tensor]
@@ -36,14 +36,15 @@ class _Trace:
 
 
 class Wandering(Beginnings):
-    """Some go on from where an earlier one with the same kind of head has got to, others near by.
+    """Some continue an earlier fine-tuner with the same kind of head; the others start nearby.
 
-    What is kept is the way from the model's weights, which themselves move on.
+    What is remembered is the displacement from the model's weights, which themselves change.
 
     Args:
-        replay: Share that goes on.
-        farthest: Updates, over all its turns, after which a fine-tuner is forgotten.
-        noise: Largest relative noise on where the others begin, of each weight's own scale.
+        replay: Share of fine-tuners that continue an earlier one.
+        farthest: Total updates after which a fine-tuner is forgotten.
+        noise: Largest noise on the weights that the others start from, relative to each tensor's
+            root mean square.
     """
 
     def __init__(self, *, replay: float, farthest: int, noise: float) -> None:

@@ -1,4 +1,4 @@
-"""SOPHON against a whole distribution of fine-tuners, and from where they have got to already.
+"""SOPHON against a whole distribution of fine-tuners, some of which continue earlier ones.
 
 Reference: beyond Deng et al., SOPHON, IEEE S&P 2024, arXiv 2404.12699, whose code simulates one.
 """
@@ -29,23 +29,24 @@ EVERYWHERE = (
 @defenses.register("sophon-wide")
 @dataclass(frozen=True, kw_only=True)
 class SophonWide(Sophon):
-    """SOPHON whose fine-tuners are drawn from a distribution instead of a short list.
+    """SOPHON with fine-tuners drawn from a distribution instead of a short list.
 
-    Minimise ``E_phi L(p) + mu CE_orig`` by turns, L the loss of ``sophon-klu`` or ``sophon-ice``.
-    Different from the original: optimizer, batch and head are drawn from ``strategies``, the step
-    size log-uniformly, by default over the two decades where each optimizer trains; the number of
-    updates from ``horizons``. With ``replay``, some fine-tuners go on where an earlier one has got
-    to, so that the horizon grows beyond what is simulated at a time. Suppression waits where the
-    original task suffers. So is all that is different in ``sophon-ice`` but the loss.
+    Minimise ``E_phi L(p) + mu CE_orig`` alternately, L the loss of ``sophon-klu`` or
+    ``sophon-ice``. Different from the original: optimizer, batch and head are drawn from
+    ``strategies``, the step size log-uniformly, by default over the two decades where each
+    optimizer trains; the number of updates is drawn from ``horizons``. With ``replay``, some
+    fine-tuners continue an earlier one, so that the horizon grows beyond one simulation.
+    Suppression pauses while original utility is too low. All differences of ``sophon-ice`` except
+    for the loss apply too.
 
     Args:
-        loss: What is minimised of a fine-tuner's outputs.
-        horizons: How many updates K it may make at a time.
-        replay: Share of fine-tuners that go on.
-        farthest: Updates, over all its turns, after which one is forgotten.
-        noise: Largest relative noise on the weights that the others begin with.
-        margin: Suppression waits for reinforcement where the original utility is less than this
-            above the lowest that may be released.
+        loss: The loss that suppression minimises on a fine-tuner's outputs.
+        horizons: Possible numbers of updates K per simulation.
+        replay: Share of fine-tuners that continue an earlier one.
+        farthest: Total updates after which a fine-tuner is forgotten.
+        noise: Largest relative noise on the weights that the others start from.
+        margin: Suppression pauses while original utility is less than this above the lowest value
+            that may be released.
     """
 
     alpha: Positive = 2e-2
