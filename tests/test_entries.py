@@ -121,9 +121,18 @@ def test_another_entry_is_never_written_over(entry: Entry, tmp_path: Path) -> No
     file = entries.write(entry, tmp_path)
     before = file.read_bytes()
     entries.write(entry, tmp_path)
-    with pytest.raises(EntryError, match=r"acme-shield\.jsonl' is there; choose another name"):
+    with pytest.raises(EntryError, match=r"acme-shield\.jsonl' is there, with other content"):
         entries.write(replace(entry, title="Another"), tmp_path)
     assert file.read_bytes() == before
+
+
+def test_no_entry_is_written_that_cannot_be_read(
+    entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entries, "LARGEST_ENTRY", 2**10)
+    with pytest.raises(EntryError, match=r"at most 0 MiB.* one by one \(--defense\)"):
+        entries.write(entry, tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 Lines = list[dict[str, Any]]
@@ -296,6 +305,21 @@ def test_pre_trained_models_come_first(entry: Entry, start: str) -> None:
     found = records(entries.report([entry, real], ()).scores)
     assert found[0]["backbone"] == f"resnet18[{start}]"
     assert len({row["backbone"] for row in found}) == 2
+
+
+def test_controls_are_of_the_entry_with_most_seeds(entry: Entry) -> None:
+    """Also where another one has a place that comes first."""
+    few = [cell for cell in attempts(entry.records) if cell.seed == 0]
+    both = [*few, *(named(replace(cell, backbone="r[pretrained=true]")) for cell in few)]
+    real = replace(entry, name="real", records=gather(both))
+    found = records(entries.report([entry, real], ()).scores)
+    assert [(row["backbone"], row["defense"], row["seeds"]) for row in found] == [
+        ("r[pretrained=true]", "none", 1),
+        ("r[pretrained=true]", "d (real)", 1),
+        ("b", "none", 2),
+        ("b", "d (acme-shield)", 2),
+        ("b", "d (real)", 1),
+    ]
 
 
 def test_whole_records_may_be_published(whole: list[Attempt]) -> None:
@@ -655,7 +679,7 @@ def test_submit_writes_an_entry(documents: Path) -> None:
     assert submit(documents).exit_code == 0
     again = submit(documents, title="Other")
     assert again.exit_code == 2
-    assert "is there; choose another name" in again.output
+    assert "is there, with other content; choose another name or --out" in again.output
 
 
 @pytest.mark.parametrize(
