@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
@@ -22,6 +22,9 @@ from sophon_bench.results.files import write_atomic
 from sophon_bench.results.records import Record, Records
 from sophon_bench.results.store import StoreError
 from sophon_bench.results.untrusted import LARGEST_ENTRY, UNSEEN, printable
+
+if TYPE_CHECKING:
+    from pandas import Series
 
 PUBLISHED = Path(__file__).parent / "results"
 
@@ -117,9 +120,7 @@ def report(entries: Sequence[Entry], frozen: Sequence[Frozen]) -> tables.Report:
     release. The entry with most seeds tells the controls. Defenses of one name in several entries
     are told apart by the entry's.
     """
-    most = sorted(
-        entries, key=lambda e: (not _from_weights(e.records), -len(e.records.seeds), e.name)
-    )
+    most = sorted(entries, key=lambda entry: (-len(entry.records.seeds), entry.name))
     reports = [
         (entry, with_recipe(tables.report(entry.records, frozen), entry.records)) for entry in most
     ]
@@ -128,29 +129,36 @@ def report(entries: Sequence[Entry], frozen: Sequence[Frozen]) -> tables.Report:
         for _, found in reports
         for label in {row["defense"] for row in records(found.scores) if not row["control"]}
     )
-    return tables.united(
+    whole = tables.united(
         tables.renamed(found, {n: f"{n} ({entry.name})" for n in owners if owners[n] > 1})
         for entry, found in reports
     )
+    return whole.map(lambda df: df.sort_values("backbone", key=_from_random, kind="stable"))
 
 
-def _from_weights(cells: Records) -> bool:
-    """Whether a model of these records started from weights that are not random."""
-    labels = [model.backbone for model in cells.models.values()]
-    return any(given in label for label in labels for given in ("pretrained=true", "weights="))
+def _from_random(backbones: Series) -> Series:
+    """Whether models of each backbone started from random weights."""
+    return ~backbones.str.contains("pretrained=true|weights=")
 
 
 def write(entry: Entry, folder: Path) -> Path:
     """Write an entry under its name.
 
     Raises:
-        EntryError: If another is there.
+        EntryError: If another is there, or it has more bytes than `read` takes.
         OSError: If it cannot be written.
     """
     file = folder / f"{entry.name}.jsonl"
     content = documents.json_lines(entry.head, entry.records)
+    if len(content) > LARGEST_ENTRY:
+        raise EntryError(
+            f"an entry has at most {LARGEST_ENTRY >> 20} MiB, and this one would have "
+            f"{len(content) >> 20}; submit its defenses one by one (--defense)"
+        )
     if file.exists() and file.read_bytes() != content:
-        raise EntryError(f"{str(file)!r} is there; choose another name, or remove it first")
+        raise EntryError(
+            f"{str(file)!r} is there, with other content; choose another name or --out"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(file.absolute(), content)
     return file

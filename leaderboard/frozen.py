@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from sophon_bench.analysis.frozen import Frozen
+from sophon_bench.protocol import REFERENCE_BATCH
 from sophon_bench.results.files import write_atomic
 from sophon_bench.results.records import dump
 
@@ -23,13 +24,14 @@ def published() -> list[Frozen]:
 
 
 def write(document: Frozen, folder: Path) -> Path:
-    """Write a document under the names of its scenario and backbone; returns the file.
+    """Write a document under scenario, backbone, precision and steps; returns the file.
 
     Raises:
         OSError: If it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    names = (document.scenario, document.backbone, document.precision)
+    steps = f"{document.budget / REFERENCE_BATCH:g}"
+    names = (document.scenario, document.backbone, document.precision, steps)
     file = folder / f"{'.'.join(map(_safe, names))}.json"
     write_atomic(file.absolute(), dump(document) + b"\n")
     return file

@@ -30,7 +30,7 @@ def unfinished(rules: Rules, listed: Sequence[Trial], cells: Iterable[Cell]) -> 
     for cell in cells:
         if cell.stretch == 1:
             regular.append(cell)
-        else:
+        elif cell.stretch == rules.times:
             longer.add(identity(cell.attack.name, cell.attack.parameters))
     families = {_family(trial.name, trial.parameters): trial for trial in listed}
     return [
@@ -47,28 +47,44 @@ def identity(name: str, parameters: Mapping[str, Any]) -> str:
 def _unrefined(
     rules: Rules, listed: Sequence[Trial], families: Mapping[str, Trial], cells: Sequence[Cell]
 ) -> Iterator[str]:
-    """Step sizes next to the best one of a family.
+    """Step sizes next to the best one of a family, as the rounds of the search add them.
 
-    A family that is among the best at the end was so from the beginning, since no other one grows.
-    So each round has added to it, until its best step size had neighbours.
+    The families that grow are those whose listed trials are best, since no other one grows.
     """
-    members: dict[str, list[Cell]] = {}
+    reached: dict[str, dict[float, float]] = {}
     for cell in cells:
-        if cell.attack.lr is not None:
-            members.setdefault(_family(cell.attack.name, cell.attack.parameters), []).append(cell)
-    best = {family: max(map(level, own)) for family, own in members.items()}
-    known = {identity(trial.name, trial.parameters) for trial in listed}
-    for family, own in members.items():
-        added = sum(identity(c.attack.name, c.attack.parameters) not in known for c in own)
-        ahead = sum(other >= best[family] for other in best.values())
-        if family in families and added < REFINEMENTS and ahead <= rules.refine:
-            rates = {cell.attack.lr or 0.0: level(cell) for cell in own}
-            missing = [
-                [*_accepted(families[family], "lr", neighbours(lr, rates))]
-                for lr, reached in rates.items()
-                if reached == best[family]
-            ]
-            yield from missing[0] if all(missing) else ()
+        if (lr := cell.attack.lr) is not None:
+            own = reached.setdefault(_family(cell.attack.name, cell.attack.parameters), {})
+            own[lr] = level(cell)
+    begun: dict[str, dict[float, float]] = {}
+    for trial in listed:
+        family, lr = _family(trial.name, trial.parameters), trial.parameters.get("lr")
+        if lr in (known := reached.get(family, {})):
+            begun.setdefault(family, {})[lr] = known[lr]
+    best = {family: max(own.values()) for family, own in begun.items()}
+    for family, own in begun.items():
+        if sum(other >= best[family] for other in best.values()) <= rules.refine:
+            yield from _ungrown(families[family], own, reached[family], REFINEMENTS)
+
+
+def _ungrown(
+    trial: Trial, tried: Mapping[float, float], reached: Mapping[float, float], rounds: int
+) -> list[str]:
+    """What so many rounds add to the step sizes that were tried, and was never reached.
+
+    Where several step sizes are equally good, the search may have taken any for the best.
+    """
+    courses = []
+    for best in (lr for lr in tried if tried[lr] == max(tried.values())) if rounds else ():
+        added = [
+            (lr, label) for lr in neighbours(best, tried) for label in _accepted(trial, "lr", [lr])
+        ]
+        missing = [label for lr, label in added if lr not in reached]
+        if added and not missing:
+            grown = {**tried, **{lr: reached[lr] for lr, _ in added}}
+            missing = _ungrown(trial, grown, reached, rounds - 1)
+        courses.append(missing)
+    return min(courses, key=len, default=[])
 
 
 def _family(name: str, parameters: Mapping[str, Any]) -> str:

@@ -6,23 +6,27 @@ search and its recipes for benign domains, on the same seeds as the controls.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from sophon_bench import protocol
 from sophon_bench.analysis.envelope import outcomes
 from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.leaderboard import answers as analysis
 from sophon_bench.leaderboard.columns import records
 from sophon_bench.leaderboard.entries import Entry, EntryError
+from sophon_bench.leaderboard.layout import heading
 from sophon_bench.leaderboard.searched import identity, unfinished
 from sophon_bench.plugins.registry import attacks
 from sophon_bench.plugins.selectors import Trial
-from sophon_bench.plugins.suites import Arsenal, arsenal, load_suite
+from sophon_bench.plugins.suites import Arsenal, arsenal, load_suite, trials
 from sophon_bench.results import Results
-from sophon_bench.results.records import OR, Records
+from sophon_bench.results.frames import PLACE
+from sophon_bench.results.records import OR, Cell, ModelRecord, Records
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -52,6 +56,30 @@ def installed(selectors: Sequence[str]) -> Suite:
     """What ``@NAME`` stands for, each of them."""
     labels = tuple(load_suite(selector.removeprefix("@")).label for selector in selectors)
     return Suite(labels=labels, arsenal=arsenal(attacks, selectors))
+
+
+def joined(parts: Sequence[Records]) -> Records:
+    """The records of several runs or entries as one.
+
+    Raises:
+        EntryError: If two of them made the same model or cell, and it came out otherwise: what
+            else is in them then rests on two models that count as one, and on two searches.
+    """
+    known: dict[str, ModelRecord | Cell] = {}
+    twice: set[int] = set()
+    for part in parts:
+        seeds = {model.key: model.seed for model in part.models.values()}
+        for record in _records(part):
+            if record.status == "failed":
+                continue
+            if known.setdefault(record.key, record) != record:
+                twice.add(record.seed if isinstance(record, ModelRecord) else seeds[record.model])
+    if twice:
+        raise EntryError(
+            f"several files have records of seed {_listed(twice)}, of runs that differ; give one "
+            "file of each seed, or run all of it on one store"
+        )
+    return Records.joined(parts)
 
 
 def chosen(cells: Records, defenses: Collection[str]) -> Records:
@@ -98,10 +126,13 @@ def faults(cells: Records, suite: Suite, frozen: Sequence[Frozen]) -> list[str]:
     """
     results = Results.of(cells)
     met = outcomes(results).cells
-    trials = list(map(identity, met["attack_name"], met["attack_parameters"]))
+    tried = list(map(identity, met["attack_name"], met["attack_parameters"]))
     by_key = {cell.key: cell for cell in cells.cells}
-    met = met.assign(trial=trials, record=[by_key[key] for key in met["key"]])
-    found = [*_of_suite(met, suite), *_failed(met), *_chosen_seeds(met), *_left_out(met, suite)]
+    met = met.assign(trial=tried, record=[by_key[key] for key in met["key"]])
+    found = [
+        *_of_protocol(cells), *_of_suite(met, suite), *_unlisted(met, suite), *_failed(met),
+        *_of_versions(met), *_chosen_seeds(met), *_left_out(met, suite),
+    ]  # fmt: skip
     scores = records(analysis.scores(results, frozen))
     if not any(not row["control"] for row in scores):
         found.append("no defense is among the records, only controls")
@@ -129,6 +160,59 @@ def _of_suite(met: DataFrame, suite: Suite) -> Iterator[str]:
         yield f"made with another version of {_some(changed)} than is installed; run them again"
 
 
+def _of_protocol(cells: Records) -> Iterator[str]:
+    """A version is for people; the digest, which is in keys, tells every constant."""
+    now = (protocol.VERSION, protocol.digest())
+    made = Counter((record.protocol, record.protocol_digest) for record in _records(cells))
+    for (version, digest), count in sorted(made.items()):
+        if (version, digest) != now:
+            yield (
+                f"{count} records are of protocol {version} ({digest}), and installed is {now[0]} "
+                f"({now[1]}); run them again"
+            )
+
+
+def _unlisted(met: DataFrame, suite: Suite) -> Iterator[str]:
+    """Trials that somebody chose: one more against the undefended model alone raises a score.
+
+    A run adds controls that its suites do not list.
+    """
+    arsenal = suite.arsenal
+    added = trials(attacks, {*attacks.controls()} - {trial.name for trial in arsenal.trials})
+    listed = {
+        role: {identity(trial.entry.name, trial.parameters) for trial in own}
+        for role, own in (
+            ("restricted", [*arsenal.trials, *added]),
+            ("benign", arsenal.trainability),
+        )
+    }
+    columns = met[["role", "trial", "suite", "derived", "attack"]]
+    unlisted = [
+        attack
+        for role, trial, label, derived, attack in columns.itertuples(index=False)
+        if not derived and (label is None or suite.asked(label)) and trial not in listed[role]
+    ]
+    if unlisted:
+        named = " and ".join(suite.labels)
+        yield (
+            f"{len(unlisted)} records are of trials that are not listed in {named} "
+            f"({_some(unlisted)}); 'run' with no other --attack writes a file without them"
+        )
+
+
+def _of_versions(met: DataFrame) -> Iterator[str]:
+    """What one selector stands for differs between records, and is two rows of a table."""
+    for kind in ("defense", "attack"):
+        for (_, selector), own in met.groupby(["place", kind]):
+            seeds = own.groupby(f"{kind}_label")["seed"].unique()
+            if len(seeds) > 1:
+                told = "; ".join(f"{label} on seeds {_listed(of)}" for label, of in seeds.items())
+                yield (
+                    f"{selector} is there in {len(seeds)} versions, of another source, package or "
+                    f"defaults: {told}"
+                )
+
+
 def _failed(met: DataFrame) -> Iterator[str]:
     failed = records(met[met["status"] == "failed"])
     if failed:
@@ -139,11 +223,16 @@ def _failed(met: DataFrame) -> Iterator[str]:
 
 def _chosen_seeds(met: DataFrame) -> Iterator[str]:
     """Seeds count from 0, so that nobody chooses the best of many."""
-    for _, place in met.groupby("place"):
+    places = met.groupby("place")
+    for _, place in places:
         seeds = sorted(set(place["seed"]))
         if seeds != [*range(len(seeds))]:
-            listed = ", ".join(map(str, seeds))
-            yield f"the seeds are {listed}; what is published is of seeds 0 to {len(seeds) - 1}"
+            where = tuple(place.iloc[0][name] for name in PLACE)
+            told = f" of {heading(where, place)}" if len(places) > 1 else ""
+            yield (
+                f"the seeds{told} are {_listed(seeds)}; what is published is of seeds 0 to "
+                f"{len(seeds) - 1}"
+            )
 
 
 def _left_out(met: DataFrame, suite: Suite) -> Iterator[str]:
@@ -158,17 +247,18 @@ def _left_out(met: DataFrame, suite: Suite) -> Iterator[str]:
         ]
         for _, own in place.groupby("model"):
             defense, control = own[["defense_label", "defense_control"]].iloc[0]
-            for role, column, value, trials in targets:
+            for role, column, value, listed in targets:
                 wanted = {
                     identity(t.entry.name, t.parameters): t.label
-                    for t in trials
+                    for t in listed
                     if control or not t.entry.control
                 }
                 here = own[(own["role"] == role) & (own[column] == value)]
                 where = f"on {value}" if role == "benign" else f"with n={value}"
                 yield from _missing(f"{defense} {where}", seeds, wanted, here)
                 if role == "restricted" and arsenal.rules.continued:
-                    for seed in sorted({*seeds} - {*here.loc[here["stretch"] > 1, "seed"]}):
+                    longer = here["stretch"] == arsenal.rules.times
+                    for seed in sorted({*seeds} - {*here.loc[longer, "seed"]}):
                         yield (
                             f"{defense} {where}, seed {seed}: no trial went on to the longer "
                             "budget; the run was not finished"
@@ -176,10 +266,11 @@ def _left_out(met: DataFrame, suite: Suite) -> Iterator[str]:
                 if role == "restricted":
                     searched = here[[suite.asked(str(s)) for s in here["suite"]]]
                     for (seed, _), tried in searched.groupby(["seed", "attack_control"]):
-                        if left := unfinished(arsenal.rules, trials, [*tried["record"]]):
+                        if left := unfinished(arsenal.rules, listed, [*tried["record"]]):
                             yield (
                                 f"{defense} {where}, seed {seed}: the search goes on to {len(left)}"
                                 f" trials that are missing ({_some(left)})"
+                                + ("; run the suites together" if len(suite.labels) > 1 else "")
                             )
 
 
@@ -194,6 +285,14 @@ def _missing(
 
 def _trials(suite: Suite) -> list[Trial]:
     return [*suite.arsenal.trials, *suite.arsenal.trainability]
+
+
+def _records(cells: Records) -> list[ModelRecord | Cell]:
+    return [*cells.models.values(), *cells.cells]
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(numbers)))
 
 
 def _some(names: Iterable[str]) -> str:

@@ -21,7 +21,7 @@ from sophon_bench.leaderboard.render import Table
 from sophon_bench.models.backbones import Backbone
 from sophon_bench.plugins import registry
 from sophon_bench.plugins.selectors import parse, scalar
-from sophon_bench.protocol import VERSION
+from sophon_bench.protocol import VERSION, digest
 from sophon_bench.results.documents import read_file
 from sophon_bench.results.records import (
     OR,
@@ -151,7 +151,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     cost: Cost | None = None
     contained: list[str] = []
     protocol: str = VERSION
-    protocol_digest: str = "digest"
+    protocol_digest: str = msgspec.field(default_factory=digest)
 
     @property
     def cell(self) -> Cell:

@@ -121,9 +121,18 @@ def test_another_entry_is_never_written_over(entry: Entry, tmp_path: Path) -> No
     file = entries.write(entry, tmp_path)
     before = file.read_bytes()
     entries.write(entry, tmp_path)
-    with pytest.raises(EntryError, match=r"acme-shield\.jsonl' is there; choose another name"):
+    with pytest.raises(EntryError, match=r"acme-shield\.jsonl' is there, with other content"):
         entries.write(replace(entry, title="Another"), tmp_path)
     assert file.read_bytes() == before
+
+
+def test_no_entry_is_written_that_cannot_be_read(
+    entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entries, "LARGEST_ENTRY", 2**10)
+    with pytest.raises(EntryError, match=r"at most 0 MiB.* one by one \(--defense\)"):
+        entries.write(entry, tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 Lines = list[dict[str, Any]]
@@ -298,6 +307,21 @@ def test_pre_trained_models_come_first(entry: Entry, start: str) -> None:
     assert len({row["backbone"] for row in found}) == 2
 
 
+def test_controls_are_of_the_entry_with_most_seeds(entry: Entry) -> None:
+    """Also where another one has a place that comes first."""
+    few = [cell for cell in attempts(entry.records) if cell.seed == 0]
+    both = [*few, *(named(replace(cell, backbone="r[pretrained=true]")) for cell in few)]
+    real = replace(entry, name="real", records=gather(both))
+    found = records(entries.report([entry, real], ()).scores)
+    assert [(row["backbone"], row["defense"], row["seeds"]) for row in found] == [
+        ("r[pretrained=true]", "none", 1),
+        ("r[pretrained=true]", "d (real)", 1),
+        ("b", "none", 2),
+        ("b", "d (acme-shield)", 2),
+        ("b", "d (real)", 1),
+    ]
+
+
 def test_whole_records_may_be_published(whole: list[Attempt]) -> None:
     assert submitting.faults(gather(whole), SUITE, ()) == []
     everything = gather(whole)
@@ -325,6 +349,69 @@ def make(**changes: object) -> Callable[[list[Attempt]], list[Attempt]]:
 
 
 SLOW = "finetune[lr=0.01]"
+
+
+@pytest.mark.parametrize("suite", [None, SUITE.labels[0]])
+def test_no_trial_is_added_that_the_suite_does_not_list(
+    whole: list[Attempt], suite: str | None
+) -> None:
+    """One more against the undefended model alone would raise the score of every defense."""
+    (trial,) = trials(attacks, ["finetune[lr=3e-2]"])
+    added = [
+        named(replace(cell, attack=plugin_id(trial), suite=suite))
+        for cell in whole
+        if (cell.role, cell.defense.label, cell.attack.lr) == ("restricted", "none", 0.1)
+        and cell.stretch == 1
+    ]
+    assert submitting.faults(gather([*whole, *added]), SUITE, ()) == [
+        "2 records are of trials that are not listed in @standard v1 (finetune[lr=0.03]); "
+        "'run' with no other --attack writes a file without them"
+    ]
+
+
+def test_a_control_that_no_suite_lists_is_part_of_every_run(whole: list[Attempt]) -> None:
+    listed = [trial for trial in SUITE.arsenal.trials if not trial.entry.control]
+    suite = dataclasses.replace(SUITE, arsenal=dataclasses.replace(SUITE.arsenal, trials=listed))
+    cells = [
+        replace(c, suite=None) if c.attack.control and c.role == "restricted" else c for c in whole
+    ]
+    assert submitting.faults(gather(cells), suite, ()) == []
+
+
+def test_a_protocol_that_is_not_installed_is_named(whole: list[Attempt]) -> None:
+    """Its version may be the same where a constant, or what the core computes, is not."""
+    cells = [replace(c, protocol_digest="0" * 12) if c.seed == 1 else c for c in whole]
+    (fault,) = submitting.faults(gather(cells), SUITE, ())
+    assert fault.startswith("16 records are of protocol 1 (000000000000), and installed is 1 (")
+
+
+def test_longer_runs_are_as_long_as_the_suites_say(searched: list[Attempt]) -> None:
+    """Of several suites the longest counts."""
+    shorter = [named(replace(c, stretch=5)) if c.stretch == 10 else c for c in searched]
+    found = submitting.faults(gather(shorter), SEARCHED, ())
+    assert any(re.search(r"missing \(finetune\[lr=0\.1\] ×10\)", fault) for fault in found)
+
+
+def test_what_tells_seeds_apart_is_said(whole: list[Attempt]) -> None:
+    """They may be of machines with another plugin, or with other images."""
+    other = {"source": "f" * 64}
+    cells = [
+        named(replace(c, defense=replace(c.defense, **other)))
+        if (c.defense.label, c.seed) == ("d", 1)
+        else c
+        for c in whole
+    ]
+    found = submitting.faults(gather(cells), SUITE, ())
+    words = r"d is there in 2 versions, .*: d@\w{7} on seeds [01]; d@\w{7} on seeds [01]"
+    assert any(re.fullmatch(words, fault) for fault in found), found
+    cells = [
+        named(replace(c, scenario=replace(c.scenario, revision="other"))) if c.seed == 1 else c
+        for c in whole
+    ]
+    assert submitting.faults(gather(cells), SUITE, ()) == [
+        "the seeds of s (data other), b, fp32, protocol 1, 200 steps, @standard v1 are 1; what is "
+        "published is of seeds 0 to 0"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -644,6 +731,38 @@ def test_an_entry_grows_by_seeds(documents: Path, whole: list[Attempt]) -> None:
     assert (grown / "acme.jsonl").read_bytes() == at_once
 
 
+def test_a_seed_that_was_run_twice_is_not_mixed(documents: Path, whole: list[Attempt]) -> None:
+    """Keys do not say how a machine rounds: its models are others under the same keys."""
+    cells = [replace(cell, suite="@small v1") for cell in whole]
+    other = [
+        replace(cell, pretrained=replace(cell.pretrained, original=0.5)) if cell.seed else cell
+        for cell in cells
+    ]
+    for name, part in (("same.json", cells), ("other.json", other)):
+        document = tables.document(gather(part), tables.report(gather(part)))
+        (documents / name).write_text(document)
+    result = submit(documents, "--records", documents / "other.json")
+    assert result.exit_code == 2
+    assert "several files have records of seed 1, of runs that differ" in result.output
+    assert submit(documents, "--records", documents / "same.json").exit_code == 0
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_joined_what_failed_gives_way_and_whoever_asked_is_kept(
+    whole: list[Attempt], order: int
+) -> None:
+    first, *others = whole
+    failed = {"status": "failed", "reason": "boom", "curve": [], "cost": None}
+    parts = [
+        gather([replace(first, suite="@a v1", derived=True, **failed), *others]),
+        gather([replace(first, suite="@b v2"), *others]),
+    ]
+    joined = submitting.joined(parts[::order])
+    assert {cell.status for cell in joined.cells} == {"ok"}
+    who = joined.asked[first.key]
+    assert (who.suites, who.derived) == (("@a v1", "@b v2"), False)
+
+
 def test_submit_writes_an_entry(documents: Path) -> None:
     result = submit(documents)
     assert result.exit_code == 0, result.output
@@ -655,7 +774,7 @@ def test_submit_writes_an_entry(documents: Path) -> None:
     assert submit(documents).exit_code == 0
     again = submit(documents, title="Other")
     assert again.exit_code == 2
-    assert "is there; choose another name" in again.output
+    assert "is there, with other content; choose another name or --out" in again.output
 
 
 @pytest.mark.parametrize(

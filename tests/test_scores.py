@@ -395,9 +395,13 @@ def test_frozen_gaps_decide_what_counts(make_cell: MakeCell, tmp_path: Path) -> 
     row = score_of(cells, frozen=frozen)
     assert (row["frozen"], row["provisional"], row["counted"]) == (True, False, 5)
     assert score_of(cells, frozen=[frozen]) == row
-    other = replace(frozen, scenario="pair[a]"), replace(frozen, scenario="pair(a)")
-    assert {write(frozen, tmp_path).name} == {f"{frozen.scenario}.{frozen.backbone}.fp32.json"}
-    assert len({write(one, tmp_path) for one in other}) == 2, "no file over another"
+    assert write(frozen, tmp_path).name == f"{frozen.scenario}.{frozen.backbone}.fp32.25.json"
+    others = [
+        replace(frozen, scenario="pair[a]"), replace(frozen, scenario="pair(a)"),
+        replace(frozen, budget=2 * frozen.budget), replace(frozen, precision="bf16"),
+    ]  # fmt: skip
+    assert len({write(one, tmp_path) for one in (frozen, *others)}) == 5, "no file over another"
+    assert not any(score_of(cells, frozen=one)["frozen"] for one in others)
     small = [replace(g, gap=0.01 if g.cost < 400 else g.gap) for g in frozen.gaps]
     fewer = replace(frozen, gaps=tuple(small))
     assert score_of(cells, frozen=fewer)["counted"] == 3

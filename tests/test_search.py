@@ -205,6 +205,24 @@ def test_a_failed_trial_is_below_any_utility(setting: Setting, make_cell: MakeCe
     assert rates(grown) == [0.003, 0.03]
 
 
+def test_no_round_of_a_search_can_be_left_out(setting: Setting, make_cell: MakeCell) -> None:
+    """Neither the last one, however many step sizes the rounds before have added."""
+    search = search_of(setting, ["finetune[lr=0.01]"], refine=1)
+    batches = play(search, make_cell, peaked(10.0))
+    assert [rates(batch) for batch in batches[1:]] == [[0.003, 0.03], [0.1], [0.3], [1.0]]
+    outcome = peaked(10.0)
+    cells = {
+        stage.attack.label: msgspec.structs.replace(
+            make_cell(**outcome(stage)).cell, attack=plugin_id(stage.attack)
+        )
+        for batch in batches
+        for stage in batch
+    }
+    for stage in (stage for batch in batches[1:] for stage in batch):
+        less = [cell for label, cell in cells.items() if label != stage.attack.label]
+        assert unfinished(search.rules, search.trials, less) == [stage.attack.label]
+
+
 class Silent:
     def __init__(self) -> None:
         self.done: list[str] = []

@@ -11,7 +11,7 @@ import numpy as np
 from sophon_bench import protocol
 from sophon_bench.analysis.envelope import Outcomes, Setting, multiples
 from sophon_bench.analysis.statistics import Floats, Groups
-from sophon_bench.results.frames import Results
+from sophon_bench.results.frames import PLACE, Results
 from sophon_bench.results.records import Record
 
 Slot = tuple[Setting, float]
@@ -53,8 +53,7 @@ class Frozen(Record, frozen=True, kw_only=True):
 
     def fits(self, place: Mapping[str, Any]) -> bool:
         """Whether these gaps are of a place, that is of the columns of `PLACE` with such values."""
-        same = ("scenario", "revision", "backbone", "protocol", "budget")
-        return all(getattr(self, name) == place[name] for name in same)
+        return all(getattr(self, name) == place[name] for name in PLACE)
 
 
 def fitting(frozen: Frozen | Sequence[Frozen] | None, place: Mapping[str, Any]) -> Frozen | None:

@@ -56,10 +56,9 @@ def submit(
         --out leaderboard/results
     """
     from sophon_bench.leaderboard import entries, submitting
-    from sophon_bench.results.records import Records
 
     files: Sequence[Path | None] = sources or [None]
-    whole = Records.joined(read_records(file, store) for file in files)
+    whole = submitting.joined([read_records(file, store) for file in files])
     cells = submitting.chosen(whole, defense)
     _check_complete(cells, suite)
     entry = submitting.entry(cells, **about)

@@ -422,15 +422,22 @@ class Records:
 
     @classmethod
     def joined(cls, parts: Iterable[Records]) -> Records:
-        """Several records as one; what is there twice counts once, the last one."""
+        """Several records as one; who asked is whoever did in any of them.
+
+        What is there twice counts once: the last one that did not fail, as in a store.
+        """
         models: dict[str, ModelRecord] = {}
         cells: dict[str, Cell] = {}
         asked: dict[str, Asked] = {}
         for part in parts:
-            models |= part.models
-            cells |= {cell.key: cell for cell in part.cells}
-            asked |= part.asked
+            models |= {k: m for k, m in part.models.items() if k not in models or _counts(m)}
+            cells |= {c.key: c for c in part.cells if c.key not in cells or _counts(c)}
+            asked |= {k: who.and_by(asked.get(k, who)) for k, who in part.asked.items()}
         return cls(models, list(cells.values()), asked)
+
+
+def _counts(record: ModelRecord | Cell) -> bool:
+    return record.status != "failed"
 
 
 def dump(record: Record) -> bytes:
