@@ -187,3 +187,12 @@ def test_defaults_are_what_the_published_search_chose(file: Path) -> None:
     commands = {json.loads(other.read_bytes())["command"].replace(other.stem, "")
                 for other in SEARCHES.glob("*.json")}  # fmt: skip
     assert len(commands) == 1, "every defense has the same budget"
+
+
+@pytest.mark.parametrize("file", sorted(SEARCHES.glob("*/*.json")), ids=lambda f: f.stem)
+def test_a_search_on_another_scenario_chose_its_best(file: Path) -> None:
+    """What is published there is run with it, whatever the defaults are."""
+    document = json.loads(file.read_bytes())
+    best = max(document["rows"], key=lambda row: row["criterion"])
+    assert file.stem == document["defense"] == defenses.get(document["defense"]).name
+    assert document["chosen"] == {"selector": best["defense"], "parameters": best["parameters"]}
