@@ -16,6 +16,7 @@ from sophon_bench.analysis.frozen import Frozen
 from sophon_bench.leaderboard import tables
 from sophon_bench.leaderboard.columns import records
 from sophon_bench.leaderboard.finding import with_recipe
+from sophon_bench.leaderboard.layout import from_random
 from sophon_bench.plugins.registry import NAME, NAME_LENGTH
 from sophon_bench.results import documents
 from sophon_bench.results.files import write_atomic
@@ -137,8 +138,7 @@ def report(entries: Sequence[Entry], frozen: Sequence[Frozen]) -> tables.Report:
 
 
 def _from_random(backbones: Series) -> Series:
-    """Whether models of each backbone started from random weights."""
-    return ~backbones.str.contains("pretrained=true|weights=")
+    return backbones.map(from_random).astype(bool)
 
 
 def write(entry: Entry, folder: Path) -> Path:

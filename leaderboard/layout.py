@@ -40,6 +40,11 @@ HEAD = Column(key="", header="")
 WHY_PROVISIONAL = "fewer than five seeds, or no frozen list of budgets and n that count"
 
 
+def from_random(backbone: str) -> bool:
+    """Whether models of a backbone start from random weights: places of others come first."""
+    return not any(given in backbone for given in ("pretrained=true", "weights="))
+
+
 def by_place(df: DataFrame) -> dict[Key, DataFrame]:
     """A frame by its values of `PLACE`, in order."""
     return dict(iter(df.groupby([*PLACE], sort=False))) if len(df) else {}

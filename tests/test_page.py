@@ -222,16 +222,17 @@ def test_names_are_unique_whatever_submissions_are_called(
     assert len({card.name for card in section.cards}) == len(section.cards) == 3
 
 
-def test_places_have_sections_of_their_own(make_cell: MakeCell) -> None:
+def test_places_have_sections_of_their_own_pre_trained_models_first(make_cell: MakeCell) -> None:
     found = [
         cell
-        for backbone in ("b", "a")
+        for backbone in ("b", "c[pretrained=true]", "a")
         for cell in [
             *controls(make_cell, backbone=backbone),
             *defended(make_cell, 0.5, backbone=backbone),
         ]
     ]
-    assert [section.backbone for section in sections(submission(found))] == ["a", "b"]
+    order = [section.backbone for section in sections(submission(found))]
+    assert order == ["c[pretrained=true]", "a", "b"]
 
 
 def test_no_controls_is_no_score_and_still_a_page(make_cell: MakeCell) -> None:

@@ -1,6 +1,7 @@
 """Depthwise convolutions of small maps: padded beforehand, and nothing else changes."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -53,6 +54,20 @@ def test_a_copy_has_weights_of_its_own() -> None:
     assert type(copied) is nn.Conv2d
 
 
+def test_a_model_can_be_saved_whole() -> None:
+    model = Backbone.of("test_convnext").build(3, torch.Generator())
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    inputs = torch.rand(2, 3, 32, 32)
+    assert torch.equal(loaded.eval()(inputs), model.eval()(inputs))
+    with torch.no_grad():
+        for parameter in loaded.parameters():
+            parameter.zero_()
+    assert not torch.equal(loaded(inputs), model(inputs))
+
+
 def test_it_is_padded_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only where the map is smaller than the kernel, and only depthwise ones."""
     padded: list[tuple[int, ...]] = []
@@ -69,6 +84,9 @@ def test_it_is_padded_before(monkeypatch: pytest.MonkeyPatch) -> None:
         for side in (4, 5):
             conv(torch.ones(1, 4, side, side))
     assert padded == [(1, 4, 4, 4)]
+    deep.padding = "same"
+    assert deep(torch.ones(1, 4, 4, 4)).shape == (1, 4, 4, 4)
+    assert len(padded) == 1
 
 
 def test_models_of_timm_have_it() -> None:

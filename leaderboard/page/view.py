@@ -30,7 +30,7 @@ from sophon_bench.leaderboard import (
     vega,
 )
 from sophon_bench.leaderboard.columns import NOTHING, Column, Row, frame, records, span
-from sophon_bench.leaderboard.layout import HEAD, Key
+from sophon_bench.leaderboard.layout import HEAD, Key, from_random
 from sophon_bench.leaderboard.names import Attacks, Legend
 from sophon_bench.leaderboard.render import Table
 from sophon_bench.leaderboard.tables import Gaps
@@ -107,12 +107,15 @@ class Part:
 
 
 def by_place(submissions: Iterable[Submission], frozen: Gaps) -> list[tuple[Key, list[Part]]]:
-    """What there is to show in every place, in the order of places."""
+    """What there is to show in every place: of pre-trained models first, then by name."""
     found: dict[Key, list[Part]] = {}
     for submission in submissions:
         for key, part in _parts(submission, frozen):
             found.setdefault(key, []).append(part)
-    return sorted(found.items(), key=lambda pair: tuple(map(str, pair[0])))
+    backbone = PLACE.index("backbone")
+    return sorted(
+        found.items(), key=lambda pair: (from_random(pair[0][backbone]), *map(str, pair[0]))
+    )
 
 
 def _parts(submission: Submission, frozen: Gaps) -> Iterator[tuple[Key, Part]]:

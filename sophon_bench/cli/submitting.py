@@ -69,13 +69,13 @@ def submit(
 
 
 def _check_complete(cells: Records, suite: Sequence[str]) -> None:
-    """List what records lack of these suites, and refuse them if that is anything."""
+    """List what stands against records of these suites, and refuse them if that is anything."""
     from sophon_bench.leaderboard.frozen import published
     from sophon_bench.leaderboard.submitting import faults, installed
 
     found = faults(cells, installed(suite), published())
     for fault in found:
-        click.echo(f"missing: {fault}", err=True)
+        click.echo(f"refused: {fault}", err=True)
     if found:
         raise Refused(f"{len(found)} things stand against publishing these records")
 

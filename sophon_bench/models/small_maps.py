@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import MethodType
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -21,19 +21,18 @@ def speed_up(body: nn.Module) -> None:
             type(module) is nn.Conv2d
             and 1 < module.groups == module.in_channels
             and module.padding_mode == "zeros"
-            and not isinstance(module.padding, str)
         ):
-            module._conv_forward = MethodType(_padding_small_maps, module)  # type: ignore[method-assign]
+            module._conv_forward = partial(_padding_small_maps, module)  # type: ignore[method-assign]
 
 
 def _padding_small_maps(
     module: nn.Conv2d, inputs: Tensor, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
     height, width = module.kernel_size
-    if not inputs.is_cpu or (inputs.shape[-2] >= height and inputs.shape[-1] >= width):
+    fits = inputs.shape[-2] >= height and inputs.shape[-1] >= width
+    if fits or not inputs.is_cpu or isinstance(module.padding, str):
         outputs: Tensor = nn.Conv2d._conv_forward(module, inputs, weight, bias)
         return outputs
-    assert not isinstance(module.padding, str)
     above, beside = module.padding
     padded = functional.pad(inputs, (beside, beside, above, above))
     return functional.conv2d(padded, weight, bias, module.stride, 0, module.dilation, module.groups)
