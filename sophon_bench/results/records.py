@@ -493,14 +493,7 @@ def misnamed(record: ModelRecord | Cell) -> str | None:
         if record.defense and record.key != protect_key(str(record.pretrained), record.defense):
             return "its key does not follow from its defense"
         return None
-    key = attack_key(
-        record.model,
-        record.attack,
-        samples=record.samples,
-        budget=record.budget,
-        domain=record.domain,
-        stretch=record.stretch,
-    )
-    if record.key != key:
+    given = {name: getattr(record, name) for name in ("samples", "budget", "domain", "stretch")}
+    if record.key != attack_key(record.model, record.attack, **given):
         return "its key does not follow from its attack, n, budget and domain"
     return None
