@@ -1,12 +1,14 @@
 """Makes what the repository shows of leaderboard/results, and of the quick start's records.
 
-That is LEADERBOARD.md with its pictures and rows, and tables of README.md and of the tutorial.
+That is LEADERBOARD.md with its pictures and rows, and tables of README.md, of the tutorial, and of
+the search of hyperparameters.
 
 ``make leaderboard`` runs it with ``--write``; a test holds the files to what it would write.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -14,8 +16,17 @@ from dataclasses import replace
 from html import escape
 from pathlib import Path
 
-from sophon_bench.leaderboard import entries, finding, frozen, layout, provenance, tables, vega
-from sophon_bench.leaderboard.columns import SCORES, Column
+from sophon_bench.leaderboard import (
+    entries,
+    finding,
+    frozen,
+    layout,
+    provenance,
+    tables,
+    tuning,
+    vega,
+)
+from sophon_bench.leaderboard.columns import SCORES, Column, frame
 from sophon_bench.leaderboard.render import Place, Table, to_console, to_csv, to_markdown
 from sophon_bench.leaderboard.tables import Report
 from sophon_bench.results import Results
@@ -24,6 +35,9 @@ from sophon_bench.results.documents import read_file
 ROOT = Path(__file__).parent.parent
 QUICK_START = ROOT / "examples" / "quickstart.json"
 """What the first command of README.md and of the tutorial wrote with ``--json``."""
+
+SEARCHES = ROOT / "leaderboard" / "tuning" / "photographs"
+"""Documents of ``tune``, one per defense."""
 
 DEFINED = "docs/reading-results.md"
 ANCHORS = {
@@ -48,6 +62,7 @@ def documents() -> dict[Path, bytes]:
             "quick start": f"```console\n{command}\n{untitled}```\n{meaning}\n",
         },
         ROOT / "docs" / "tutorial.md": {"quick start": f"```text\n{table}```\n"},
+        ROOT / "docs" / "research" / "tuning.md": {"searches": _searches()},
     }
     return {
         ROOT / "LEADERBOARD.md": _leaderboard(found, report).encode(),
@@ -70,6 +85,18 @@ def _filled(page: Path, parts: dict[str, str]) -> str:
         before, _, after = text.partition(begin)
         text = f"{before}{begin}{made}{end}{after.partition(end)[2]}"
     return text
+
+
+def _searches() -> str:
+    """What was tried on photographs, with the command of each search."""
+    found = [json.loads(file.read_bytes()) for file in sorted(SEARCHES.glob("*.json"))]
+    made = [
+        tuning.table(frame({**row, "defense_name": each["defense"]} for row in each["rows"]), ())
+        for each in found
+    ]
+    commands = "\n".join(f"$ {each['command']} --out OUT" for each in found)
+    whole = replace(made[0], tables=[table for place in made for table in place.tables])
+    return f"```console\n{commands}\n```\n\n{to_markdown([whole])}"
 
 
 def quick_start() -> tuple[str, str]:
