@@ -808,7 +808,7 @@ def test_submit_says_all_that_is_missing(documents: Path) -> None:
     (documents / "run.json").write_text(json.dumps(content))
     result = submit(documents)
     assert result.exit_code == 2
-    assert "missing: d with n=200, seed 1" in result.output
+    assert "refused: d with n=200, seed 1" in result.output
     assert not (documents / "results").exists()
 
 
@@ -851,7 +851,7 @@ def test_a_file_is_checked_without_its_plugins(documents: Path) -> None:
     partial = entries.write(replace(entry, records=gather(less)), documents)
     result = call("verify", partial, "--cells", "0", "--suite", suite)
     assert result.exit_code == 2
-    assert "missing: d on greek, seed 0: 1 trials are missing" in result.output
+    assert "refused: d on greek, seed 0: 1 trials are missing" in result.output
 
 
 def test_the_draw_is_repeatable(ran: Path) -> None:
