@@ -94,7 +94,7 @@ def _searches() -> str:
         tuning.table(frame({**row, "defense_name": each["defense"]} for row in each["rows"]), ())
         for each in found
     ]
-    commands = "\n".join(f"$ {each['command']} --out OUT" for each in found)
+    commands = "\n".join(f"$ {each['command']} --data DATA --out OUT" for each in found)
     whole = replace(made[0], tables=[table for place in made for table in place.tables])
     return f"```console\n{commands}\n```\n\n{to_markdown([whole])}"
 
